@@ -1,0 +1,51 @@
+"""The one definition of a region feature, which every extractor specialises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from regio.types import FeatureMap, Regions
+
+__all__ = ["RegionExtractor"]
+
+
+class RegionExtractor(nn.Module, ABC):
+    """``y_k(b) = sum over p of w_k(b, p, x) x(p)`` (Gu et al. 2018, Eq. 2).
+
+    `b` is a box, `k` one of its K = prod(bins) parts, `p` a cell of the map `x`. A subclass is its `weights`;
+    `forward` has a default that contracts them a few boxes at a time, and fast extractors override it. The law
+    ``forward(x, r) == contraction of weights(x, r) with x`` is tested for each of them.
+    """
+
+    bins: tuple[int, int]
+
+    @abstractmethod
+    def weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        """The weights [R, 1 or C, K, H, W] by which the cells of the box's image enter each part.
+
+        The second axis is 1 where all channels share their weights. Large: 512 boxes x 49 parts on a stride-4 map of
+        a 800 x 1333 image are 5 GiB, so `forward` never builds them for all boxes.
+        """
+
+    def forward(self, x: FeatureMap, r: Regions) -> Tensor:
+        """Region features [R, C, *bins], in the dtype of `x.data`.
+
+        Raises ValueError for boxes that are not finite or inverted, and for an image index out of range.
+        """
+        r.check(x)
+        parts = []
+        for rows in torch.arange(len(r), device=r.boxes.device).split(16):
+            some = r[rows]
+            parts.append(contract(self.weights(x, some), x, some))
+        empty = x.data.new_zeros((0, x.data.shape[1], prod(self.bins)))
+        return torch.cat([empty, *parts]).unflatten(2, self.bins)
+
+
+def contract(weights: Tensor, x: FeatureMap, r: Regions) -> Tensor:
+    """``sum over p of w_k(b, p) x(p)``: [R, C, K] from weights [R, 1 or C, K, H, W]."""
+    cells = x.data[r.image].to(weights.dtype)
+    return torch.einsum("rckhw,rchw->rck", weights.expand(-1, cells.shape[1], -1, -1, -1), cells).to(x.data.dtype)

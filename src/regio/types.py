@@ -1,0 +1,195 @@
+"""The four values that travel through a detector.
+
+The box convention, said once for the whole library:
+
+* A box is ``(x1, y1, x2, y2)`` in image pixels, continuous and half-open. Pixel ``i`` covers ``[i, i + 1)``, so
+  ``(0, 0, 4, 4)`` is 4 x 4 pixels; the width is ``x2 - x1``, never ``+ 1``.
+* Cell ``i`` of a map with stride ``s`` covers the image pixels ``[i * s, (i + 1) * s)``; its centre is ``(i + 0.5) * s``.
+* Sizes are ``(height, width)``.
+* Label 0 is the background; the classes are ``1 .. C``.
+
+Checks run when a value is made, and cost one pass over shapes and devices; the checks that read data (finite
+coordinates, an image index in range) are `Regions.check`, which extractors call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Detections", "FeatureMap", "Regions", "Targets"]
+
+
+def _require_boxes(name: str, boxes: Tensor) -> None:
+    if not isinstance(boxes, Tensor):
+        raise TypeError(f"{name}: expected a tensor of shape [R, 4], got {type(boxes).__name__}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name}: expected shape [R, 4], got {list(boxes.shape)}")
+    if not boxes.dtype.is_floating_point:
+        raise TypeError(f"{name}: expected a floating point dtype, got {boxes.dtype}")
+
+
+def _require_column(name: str, column: Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    if column.shape != (rows,):
+        raise ValueError(f"{name}: expected shape [{rows}], one entry a box, got {list(column.shape)}")
+    if column.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {column.dtype}")
+    if column.device != device:
+        raise ValueError(f"{name}: expected device {device}, that of the boxes, got {column.device}")
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A feature map and its stride.
+
+    data: [N, C, H, W], floating point. stride: image pixels per cell, the same on both axes. The stride travels with
+    the tensor and is never inferred from sizes.
+
+    Raises ValueError or TypeError when the shape, dtype or stride is not as above.
+    """
+
+    data: Tensor
+    stride: float
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 4:
+            raise ValueError(f"data: expected shape [N, C, H, W], got {list(self.data.shape)}")
+        if not self.data.dtype.is_floating_point:
+            raise TypeError(f"data: expected a floating point dtype, got {self.data.dtype}")
+        if not self.stride > 0:
+            raise ValueError(f"stride: expected a positive number of image pixels, got {self.stride}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in cells."""
+        return self.data.shape[2], self.data.shape[3]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Boxes and the image that each belongs to.
+
+    boxes: [R, 4] in image pixels. image: [R] int64, an index into the batch. R may be zero.
+
+    Raises ValueError or TypeError when shapes, dtypes or devices do not fit.
+    """
+
+    boxes: Tensor
+    image: Tensor
+
+    def __post_init__(self) -> None:
+        _require_boxes("boxes", self.boxes)
+        _require_column("image", self.image, len(self.boxes), torch.int64, self.boxes.device)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @staticmethod
+    def from_list(boxes: list[Tensor]) -> Regions:
+        """Regions of a batch from one [R_i, 4] tensor an image. The list must not be empty (it names the device)."""
+        if not boxes:
+            raise ValueError("boxes: expected one [R, 4] tensor an image, got an empty list")
+        image = torch.cat([torch.full((len(b),), i, dtype=torch.int64, device=b.device) for i, b in enumerate(boxes)])
+        return Regions(torch.cat(boxes), image)
+
+    def split(self, images: int) -> list[Tensor]:
+        """The boxes of each of `images` images, in order: the inverse of `from_list`."""
+        return [self.boxes[self.image == i] for i in range(images)]
+
+    def __getitem__(self, index: Tensor) -> Regions:
+        """The regions at `index` (a boolean mask [R] or int64 indices)."""
+        return Regions(self.boxes[index], self.image[index])
+
+    def check(self, x: FeatureMap) -> None:
+        """Raise ValueError when these regions cannot be read from `x`.
+
+        Every box must be finite and have x2 >= x1 and y2 >= y1; every image index must be in [0, N); devices must
+        agree. Boxes of zero size, and boxes partly or fully outside the image, are ordinary input.
+        """
+        if x.data.device != self.boxes.device:
+            raise ValueError(f"boxes: expected device {x.data.device}, that of the features, got {self.boxes.device}")
+        if torch.compiler.is_compiling() or len(self) == 0:
+            return  # data-dependent checks would break the graph
+        boxes = self.boxes.detach()
+        # One fused answer, so that the usual case costs a single synchronisation on an accelerator.
+        bad_box = ~torch.isfinite(boxes).all(1) | (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+        bad_image = (self.image < 0) | (self.image >= x.data.shape[0])
+        if not bool((bad_box | bad_image).any()):
+            return
+        if bool(bad_box.any()):
+            row = int(bad_box.nonzero()[0])
+            raise ValueError(f"boxes: expected finite x1 <= x2 and y1 <= y2, got {boxes[row].tolist()} at row {row}")
+        row = int(bad_image.nonzero()[0])
+        raise ValueError(
+            f"image: expected an index in [0, {x.data.shape[0]}), got {int(self.image[row])} at row {row}"
+        )
+
+
+def _no_flags() -> Tensor:
+    return torch.empty(0, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is annotated in one image.
+
+    boxes: [G, 4] in image pixels. labels: [G] int64 in 1 .. C. crowd: [G] bool, a group that is neither object nor
+    background (COCO's `iscrowd`). difficult: [G] bool, not counted by VOC's evaluation. masks: [G, H, W] bool or None.
+    The flags default to False.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor = field(default_factory=_no_flags)
+    difficult: Tensor = field(default_factory=_no_flags)
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _require_boxes("boxes", self.boxes)
+        rows, device = len(self.boxes), self.boxes.device
+        for name in ("crowd", "difficult"):
+            if getattr(self, name).numel() == 0:
+                object.__setattr__(self, name, torch.zeros(rows, dtype=torch.bool, device=device))
+            _require_column(name, getattr(self, name), rows, torch.bool, device)
+        _require_column("labels", self.labels, rows, torch.int64, device)
+        if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != rows):
+            raise ValueError(f"masks: expected shape [{rows}, H, W], got {list(self.masks.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on `device`."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return Targets(
+            self.boxes.to(device), self.labels.to(device), self.crowd.to(device), self.difficult.to(device), masks
+        )
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image, best first.
+
+    boxes: [D, 4] in pixels of the image that was given. labels: [D] int64 in 1 .. C. scores: [D] in [0, 1].
+    masks: [D, H, W] bool or None.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _require_boxes("boxes", self.boxes)
+        _require_column("labels", self.labels, len(self.boxes), torch.int64, self.boxes.device)
+        _require_column("scores", self.scores, len(self.boxes), self.scores.dtype, self.boxes.device)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> Detections:
+        """The same detections on `device`."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return Detections(self.boxes.to(device), self.labels.to(device), self.scores.to(device), masks)
