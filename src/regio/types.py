@@ -4,7 +4,8 @@ The box convention, said once for the whole library:
 
 * A box is ``(x1, y1, x2, y2)`` in image pixels, continuous and half-open. Pixel ``i`` covers ``[i, i + 1)``, so
   ``(0, 0, 4, 4)`` is 4 x 4 pixels; the width is ``x2 - x1``, never ``+ 1``.
-* Cell ``i`` of a map with stride ``s`` covers the image pixels ``[i * s, (i + 1) * s)``; its centre is ``(i + 0.5) * s``.
+* Cell ``i`` of a map with stride ``s`` covers the image pixels ``[i * s, (i + 1) * s)``; its centre is
+  ``(i + 0.5) * s``.
 * Sizes are ``(height, width)``.
 * Label 0 is the background; the classes are ``1 .. C``.
 
