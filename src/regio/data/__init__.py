@@ -1,1 +1,48 @@
+"""Annotated images: reading them in any format, augmenting them, and forming batches."""
 
+from regio.data.coco import read_coco
+from regio.data.dataset import DetectionDataset, Sample
+from regio.data.images import read_image
+from regio.data.loading import Batch, EpochBatches, TrainingSet, collate
+from regio.data.masks import decode_masks, encode_mask
+from regio.data.open import divide, open_dataset
+from regio.data.records import Problem, Record
+from regio.data.shapes import SHAPE_CLASSES, Shapes
+from regio.data.transforms import (
+    Compose,
+    HorizontalFlip,
+    PhotometricJitter,
+    RandomCrop,
+    RandomResize,
+    Resize,
+    Transform,
+)
+from regio.data.voc import VOC_CLASSES, read_voc
+
+__all__ = [
+    "SHAPE_CLASSES",
+    "VOC_CLASSES",
+    "Batch",
+    "Compose",
+    "DetectionDataset",
+    "EpochBatches",
+    "HorizontalFlip",
+    "PhotometricJitter",
+    "Problem",
+    "RandomCrop",
+    "RandomResize",
+    "Record",
+    "Resize",
+    "Sample",
+    "Shapes",
+    "TrainingSet",
+    "Transform",
+    "collate",
+    "decode_masks",
+    "divide",
+    "encode_mask",
+    "open_dataset",
+    "read_coco",
+    "read_image",
+    "read_voc",
+]

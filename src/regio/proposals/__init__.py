@@ -1,1 +1,6 @@
+"""Where the boxes come from."""
 
+from regio.proposals.anchors import Anchors
+from regio.proposals.rpn import RPN, ProposalFilter
+
+__all__ = ["RPN", "Anchors", "ProposalFilter"]

@@ -1,1 +1,6 @@
+"""Detectors of the literature, put together: one file a paper."""
 
+from regio.systems.faster_rcnn import faster_rcnn
+from regio.systems.fpn import faster_rcnn_fpn
+
+__all__ = ["faster_rcnn", "faster_rcnn_fpn"]

@@ -1,1 +1,13 @@
+"""Pictures with boxes, plots of a training, and the page that reports it."""
 
+from regio.visualize.colours import class_colour
+from regio.visualize.draw import draw_detections, draw_targets
+from regio.visualize.sheet import comparison_sheet, contact_sheet
+
+__all__ = [
+    "class_colour",
+    "comparison_sheet",
+    "contact_sheet",
+    "draw_detections",
+    "draw_targets",
+]

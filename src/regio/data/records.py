@@ -1,0 +1,166 @@
+"""What is known of an image before it is read, and the rules for doubtful annotations.
+
+The rules, the same for every format. Nothing is left out or changed in silence: "listed" means that the dataset's
+`problems` hold a line with the file and the annotation, and that `strict=True` raises that line as ValueError instead.
+
+==========================================================  ===========================================================
+found                                                       rule
+==========================================================  ===========================================================
+image without annotations                                   kept: a background image
+box of zero area, or with x2 < x1 or y2 < y1                left out, listed
+box with a coordinate that is no finite number              left out, listed
+box fully outside its image                                 left out, listed
+box that sticks out by a pixel or more                      clipped to the image, listed
+box that sticks out by less than a pixel                    clipped: the rounding of annotation tools
+annotation of an unknown category or an unknown image       left out, listed
+annotation that lacks its box, category or image            left out, listed
+annotation id used more than once                           all kept, each listed (written ids are numbered afresh)
+image file missing                                          image left out, listed; ValueError when all are missing
+image without an annotation file (VOC split)                image left out, listed; ValueError when all lack one
+image id used twice, category id or name used twice         ValueError: which is meant cannot be known
+file that is no JSON, no COCO, no XML, no VOC               ValueError
+image damaged, or of another size than its annotation says  ValueError when it is read
+==========================================================  ===========================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regio.data.masks import Segmentation
+
+__all__ = ["Annotation", "Problem", "Problems", "Record", "repeated", "sound_box"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that a reader left out or changed: `file`, the `item` in it ("annotation 17"), and what was wrong."""
+
+    file: Path
+    item: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.item}: {self.what}"
+
+
+@dataclass
+class Problems:
+    """Collects problems while a dataset is read; with `strict`, raises the first as ValueError."""
+
+    strict: bool
+    found: list[Problem] = field(default_factory=list)
+
+    def add(self, file: Path, item: str, what: str) -> None:
+        """List one problem."""
+        problem = Problem(file, item, what)
+        if self.strict:
+            raise ValueError(str(problem))
+        self.found.append(problem)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One object while it is read. box: (x1, y1, x2, y2), half-open pixels. label: 1 .. C. area: square pixels."""
+
+    id: int
+    box: tuple[float, float, float, float]
+    label: int
+    area: float
+    crowd: bool = False
+    difficult: bool = False
+    segmentation: Segmentation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One image and its G objects.
+
+    id: unique in the dataset. name: the file name as the annotations give it. size: (height, width) in pixels.
+    boxes: [G, 4] float64, half-open pixels inside the image. labels: [G] int64 in 1 .. C. crowd, difficult: [G] bool.
+    area: [G] float64, square pixels, of the mask where there is one. annotation_ids: [G] int64. segmentations: G
+    entries as in the source (polygons or run lengths), None where there is none.
+
+    The columns are NumPy arrays: a hundred thousand of them cost a worker process nothing to share or to pickle.
+    """
+
+    id: int
+    path: Path
+    name: str
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    area: np.ndarray
+    annotation_ids: np.ndarray
+    segmentations: tuple[Segmentation | None, ...]
+
+    @staticmethod
+    def of(id: int, path: Path, name: str, size: tuple[int, int], annotations: list[Annotation]) -> Record:
+        """A record of these annotations, in their order."""
+        return Record(
+            id,
+            path,
+            name,
+            size,
+            boxes=np.array([a.box for a in annotations], dtype=np.float64).reshape(-1, 4),
+            labels=np.array([a.label for a in annotations], dtype=np.int64),
+            crowd=np.array([a.crowd for a in annotations], dtype=bool),
+            difficult=np.array([a.difficult for a in annotations], dtype=bool),
+            area=np.array([a.area for a in annotations], dtype=np.float64),
+            annotation_ids=np.array([a.id for a in annotations], dtype=np.int64),
+            segmentations=tuple(a.segmentation for a in annotations),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: np.ndarray, labels: np.ndarray) -> Record:
+        """The objects at `rows` (int64 indices) under new `labels`, one for each row."""
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            labels=labels.astype(np.int64),
+            crowd=self.crowd[rows],
+            difficult=self.difficult[rows],
+            area=self.area[rows],
+            annotation_ids=self.annotation_ids[rows],
+            segmentations=tuple(self.segmentations[row] for row in rows),
+        )
+
+
+def repeated(values: Iterable[Any]) -> Any:
+    """A value that occurs more than once in `values`; there must be one."""
+    return next(value for value, count in Counter(values).items() if count > 1)
+
+
+def sound_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], file: Path, item: str, problems: Problems
+) -> tuple[float, float, float, float] | None:
+    """`box` (x1, y1, x2, y2) cut to an image of `size` (height, width), or None where the rules above leave it out."""
+    height, width = size
+    x1, y1, x2, y2 = box
+    if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
+        return box
+    shown = f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    if not all(map(math.isfinite, box)):
+        problems.add(file, item, f"{shown} is not finite; left out")
+        return None
+    if not (x2 > x1 and y2 > y1):
+        problems.add(file, item, f"{shown} has width {x2 - x1:g} and height {y2 - y1:g}; left out")
+        return None
+    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    if not (inside[2] > inside[0] and inside[3] > inside[1]):
+        problems.add(file, item, f"{shown} is outside its image of {width} x {height} pixels; left out")
+        return None
+    if max(abs(a - b) for a, b in zip(box, inside, strict=True)) >= 1:
+        problems.add(file, item, f"{shown} sticks out of its image of {width} x {height} pixels; clipped")
+    return inside

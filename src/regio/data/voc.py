@@ -1,0 +1,162 @@
+"""Reader of Pascal VOC's XML (Everingham et al. 2010, and the devkit's documentation).
+
+VOC counts pixels from 1 and includes the last one: (xmin, ymin, xmax, ymax) becomes the half-open
+(xmin - 1, ymin - 1, xmax, ymax). Many tools write such files counting from 0; their boxes come out one pixel too large
+to the left and above, which a file cannot tell.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from regio.data.dataset import DetectionDataset
+from regio.data.images import image_size
+from regio.data.records import Annotation, Problems, Record, sound_box
+
+__all__ = ["IMAGE_SUFFIXES", "VOC_CLASSES", "read_voc"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+def read_voc(
+    annotations: str | Path, images: str | Path, *, split_file: str | Path | None = None, strict: bool = False
+) -> DetectionDataset:
+    """The dataset of the XML files in the folder `annotations`, whose images lie in the folder `images`.
+
+    The image of ``NAME.xml`` is ``NAME`` with an image suffix, or else its <filename>. Image ids number all XML files
+    of the folder by name, from 1, and the classes are VOC's twenty if no other occurs in any of the files, otherwise
+    the names that occur, sorted: neither depends on the split. split_file: take only the images named in this file,
+    one a line (``ImageSets/Main/train.txt``). strict: raise at the first doubtful image or annotation instead of
+    listing it in `problems`; the rules are in `regio.data.records`.
+
+    Raises ValueError when a file is missing, is no XML or no VOC annotation, and when no image is found.
+    """
+    annotations, images = Path(annotations), Path(images)
+    problems = Problems(strict)
+    pages = [_parse(file) for file in sorted(annotations.glob("*.xml"))]
+    if not pages:
+        raise ValueError(f"{annotations}: no annotations: expected files *.xml")
+    class_names = _class_names(pages)
+    labels = {name: label for label, name in enumerate(class_names, start=1)}
+    files = _ImageFiles(images)
+    records = []
+    for id, page in _selected(pages, annotations, split_file, problems):
+        path = files.of(page)
+        if path is None:
+            problems.add(page.file, "image", f"no such file: {images / page.image_name}; left out")
+            continue
+        size = page.size or image_size(path)
+        objects = [_annotation(page, row, size, labels, problems) for row in range(len(page.objects))]
+        records.append(Record.of(id, path, path.name, size, [o for o in objects if o is not None]))
+    if not records:
+        raise ValueError(f"{split_file or annotations}: none of its images is in {images}")
+    return DetectionDataset(class_names, range(1, len(class_names) + 1), records, problems=problems.found)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """One annotation file. size: (height, width), or None where it says none."""
+
+    file: Path
+    image_name: str
+    size: tuple[int, int] | None
+    objects: list[ET.Element]
+
+
+class _ImageFiles:
+    """The images of a folder, listed once: by name, and by name without suffix."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder of images")
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        self._by_name = {path.name: path for path in paths}
+        self._by_stem = {path.stem: path for path in reversed(paths)}
+
+    def of(self, page: _Page) -> Path | None:
+        return self._by_stem.get(page.file.stem) or self._by_name.get(page.image_name)
+
+
+def _parse(file: Path) -> _Page:
+    try:
+        root = ET.fromstring(file.read_bytes())
+    except ET.ParseError as error:
+        raise ValueError(f"{file}: not XML: {error}") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{file}: not a VOC annotation: expected <annotation>, got <{root.tag}>")
+    sides = [_number(root.findtext(f"size/{side}")) for side in ("height", "width")]
+    size = (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None  # some tools write 0 x 0
+    for row in root.findall("object"):
+        if not (row.findtext("name") or "").strip():
+            raise ValueError(f"{file}: not a VOC annotation: an <object> without <name>")
+    image_name = Path((root.findtext("filename") or file.stem).strip()).name
+    return _Page(file, image_name, size, root.findall("object"))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _name(row: ET.Element) -> str:
+    return (row.findtext("name") or "").strip()
+
+
+def _class_names(pages: list[_Page]) -> tuple[str, ...]:
+    found = {_name(row) for page in pages for row in page.objects}
+    if not found:
+        raise ValueError(f"{pages[0].file.parent}: no classes: none of its {len(pages)} files has an <object>")
+    return VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
+
+
+def _selected(
+    pages: list[_Page], annotations: Path, split_file: str | Path | None, problems: Problems
+) -> Iterable[tuple[int, _Page]]:
+    """(image id, page) of the split, or of all pages."""
+    by_stem = {page.file.stem: (id, page) for id, page in enumerate(pages, start=1)}
+    if split_file is None:
+        return list(by_stem.values())
+    split_file = Path(split_file)
+    selected = []
+    for line in split_file.read_text().splitlines():
+        if not line.strip():
+            continue
+        stem = line.split()[0]
+        if stem in by_stem:
+            selected.append(by_stem[stem])
+        else:
+            problems.add(split_file, f"image {stem}", f"no such file: {annotations / stem}.xml; left out")
+    return selected
+
+
+def _annotation(
+    page: _Page, row: int, size: tuple[int, int], labels: dict[str, int], problems: Problems
+) -> Annotation | None:
+    """Object number `row` of the page, or None where the rules leave it out."""
+    element = page.objects[row]
+    item = f"object {row + 1} ({_name(element)})"
+    corners = [_number(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+    if any(corner is None for corner in corners):
+        problems.add(page.file, item, "expected <bndbox> with numbers xmin, ymin, xmax, ymax; left out")
+        return None
+    xmin, ymin, xmax, ymax = (corner for corner in corners if corner is not None)
+    box = sound_box((xmin - 1, ymin - 1, xmax, ymax), size, page.file, item, problems)
+    if box is None:
+        return None
+    return Annotation(
+        id=row + 1,
+        box=box,
+        label=labels[_name(element)],
+        area=(box[2] - box[0]) * (box[3] - box[1]),
+        difficult=bool(_number(element.findtext("difficult"))),
+    )

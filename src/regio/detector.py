@@ -1,0 +1,74 @@
+"""The detector: the page to read first.
+
+A two-stage detector is five steps, and each of them is an object that is passed in:
+
+    maps = neck(backbone(images)); regions = proposals(maps); y = extractor(maps, regions); out = head(y); postprocess(out)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from regio.heads import HeadOutput
+from regio.matching import RegionSample, RegionSampler
+from regio.postprocess import Postprocess
+from regio.preprocess import Batch, Preprocess
+from regio.types import Detections, FeatureMap, Regions, Targets
+
+__all__ = ["TwoStageDetector"]
+
+
+class TwoStageDetector(nn.Module):
+    """Detects with `forward`, trains with `losses`; what either returns does not depend on `training`.
+
+    Images are tensors [3, H, W], uint8 in 0..255 or floating point in 0..1, of any sizes. Boxes, those given and those
+    returned, are in pixels of these images. Gradients do not flow into the proposals' coordinates (approximate joint
+    training, Faster R-CNN, section 3.2).
+    """
+
+    def __init__(
+        self,
+        *,
+        preprocess: Preprocess,
+        backbone: nn.Module,
+        neck: nn.Module,
+        proposals: nn.Module,
+        extractor: nn.Module,
+        sampler: RegionSampler,
+        head: nn.Module,
+        postprocess: Postprocess,
+    ) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.backbone = backbone
+        self.neck = neck
+        self.proposals = proposals
+        self.extractor = extractor
+        self.sampler = sampler
+        self.head = head
+        self.postprocess = postprocess
+
+    def forward(self, images: Sequence[Tensor]) -> list[Detections]:
+        """What is in each of `images`, best first."""
+        batch = self.preprocess(images)
+        maps = self.neck(self.backbone(batch.data))
+        boxes = self.proposals(maps, batch.sizes)
+        y = self.extractor(maps, Regions.from_list(boxes))
+        return self.postprocess(self.head(y), boxes, batch)
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """The losses, scalars, whose sum is trained: those of the proposals, `class` and `box`.
+
+        `targets` has one element an image. Images without objects are ordinary input. Samples are drawn from PyTorch's
+        global generator.
+        """
+        batch = self.preprocess(images)
+        targets = self.preprocess.targets(targets, batch)
+        maps = self.neck(self.backbone(batch.data))
+        boxes, losses = self.proposals.losses(maps, batch.sizes, targets)
+        sample = self.sampler(boxes, targets)
+        y = self.extractor(maps, sample.regions)
+        return losses | self.head.losses(self.head(y), sample)

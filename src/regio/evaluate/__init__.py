@@ -1,0 +1,22 @@
+"""Measuring detections: COCO's and Pascal VOC's metrics, the confusion matrix, and a detector run over a data set."""
+
+from regio.evaluate.coco import ClassAP, CocoMetrics, coco_metrics, detections_to_coco
+from regio.evaluate.confusion import confusion_matrix
+from regio.evaluate.run import Detect, evaluate, predict
+from regio.evaluate.voc import VocClass, VocMetrics, all_point_ap, eleven_point_ap, voc_metrics
+
+__all__ = [
+    "ClassAP",
+    "CocoMetrics",
+    "Detect",
+    "VocClass",
+    "VocMetrics",
+    "all_point_ap",
+    "coco_metrics",
+    "confusion_matrix",
+    "detections_to_coco",
+    "eleven_point_ap",
+    "evaluate",
+    "predict",
+    "voc_metrics",
+]

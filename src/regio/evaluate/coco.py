@@ -1,0 +1,209 @@
+"""COCO's detection metrics.
+
+The numbers are those of pycocotools, to the last bits, computed by hotcoco. Two habits of pycocotools are not kept: an
+object whose annotation has id 0 counts like any other, and a metric that nothing in the data defines is NaN, not -1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import hotcoco
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from regio.data.masks import encode_mask
+from regio.evaluate.rows import check_rows, class_numbers
+from regio.types import Detections
+
+__all__ = ["ClassAP", "CocoMetrics", "coco_metrics", "detections_to_coco"]
+
+ALL, SMALL, MEDIUM, LARGE = range(4)  # COCO's area ranges, in their order: all, < 32^2, 32^2 .. 96^2, > 96^2 pixels
+IOU_50, IOU_75 = 0, 5  # places in its IoU thresholds .50, .55, ..., .95
+SHAPE = {"bbox": "bbox", "segm": "segmentation"}  # what is compared
+MOST_1, MOST_10, MOST_100 = range(3)  # places in its limits of detections an image and class
+
+
+class ClassAP(NamedTuple):
+    """Of one class: AP (mean over IoU .50:.95), AP at IoU .50, AP at IoU .75, AR at 100 detections, and the number of
+    objects that are no crowds. All but the last are NaN where it is zero."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ar_100: float
+    objects: int
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """COCO's twelve numbers in [0, 1], the same per class, and the precision-recall curves at IoU 0.5.
+
+    ap: mean over classes and IoU .50:.05:.95 of the 101-point average precision. ap50, ap75: at one IoU. ap_small,
+    ap_medium, ap_large: over objects of area below 32^2, up to 96^2, above. ar_1, ar_10, ar_100: mean over classes and
+    IoU of the largest recall with that many detections an image and class; ar_small .. ar_large at 100.
+    Classes without objects do not enter a mean; a mean over no class at all is NaN.
+
+    per_class: name -> ClassAP, in the order of the categories. precision: [C, 101] at IoU .50, by class in that order;
+    a row is NaN for a class without objects. recall: [101], the recalls 0, .01, ..., 1 at which precision is given.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar_1: float
+    ar_10: float
+    ar_100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: Mapping[str, ClassAP]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+    def summary(self) -> dict[str, float]:
+        """The twelve numbers by name, in COCO's order."""
+        return {f.name: getattr(self, f.name) for f in fields(self)[:12]}
+
+    def to_json(self) -> dict[str, Any]:
+        """The twelve numbers and `per_class`, with None for NaN (which JSON has no word for)."""
+        classes = {name: {k: _or_none(v) for k, v in c._asdict().items()} for name, c in self.per_class.items()}
+        return {name: _or_none(value) for name, value in self.summary().items()} | {"per_class": classes}
+
+
+def coco_metrics(
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    iou_type: Literal["bbox", "segm"] = "bbox",
+) -> CocoMetrics:
+    """Measure `detections`, in COCO's results form, against `ground_truth`, in its annotation form.
+
+    ground_truth: "images" (id, height, width), "categories" (id, name), "annotations" (image_id, category_id, bbox as
+    [x, y, width, height], and where known area, which decides small, medium and large and is otherwise the box's;
+    iscrowd, false if absent; segmentation for `iou_type` "segm"). detections: image_id, category_id, score, and bbox
+    or segmentation. A detection is small, medium or large by the area of its own box or mask.
+
+    Neither argument is changed. There may be no detections, no objects, images without objects, and no images.
+
+    Raises ValueError when ids or names of categories repeat, when an annotation or a detection names an image or a
+    category that is not there or lacks the box or segmentation, and when a score or a box is not finite.
+    """
+    classes = class_numbers(ground_truth)
+    images = [{k: image[k] for k in ("id", "height", "width") if k in image} for image in ground_truth["images"]]
+    known = {image["id"] for image in images}
+    check_rows("annotation", ground_truth["annotations"], known, classes)
+    check_rows("detection", detections, known, classes)
+
+    for kind, rows in (("annotation", ground_truth["annotations"]), ("detection", detections)):
+        lacking = next((i for i, row in enumerate(rows) if row.get(SHAPE[iou_type]) is None), None)
+        if lacking is not None:
+            raise ValueError(f"{kind} {lacking}: expected a {SHAPE[iou_type]}, got none")
+
+    # Ids of our own: those of files repeat or begin at 0, and classes are to stay in their order.
+    names = [str(category["name"]) for category in ground_truth["categories"]]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    annotations = [
+        _annotation(i, a, classes, SHAPE[iou_type]) for i, a in enumerate(ground_truth["annotations"], start=1)
+    ]
+    results = [
+        {k: d[k] for k in ("image_id", "score", SHAPE[iou_type])} | {"category_id": classes[d["category_id"]]}
+        for d in detections
+    ]
+    truth = hotcoco.COCO({"images": images, "categories": categories, "annotations": annotations})
+    evaluation = hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    assert evaluation.eval is not None
+    objects = [0] * len(names)
+    for a in annotations:
+        objects[a["category_id"]] += not a["iscrowd"]
+    return _summarise(evaluation.eval, evaluation.params.rec_thrs, names, objects)
+
+
+def _annotation(number: int, row: Mapping[str, Any], classes: Mapping[Any, int], shape: str) -> dict[str, Any]:
+    """What the evaluator needs of an annotation, under the id `number`."""
+    return {
+        "id": number,
+        "image_id": row["image_id"],
+        "category_id": classes[row["category_id"]],
+        "iscrowd": int(row.get("iscrowd", 0)),
+        "area": float(row["area"] if "area" in row else row["bbox"][2] * row["bbox"][3]),
+        "bbox": row["bbox"],
+        shape: row[shape],
+    }
+
+
+def detections_to_coco(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """`detections` of one image in COCO's results form, in their order.
+
+    Label l becomes category_ids[l - 1]; boxes become [x, y, width, height], subtracted in float64. Masks, where there
+    are any, become compressed run-length encodings.
+
+    Raises ValueError for a label outside 1 .. len(category_ids).
+    """
+    labels = detections.labels.tolist()
+    if labels and not 1 <= min(labels) <= max(labels) <= len(category_ids):
+        raise ValueError(f"labels: expected 1 .. {len(category_ids)}, got {min(labels)} .. {max(labels)}")
+    boxes = detections.boxes.detach().cpu().double()
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    rows: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
+        for box, label, score in zip(boxes.tolist(), labels, detections.scores.tolist(), strict=True)
+    ]
+    if detections.masks is not None:
+        for row, mask in zip(rows, detections.masks.cpu().numpy(), strict=True):
+            row["segmentation"] = encode_mask(mask)
+    return rows
+
+
+def _summarise(
+    arrays: Mapping[str, NDArray[np.float64]], recalls: Sequence[float], names: list[str], objects: list[int]
+) -> CocoMetrics:
+    """From precision [IoU, recall, class, area, limit] and recall [IoU, class, area, limit]; -1 is undefined."""
+    precision = np.where(arrays["precision"] < 0, np.nan, arrays["precision"])
+    recall = np.where(arrays["recall"] < 0, np.nan, arrays["recall"])
+    full = precision[:, :, :, ALL, MOST_100]
+    per_class = {
+        name: ClassAP(
+            _mean(full[:, :, i]),
+            _mean(full[IOU_50, :, i]),
+            _mean(full[IOU_75, :, i]),
+            _mean(recall[:, i, ALL, MOST_100]),
+            objects[i],
+        )
+        for i, name in enumerate(names)
+    }
+    return CocoMetrics(
+        ap=_mean(full),
+        ap50=_mean(full[IOU_50]),
+        ap75=_mean(full[IOU_75]),
+        ap_small=_mean(precision[:, :, :, SMALL, MOST_100]),
+        ap_medium=_mean(precision[:, :, :, MEDIUM, MOST_100]),
+        ap_large=_mean(precision[:, :, :, LARGE, MOST_100]),
+        ar_1=_mean(recall[:, :, ALL, MOST_1]),
+        ar_10=_mean(recall[:, :, ALL, MOST_10]),
+        ar_100=_mean(recall[:, :, ALL, MOST_100]),
+        ar_small=_mean(recall[:, :, SMALL, MOST_100]),
+        ar_medium=_mean(recall[:, :, MEDIUM, MOST_100]),
+        ar_large=_mean(recall[:, :, LARGE, MOST_100]),
+        per_class=per_class,
+        precision=full[IOU_50].T.copy(),
+        recall=np.asarray(recalls, dtype=np.float64),
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Mean over what is defined; NaN over nothing."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else math.nan
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,38 @@
+"""What every evaluator asks of annotations and detections in COCO's forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+__all__ = ["check_rows", "class_numbers"]
+
+
+def class_numbers(ground_truth: Mapping[str, Any]) -> dict[Any, int]:
+    """Category id -> 0 .. C - 1, in the order of "categories". Raises ValueError when ids or names repeat."""
+    categories = ground_truth["categories"]
+    for key in ("id", "name"):
+        values = [c[key] for c in categories]
+        if len(set(values)) < len(values):
+            repeated = next(v for i, v in enumerate(values) if v in values[:i])
+            raise ValueError(f"categories: expected distinct {key}s, got {repeated!r} twice")
+    return {c["id"]: i for i, c in enumerate(categories)}
+
+
+def check_rows(
+    kind: str, rows: Sequence[Mapping[str, Any]], images: Container[Any], categories: Mapping[Any, int]
+) -> None:
+    """Raise ValueError for a row whose image or category is unknown, or whose score or box is not finite.
+
+    kind: "annotation" or "detection", for the message.
+    """
+    for i, row in enumerate(rows):
+        if row["image_id"] not in images:
+            raise ValueError(f"{kind} {i}: expected the id of an image of the ground truth, got {row['image_id']!r}")
+        if row["category_id"] not in categories:
+            raise ValueError(f"{kind} {i}: expected one of the categories {[*categories]}, got {row['category_id']!r}")
+        if not all(map(math.isfinite, (*row.get("bbox", ()), row.get("score", 0.0)))):
+            raise ValueError(
+                f"{kind} {i}: expected finite numbers, got bbox {row.get('bbox')}, score {row.get('score')}"
+            )

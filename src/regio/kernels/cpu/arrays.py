@@ -1,0 +1,42 @@
+"""From tensors to the arrays that the CPU kernels read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["boxes_of_each_level", "cells", "image_index", "plain"]
+
+Array = np.ndarray[Any, Any]
+
+
+def cells(x: Tensor, dtype: torch.dtype) -> Array:
+    """A map [N, C, H, W] as the flat array of its channels-last cells; no copy where it is stored like that."""
+    return x.detach().permute(0, 2, 3, 1).to(dtype).contiguous().view(-1).numpy()
+
+
+def plain(*tensors: Tensor) -> tuple[Array, ...]:
+    """The tensors as contiguous arrays."""
+    return tuple(t.detach().contiguous().numpy() for t in tensors)
+
+
+def image_index(image: Tensor, images: int) -> Array:
+    """`image` [R] as an array. Raises ValueError where an index is not in [0, images): a kernel would read elsewhere."""
+    index = image.detach().contiguous().numpy()
+    if index.size and (index.min() < 0 or index.max() >= images):
+        bad = int(((index < 0) | (index >= images)).argmax())
+        raise ValueError(f"image: expected an index in [0, {images}), got {index[bad]} at row {bad}")
+    return index
+
+
+def boxes_of_each_level(level: Tensor, levels: int) -> list[Array]:
+    """The rows of the boxes on each level. Raises ValueError where a level is not in [0, levels)."""
+    value = level.detach().numpy()
+    rows = [np.flatnonzero(value == i) for i in range(levels)]
+    if sum(len(r) for r in rows) != len(value):
+        bad = int(((value < 0) | (value >= levels)).argmax())
+        raise ValueError(f"level: expected an index in [0, {levels}), got {value[bad]} at row {bad}")
+    return rows

@@ -1,0 +1,171 @@
+"""CPU kernels of `regio.kernels.sample_grid`: a box reads each bin's distinct cells once, all channels together.
+
+The samples of a bin along one axis fall on few distinct cells (3 for two samples a cell apart), so their hat weights
+are merged first; a bin then reads the product of its row cells and its column cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regio.kernels.cpu.cells import BLOCK, add_cells, cell_product, put_transposed, sum_cells, take_transposed
+from regio.kernels.cpu.compile import compiled
+
+__all__ = ["backward_axes", "backward_map", "forward"]
+
+Array = np.ndarray[Any, Any]
+U = np.uintp
+
+
+@compiled
+def _axis_buffers(bins: int, cells: int, dtype: Any) -> tuple[Array, Array, Array]:
+    """Room for the cells [K, L] of each bin along one axis, their weights [K, L] and their number [K]."""
+    return np.empty((bins, cells), np.int64), np.empty((bins, cells), dtype), np.empty(bins, np.int64)
+
+
+@compiled
+def _axis_cells(positions: Array, coef: Array, size: int, keep: bool, cells: Array, weights: Array, n: Array) -> None:
+    """Merge samples [K, S] into the distinct cells [K, 2 S] of each bin, their weights, and their number [K].
+
+    Cells of zero weight are left out unless `keep`: a derivative needs them.
+    """
+    for k in range(positions.shape[0]):
+        found = 0
+        for s in range(positions.shape[1]):
+            p = positions[k, s]
+            if not (p > -1 and p < size) or (coef[k, s] == 0 and not keep):
+                continue
+            low = int(np.floor(p))
+            for cell in range(max(low, 0), min(low + 2, size)):
+                w = coef[k, s] * (1 - abs(p - cell))
+                if w == 0 and not keep:
+                    continue
+                m = 0
+                while m < found and cells[k, m] != cell:
+                    m += 1
+                if m == found:
+                    cells[k, m] = cell
+                    weights[k, m] = w
+                    found += 1
+                else:
+                    weights[k, m] += w
+        n[k] = found
+
+
+@compiled
+def _bin_cells(
+    origin: int, width: int, pitch: int, u: Array, uw: Array, nu: int, v: Array, vw: Array, nv: int, at: Array, w: Array
+) -> int:
+    """Offsets and weights of the cells (row in u) x (column in v); returns their number."""
+    n = 0
+    for a in range(nu):
+        for b in range(nv):
+            at[n] = U(origin + (u[a] * width + v[b]) * pitch)
+            w[n] = uw[a] * vw[b]
+            n += 1
+    return n
+
+
+@compiled
+def forward(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array, columns: Array,
+    column_coef: Array, out: Array, begin: int, end: int
+) -> None:  # fmt: skip
+    """out[r] for r in which[begin:end]. x: flat channels-last cells; shape: (C, H, W); out: [R, C, Kh * Kw]."""
+    channels, height, width = shape
+    kh, kw = rows.shape[1], columns.shape[1]
+    u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], x.dtype)
+    v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], x.dtype)
+    at, w = np.empty(u.shape[1] * v.shape[1], U), np.empty(u.shape[1] * v.shape[1], x.dtype)
+    pitch = min(BLOCK, channels) + 16  # not a power of two: the transposition would fall on few cache sets
+    tile = np.empty(kh * kw * pitch, x.dtype)
+    for r in which[begin:end]:
+        _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
+        _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
+        origin = image[r] * height * width * channels
+        for first in range(0, channels, BLOCK):
+            last = min(first + BLOCK, channels)
+            for i in range(kh):
+                for j in range(kw):
+                    n = _bin_cells(origin + first, width, channels, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
+                    sum_cells(x, at, w, n, tile, U((i * kw + j) * pitch), last - first)
+            put_transposed(tile, pitch, out[r, first:last])
+
+
+@compiled
+def backward_map(
+    grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array, columns: Array,
+    column_coef: Array, grad: Array, begin: int, end: int
+) -> None:  # fmt: skip
+    """Add the gradient of the channels [begin, end) to grad_x: no other thread touches them, whatever the boxes."""
+    channels, height, width = shape
+    kh, kw = rows.shape[1], columns.shape[1]
+    u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], grad_x.dtype)
+    v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], grad_x.dtype)
+    at, w = np.empty(u.shape[1] * v.shape[1], U), np.empty(u.shape[1] * v.shape[1], grad_x.dtype)
+    pitch = min(BLOCK, end - begin) + 16
+    tile = np.empty(kh * kw * pitch, grad_x.dtype)
+    for r in which:
+        _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
+        _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
+        origin = image[r] * height * width * channels
+        for first in range(begin, end, BLOCK):
+            last = min(first + BLOCK, end)
+            take_transposed(tile, pitch, grad[r, first:last])
+            for i in range(kh):
+                for j in range(kw):
+                    n = _bin_cells(origin + first, width, channels, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
+                    add_cells(grad_x, at, w, n, tile, U((i * kw + j) * pitch), last - first)
+
+
+@compiled
+def _axis_gradients(
+    positions: Array, coef: Array, cells: Array, n: Array, slope: Array, grad_positions: Array, grad_coef: Array
+) -> None:
+    """From the gradients `slope` [K, 2 S] of the merged weights to those of positions and coef [K, S]."""
+    for k in range(positions.shape[0]):
+        for s in range(positions.shape[1]):
+            p = positions[k, s]
+            for m in range(n[k]):
+                distance = cells[k, m] - p
+                if distance > 1 or distance <= -1:
+                    continue
+                grad_coef[k, s] += slope[k, m] * (1 - abs(distance))
+                if distance > 0:
+                    grad_positions[k, s] += slope[k, m] * coef[k, s]
+                else:
+                    grad_positions[k, s] -= slope[k, m] * coef[k, s]
+
+
+@compiled
+def backward_axes(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array, columns: Array,
+    column_coef: Array, grad: Array, grad_rows: Array, grad_row_coef: Array, grad_columns: Array,
+    grad_column_coef: Array, begin: int, end: int
+) -> None:  # fmt: skip
+    """Gradients of the positions and coefs of the boxes which[begin:end]; the four outputs start at zero."""
+    channels, height, width = shape
+    kh, kw = rows.shape[1], columns.shape[1]
+    u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], x.dtype)
+    v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], x.dtype)
+    row_slope, column_slope = np.empty(u.shape, x.dtype), np.empty(v.shape, x.dtype)
+    pitch = channels + 16
+    tile = np.empty(kh * kw * pitch, x.dtype)
+    for r in which[begin:end]:
+        _axis_cells(rows[r], row_coef[r], height, True, u, uw, nu)
+        _axis_cells(columns[r], column_coef[r], width, True, v, vw, nv)
+        row_slope[:] = 0
+        column_slope[:] = 0
+        take_transposed(tile, pitch, grad[r])
+        for i in range(kh):
+            for j in range(kw):
+                for a in range(nu[i]):
+                    for b in range(nv[j]):
+                        q = ((image[r] * height + u[i, a]) * width + v[j, b]) * channels
+                        product = cell_product(x, U(q), tile, U((i * kw + j) * pitch), channels)
+                        row_slope[i, a] += vw[j, b] * product
+                        column_slope[j, b] += uw[i, a] * product
+        _axis_gradients(rows[r], row_coef[r], u, nu, row_slope, grad_rows[r], grad_row_coef[r])
+        _axis_gradients(columns[r], column_coef[r], v, nv, column_slope, grad_columns[r], grad_column_coef[r])

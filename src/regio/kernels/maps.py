@@ -1,0 +1,52 @@
+"""The arguments that the sampling and pooling kernels share: one map or a pyramid, and where each box reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_pyramid", "check_shape", "coordinate_dtype"]
+
+
+def as_pyramid(x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """`x` as a list of maps [N, C, H_l, W_l], and the `level` [R] of each box in it (0 for a single map).
+
+    Raises ValueError or TypeError where ranks, batch sizes, channels, dtypes or devices do not fit.
+    """
+    maps = [x] if isinstance(x, Tensor) else list(x)
+    if not maps:
+        raise ValueError("x: expected one map [N, C, H, W] or several, got an empty sequence")
+    for m in maps:
+        if m.ndim != 4:
+            raise ValueError(f"x: expected shape [N, C, H, W], got {list(m.shape)}")
+        if not m.dtype.is_floating_point:
+            raise TypeError(f"x: expected a floating point dtype, got {m.dtype}")
+        if m.shape[:2] != maps[0].shape[:2] or m.dtype != maps[0].dtype or m.device != maps[0].device:
+            raise ValueError(
+                "x: expected maps that agree in batch size, channels, dtype and device, "
+                f"got {list(maps[0].shape)} {maps[0].dtype} {maps[0].device} and {list(m.shape)} {m.dtype} {m.device}"
+            )
+    if level is None:
+        if len(maps) > 1:
+            raise ValueError(f"level: expected [R] int64 with {len(maps)} maps, got None")
+        level = torch.zeros_like(image)
+    for name, column in (("image", image), ("level", level)):
+        if column.ndim != 1 or column.dtype != torch.int64:
+            raise ValueError(f"{name}: expected [R] int64, got {list(column.shape)} {column.dtype}")
+        check_shape(name, column, (len(image),), maps[0])
+    return maps, level
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raise ValueError unless `value` has `shape` and the device of `like`."""
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device}, that of x, got {value.device}")
+
+
+def coordinate_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of coordinates, weights and sums: float64 for float64 features, float32 for all others."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,52 @@
+"""The table of a training: one CSV row a logged step, appended as the run goes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["MetricsFile"]
+
+
+class MetricsFile:
+    """`metrics.csv` of a run.
+
+    Columns are those of the first row and `later`, which rows of another kind fill: an evaluation fills other columns
+    than a training step, and cells without a value are empty. Each row is flushed, so that a killed run leaves all of
+    its rows.
+    """
+
+    def __init__(self, path: Path, later: list[str]) -> None:
+        self.path = path
+        self.later = later
+        self.columns: list[str] = []
+
+    def start(self, step: int) -> None:
+        """Begin after `step`: rows of later steps, left by a run that was killed after its last save, are dropped."""
+        rows = [row for row in self.rows() if row["step"] <= step] if step and self.path.exists() else []
+        with self.path.open("w", newline="") as file:
+            if rows:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add a row. Raises ValueError for a column the file does not have."""
+        with self.path.open("a", newline="") as file:
+            if not self.columns:
+                self.columns = [*row, *self.later]
+                csv.DictWriter(file, self.columns).writeheader()
+            csv.DictWriter(file, self.columns).writerow({k: _short(v) for k, v in row.items()})
+
+    def rows(self) -> list[dict[str, float]]:
+        """All rows, empty cells left out."""
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [{k: float(v) for k, v in row.items() if v} for row in reader]
+            self.columns = list(reader.fieldnames or [])
+        return rows
+
+
+def _short(value: float) -> str:
+    return f"{value:.7g}"

@@ -1,0 +1,72 @@
+"""Between backbone and proposals: maps of one width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regio.types import FeatureMap
+
+__all__ = ["FPN", "SingleMap"]
+
+
+class SingleMap(nn.Module):
+    """The last map of the backbone, brought to `channels` by a 1 x 1 convolution.
+
+    `in_channels` is the width of that map. No non-linearity follows, so a region feature is linear in it.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 256) -> None:
+        super().__init__()
+        self.channels = channels
+        self.reduce = nn.Conv2d(in_channels, channels, 1)
+        nn.init.normal_(self.reduce.weight, std=0.01)
+        nn.init.zeros_(self.reduce.bias)
+
+    def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap]:
+        """One map [N, channels, H, W] with the stride of the last of `maps`."""
+        last = maps[-1]
+        return (FeatureMap(self.reduce(last.data), last.stride),)
+
+
+class FPN(nn.Module):
+    """Feature pyramid network (Lin et al. 2017, section 3).
+
+    Each map gets a 1 x 1 lateral convolution to `channels`; from the coarsest down, a map is scaled to the next finer
+    one's size (nearest) and added to it; a 3 x 3 convolution on each sum gives the output. There is no non-linearity.
+    `in_channels` are the widths of the backbone's maps, finest first; any run of levels will do. With `extra`, one
+    coarser map is appended: every second cell of the last one (P6, which only the proposals use).
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, extra: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        self.extra = extra
+        self.lateral = nn.ModuleList([nn.Conv2d(width, channels, 1) for width in in_channels])
+        self.output = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels])
+        for layer in [*self.lateral, *self.output]:
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap, ...]:
+        """Maps [N, channels, H_i, W_i] with the strides of `maps`, finest first, and the extra one.
+
+        Raises ValueError when the number of maps is not that of `in_channels`.
+        """
+        if len(maps) != len(self.lateral):
+            raise ValueError(f"maps: expected {len(self.lateral)}, got {len(maps)}")
+        merged: list[Tensor] = []
+        for lateral, fine in zip(reversed(self.lateral), reversed(maps), strict=True):
+            here = lateral(fine.data)
+            if merged:
+                here = here + F.interpolate(merged[-1], size=here.shape[-2:], mode="nearest")
+            merged.append(here)
+        levels = [
+            FeatureMap(output(each), fine.stride)
+            for output, each, fine in zip(self.output, reversed(merged), maps, strict=True)
+        ]
+        if self.extra:
+            levels.append(FeatureMap(levels[-1].data[:, :, ::2, ::2], levels[-1].stride * 2))
+        return tuple(levels)

@@ -1,0 +1,123 @@
+"""From images of any size to one batch for the backbone, and boxes back to the images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from regio.types import Targets
+
+__all__ = ["Batch", "Preprocess", "resize_boxes"]
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised images, padded at the right and at the bottom to one size.
+
+    data: [N, 3, H, W] float, channels last in memory. sizes: the (height, width) that each image takes in `data`.
+    original: the (height, width) of each image as it was given.
+    """
+
+    data: Tensor
+    sizes: list[Size]
+    original: list[Size]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Scale, normalise, pad.
+
+    Each image is scaled so that its shorter side is `short_side`, or less where its longer side would exceed
+    `long_side`; bilinear, without antialiasing unless `antialias`. Values in 0..1 become ``(value - mean) / std``.
+    The batch is padded with zeros (the mean colour) to a multiple of `divisor`. Sizes, order of operations and
+    rounding are those of torchvision's detection models, so that their weights give the same boxes here.
+    """
+
+    short_side: int
+    long_side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    divisor: int = 32
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.short_side <= self.long_side:
+            raise ValueError(
+                f"short_side: expected a positive number up to long_side, got {self.short_side} and {self.long_side}"
+            )
+        if self.divisor < 1:
+            raise ValueError(f"divisor: expected a positive number of pixels, got {self.divisor}")
+
+    def size_of(self, size: Size) -> Size:
+        """The (height, width) to which an image of `size` is scaled."""
+        scale = min(self.short_side / min(size), self.long_side / max(size))
+        return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
+
+    def __call__(self, images: Sequence[Tensor]) -> Batch:
+        """The batch of `images`, each [3, H, W]: uint8 in 0..255, or floating point in 0..1.
+
+        Raises ValueError or TypeError when an image has another shape or dtype, or when there is none.
+        """
+        if not images:
+            raise ValueError("images: expected at least one image, got an empty list")
+        for i, image in enumerate(images):
+            _require_image(f"images[{i}]", image)
+        scaled = [self._scale(self._normalise(image)) for image in images]
+        sizes = [(image.shape[1], image.shape[2]) for image in scaled]
+        height, width = (math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        data = torch.zeros(
+            (len(scaled), 3, height, width), dtype=scaled[0].dtype, device=scaled[0].device
+        ).contiguous(memory_format=torch.channels_last)
+        for row, image in zip(data, scaled, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
+        return Batch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
+
+    def targets(self, targets: Sequence[Targets], batch: Batch) -> list[Targets]:
+        """`targets`, annotated on the images as given, in pixels of the `batch`. Masks are scaled to nearest."""
+        if len(targets) != len(batch.sizes):
+            raise ValueError(f"targets: expected {len(batch.sizes)}, one an image, got {len(targets)}")
+        return [_resize_target(*each) for each in zip(targets, batch.original, batch.sizes, strict=True)]
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        if image.dtype == torch.uint8:
+            image = image.to(torch.float32).div_(255)
+        return (image - image.new_tensor(self.mean)[:, None, None]).div_(image.new_tensor(self.std)[:, None, None])
+
+    def _scale(self, image: Tensor) -> Tensor:
+        size = self.size_of((image.shape[1], image.shape[2]))
+        if size == image.shape[1:]:
+            return image
+        return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
+
+
+def resize_boxes(boxes: Tensor, old: Size, new: Size) -> Tensor:
+    """Boxes [R, 4] of an image of size `old` (height, width) in pixels of the same image at size `new`."""
+    if old == new:
+        return boxes
+    y, x = new[0] / old[0], new[1] / old[1]
+    return boxes * boxes.new_tensor([x, y, x, y])
+
+
+def _resize_target(target: Targets, old: Size, new: Size) -> Targets:
+    if old == new:
+        return target
+    masks = target.masks
+    if masks is not None:
+        masks = F.interpolate(masks[None].to(torch.uint8), new, mode="nearest")[0].to(torch.bool)
+    return replace(target, boxes=resize_boxes(target.boxes, old, new), masks=masks)
+
+
+def _require_image(name: str, image: Tensor) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name}: expected a tensor of shape [3, H, W], got {type(image).__name__}")
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"{name}: expected shape [3, H, W], got {list(image.shape)}")
+    if image.dtype != torch.uint8 and not image.dtype.is_floating_point:
+        raise TypeError(f"{name}: expected uint8 in 0..255 or floating point in 0..1, got {image.dtype}")

@@ -1,0 +1,96 @@
+"""Text on coloured plates, placed so that it can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+from PIL import ImageDraw, ImageFont
+
+from regio.visualize.colours import Colour, ink_on
+
+__all__ = ["Chip", "Rectangle", "draw_chip", "font", "place_chips"]
+
+Rectangle = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels, half-open."""
+
+UNREADABLE = 0.25  # a chip of which others cover more than this share is left out
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A text on a plate of `colour` that belongs to the rectangle `box`."""
+
+    text: str
+    colour: Colour
+    box: Rectangle
+
+
+@lru_cache(maxsize=32)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib, at `size` pixels."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def place_chips(chips: list[Chip], size: tuple[int, int], text_size: int) -> list[tuple[Chip, Rectangle]]:
+    """Places for chips, first come first served, in a picture of `size` (width, height).
+
+    A chip goes where the fewest pixels of earlier chips and of its own box are under it: above the box, under it, or
+    just inside, to the left or to the right. No place is outside the picture; a text too long for it is cut. A chip
+    of which others would cover more than a quarter wherever it went is left out, so that the rest can be read.
+    """
+    width, height = size
+    placed: list[tuple[Chip, Rectangle]] = []
+    for chip in chips:
+        chip = Chip(_fit(chip.text, width, text_size), chip.colour, chip.box)
+        extent = chip_size(chip.text, text_size)
+        best, lowest = (0, 0, 0, 0), float("inf")
+        for order, (left, top) in enumerate(_candidates(chip.box, extent)):
+            left, top = max(0, min(left, width - extent[0])), max(0, min(top, height - extent[1]))
+            place = left, top, left + extent[0], min(top + extent[1], height)
+            hidden = sum(_overlap(place, other) for _, other in placed) / _area(place)
+            cost = hidden + 0.2 * _overlap(place, chip.box) / max(1, _area(chip.box)) + 0.01 * order
+            if cost < lowest and hidden <= UNREADABLE:
+                best, lowest = place, cost
+        if lowest < float("inf"):
+            placed.append((chip, best))
+    return placed
+
+
+def draw_chip(draw: ImageDraw.ImageDraw, chip: Chip, place: Rectangle, text_size: int) -> None:
+    """Draw `chip` at `place`."""
+    left, top, right, bottom = place
+    draw.rectangle((left, top, right - 1, bottom - 1), fill=chip.colour)
+    middle = left + text_size // 3, (top + bottom) / 2
+    draw.text(middle, chip.text, font=font(text_size), fill=ink_on(chip.colour), anchor="lm")
+
+
+def chip_size(text: str, text_size: int) -> tuple[int, int]:
+    """(width, height) in pixels of the chip of `text`."""
+    return round(font(text_size).getlength(text)) + 2 * (text_size // 3), round(1.4 * text_size)
+
+
+def _fit(text: str, width: int, text_size: int) -> str:
+    """`text`, cut with an ellipsis to a chip of at most `width` pixels."""
+    if chip_size(text, text_size)[0] <= width:
+        return text
+    while text and chip_size(text + "…", text_size)[0] > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _candidates(box: Rectangle, extent: tuple[int, int]) -> list[tuple[int, int]]:
+    """Left top corners, the preferred first."""
+    (left, top, right, bottom), (width, height) = box, extent
+    rows = [top - height, top, bottom, bottom - height]  # above, inside above, under, inside under
+    return [(column, row) for row in rows for column in (left, right - width)]
+
+
+def _area(r: Rectangle) -> int:
+    return (r[2] - r[0]) * (r[3] - r[1])
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> int:
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

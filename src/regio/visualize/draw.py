@@ -1,0 +1,166 @@
+"""Boxes, masks and class names on a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from regio.types import Detections, Targets
+from regio.visualize.chips import Chip, Rectangle, draw_chip, place_chips
+from regio.visualize.colours import Colour, class_colour
+
+__all__ = ["draw_detections", "draw_targets"]
+
+LEAST_SIDE = 640  # pixels: the longer side of a picture that is drawn on
+MASK_OPACITY = 0.4
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """One object to draw. box: in pixels of the image. mask: [H, W] bool of the image."""
+
+    box: tuple[float, float, float, float]
+    colour: Colour
+    text: str
+    dashed: bool
+    mask: NDArray[np.bool_] | None
+
+
+def draw_detections(
+    image: Tensor | Image.Image, detections: Detections, class_names: Sequence[str], score_threshold: float = 0.5
+) -> Image.Image:
+    """`image` (uint8 [3, H, W] or a PIL image) with the detections of at least `score_threshold`.
+
+    Each has a box in the colour of its class, its mask if there is one, and a chip "name 0.87" with label l named
+    class_names[l - 1]. A small image is first enlarged by a whole factor, to 640 pixels on its longer side or more;
+    lines and text grow with the picture. Better scores are drawn later and get the better places for their chips; a
+    chip that finds no readable place is left out.
+
+    Raises TypeError or ValueError when the image is none of these, and ValueError when a label has no name.
+    """
+    _require_names(detections.labels, class_names)
+    order = (detections.scores >= score_threshold).nonzero()[:, 0]
+    order = order[detections.scores[order].argsort(descending=True, stable=True)]
+    masks = None if detections.masks is None else detections.masks[order]
+    marks = [
+        _Mark((*box,), class_colour(label), f"{class_names[label - 1]} {score:.2f}", False, _mask(masks, i))
+        for i, (box, label, score) in enumerate(
+            zip(
+                detections.boxes[order].tolist(),
+                detections.labels[order].tolist(),
+                detections.scores[order].tolist(),
+                strict=True,
+            )
+        )
+    ]
+    return _draw(image, marks)
+
+
+def draw_targets(image: Tensor | Image.Image, targets: Targets, class_names: Sequence[str]) -> Image.Image:
+    """`image` with what is annotated in it: as `draw_detections`, without scores.
+
+    Boxes of crowds and of difficult objects are dashed, and their chips say so.
+
+    Raises as `draw_detections`.
+    """
+    _require_names(targets.labels, class_names)
+    columns = (targets.boxes, targets.labels, targets.crowd, targets.difficult)
+    marks = []
+    for i, (box, label, crowd, difficult) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        text = class_names[label - 1] + " (crowd)" * crowd + " (difficult)" * difficult
+        marks.append(_Mark((*box,), class_colour(label), text, crowd or difficult, _mask(targets.masks, i)))
+    return _draw(image, marks)
+
+
+def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
+    """The picture with `marks`, the first in front."""
+    picture = _picture(image)
+    factor = -(-LEAST_SIDE // max(picture.size))
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    line, text_size = max(2, round(max(picture.size) / 320)), max(13, round(max(picture.size) / 50))
+    picture = _blend_masks(picture, marks, factor, line)
+    draw = ImageDraw.Draw(picture)
+    boxes = [_rectangle(mark.box, factor, picture.size) for mark in marks]
+    for mark, box in reversed(list(zip(marks, boxes, strict=True))):
+        _outline(draw, box, mark.colour, line, mark.dashed)
+    chips = [Chip(mark.text, mark.colour, box) for mark, box in zip(marks, boxes, strict=True)]
+    for chip, place in place_chips(chips, picture.size, text_size):
+        draw_chip(draw, chip, place, text_size)
+    return picture
+
+
+def _picture(image: Tensor | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    pixels = image.detach().cpu().numpy()
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
+        raise ValueError(f"image: expected uint8 [3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _rectangle(box: tuple[float, float, float, float], factor: int, size: tuple[int, int]) -> Rectangle:
+    """The pixels of the enlarged picture that `box` covers, cut to it, at least one on each axis."""
+    (x1, y1, x2, y2), (width, height) = box, size
+    left, top = min(max(round(x1 * factor), 0), width - 1), min(max(round(y1 * factor), 0), height - 1)
+    return left, top, min(max(round(x2 * factor), left + 1), width), min(max(round(y2 * factor), top + 1), height)
+
+
+def _outline(draw: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, line: int, dashed: bool) -> None:
+    """Four bars just inside `box`, on a dark edge of one pixel around it."""
+    left, top, right, bottom = box
+    line = min(line, max(1, min(right - left, bottom - top) // 3))
+    horizontal = [(left, top, right, top + line), (left, bottom - line, right, bottom)]
+    vertical = [(left, top, left + line, bottom), (right - line, top, right, bottom)]
+    if dashed:
+        dash = 5 * line
+        horizontal = [(x, t, min(x + dash, r), b) for l, t, r, b in horizontal for x in range(l, r, 2 * dash)]
+        vertical = [(l, y, r, min(y + dash, b)) for l, t, r, b in vertical for y in range(t, b, 2 * dash)]
+    for l, t, r, b in horizontal + vertical:
+        draw.rectangle((l - 1, t - 1, r, b), fill=(24, 24, 24))
+    for l, t, r, b in horizontal + vertical:
+        draw.rectangle((l, t, r - 1, b - 1), fill=colour)
+
+
+def _blend_masks(picture: Image.Image, marks: list[_Mark], factor: int, line: int) -> Image.Image:
+    """The picture tinted where masks are, with an opaque rim."""
+    if all(mark.mask is None for mark in marks):
+        return picture
+    pixels = np.array(picture, dtype=np.float32)
+    for mark in reversed(marks):
+        if mark.mask is None:
+            continue
+        if mark.mask.shape != (picture.height // factor, picture.width // factor):
+            raise ValueError(
+                f"masks: expected the size {[picture.height // factor, picture.width // factor]} of the image, "
+                f"got {list(mark.mask.shape)}"
+            )
+        mask = mark.mask.repeat(factor, axis=0).repeat(factor, axis=1)
+        colour = np.array(mark.colour, dtype=np.float32)
+        pixels[mask] += MASK_OPACITY * (colour - pixels[mask])
+        pixels[mask & ~_eroded(mask, max(1, line // 2))] = colour
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _eroded(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:
+    """Pixels of `mask` with all four neighbours in it, `steps` times over. Outside the picture counts as inside."""
+    for _ in range(steps):
+        padded = np.pad(mask, 1, mode="edge")
+        mask = mask & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return mask
+
+
+def _mask(masks: Tensor | None, row: int) -> NDArray[np.bool_] | None:
+    return None if masks is None else masks[row].cpu().numpy().astype(bool)
+
+
+def _require_names(labels: Tensor, class_names: Sequence[str]) -> None:
+    if len(labels) and not 1 <= int(labels.min()) <= int(labels.max()) <= len(class_names):
+        raise ValueError(
+            f"labels: expected 1 .. {len(class_names)}, one for each of class_names, "
+            f"got {int(labels.min())} .. {int(labels.max())}"
+        )

@@ -1,0 +1,189 @@
+"""Plots of a training and of its result, as matplotlib figures that need no display and no global state.
+
+Save one with ``figure.savefig("curves.png", dpi=150)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from regio.evaluate import CocoMetrics
+from regio.visualize.colours import class_colour
+
+__all__ = ["confusion_figure", "precision_recall_figure", "training_figure"]
+
+INK, FAINT = "#222222", "#b8b8b8"
+NOT_LOSSES = {"step", "epoch", "lr", "images_per_second"}
+MOST_NAMED = 10  # classes with a colour and a name of their own in a plot of many
+MOST_COUNTS = 15  # classes up to which a confusion matrix shows its counts
+
+
+def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses, learning rate and validation AP against the step.
+
+    rows: those of a run's metrics.csv, each with "step". Columns that begin with "val_" are metrics in [0, 1]; "lr" is
+    the learning rate; all others but "epoch" and "images_per_second" are losses, of which "loss" is the sum. Losses are
+    drawn as they are, pale, and smoothed by an exponential mean over a twentieth of the run.
+
+    Raises ValueError when there are no rows.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one row of metrics, got none")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    metrics = [name for name in names if name.startswith("val_")]
+    losses = sorted((n for n in names if n not in NOT_LOSSES and n not in metrics), key=lambda n: n != "loss")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    loss_axes, rate_axes, metric_axes = (
+        figure.add_subplot(grid[where]) for where in ((0, 0), (1, 0), (slice(0, 2), 1))
+    )
+    rate_axes.sharex(loss_axes)
+    for axes, title in ((loss_axes, "training loss"), (rate_axes, "learning rate"), (metric_axes, "validation")):
+        _style(axes, title)
+
+    tops = []
+    for i, name in enumerate(losses):
+        steps, values = _column(rows, name)
+        smooth = _smoothed(values, len(values) / 20)
+        colour, width = (INK, 2.0) if name == "loss" else (_colour(i), 1.4)
+        loss_axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.25)
+        loss_axes.plot(steps, smooth, color=colour, linewidth=width, label=f"{_words(name)}  {smooth[-1]:.3g}")
+        tops.append(max(np.percentile(values, 99), smooth.max()))
+    if losses:
+        loss_axes.set_ylim(0, 1.05 * max(tops) or 1)
+        loss_axes.legend(frameon=False, fontsize=8)
+    loss_axes.tick_params(labelbottom=False)
+    if "lr" in names:
+        rate_axes.plot(*_column(rows, "lr"), color=INK, linewidth=1.4)
+        rate_axes.set_ylim(bottom=0)
+    for i, name in enumerate(metrics):
+        steps, values = _column(rows, name)
+        label = f"{_words(name.removeprefix('val_'))}  {values[-1]:.3f}"
+        main = name == "val_ap"
+        metric_axes.plot(
+            steps, values, color=INK if main else _colour(i), linewidth=2 if main else 1.4, marker="o", markersize=3.5,
+            label=label,
+        )  # fmt: skip
+    if metrics:
+        metric_axes.set_ylim(bottom=0)
+        metric_axes.legend(frameon=False, fontsize=8)
+    for axes in (rate_axes, metric_axes):
+        axes.set_xlabel("step", fontsize=9)
+    return figure
+
+
+def precision_recall_figure(metrics: CocoMetrics) -> Figure:
+    """Precision against recall at IoU 0.5: thin for each class, thick for the mean over classes.
+
+    Up to ten classes are all named, with their AP50. Of more, the five best and the five worst are, and the others are
+    grey. Classes without objects have no curve.
+    """
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, "precision and recall at IoU 0.5")
+    names = [*metrics.per_class]
+    defined = [i for i, name in enumerate(names) if metrics.per_class[name].objects]
+    ranked = sorted(defined, key=lambda i: -metrics.per_class[names[i]].ap50)
+    half = MOST_NAMED // 2
+    named = ranked if len(ranked) <= MOST_NAMED else ranked[:half] + ranked[-half:]
+    for i in defined:
+        if i not in named:
+            axes.plot(metrics.recall, metrics.precision[i], color=FAINT, linewidth=0.5, alpha=0.7)
+    if defined:
+        mean = metrics.precision[defined].mean(axis=0)
+        label = f"mean of {len(defined)} classes  {metrics.ap50:.3f}"
+        axes.plot(metrics.recall, mean, color=INK, linewidth=2.8, label=label, zorder=3)
+    for i in named:
+        label = f"{_short(names[i])}  {metrics.per_class[names[i]].ap50:.3f}"
+        axes.plot(metrics.recall, metrics.precision[i], color=_colour(i), linewidth=1.3, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_xlabel("recall", fontsize=9)
+    axes.set_ylabel("precision", fontsize=9)
+    if defined:
+        title = "AP50" if named == ranked else f"AP50: {half} best, {half} worst"
+        legend = axes.legend(
+            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), title=title, title_fontsize=9
+        )
+        legend.set_alignment("left")
+    return figure
+
+
+def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+    """The confusion matrix [C + 1, C + 1] of `regio.evaluate.confusion_matrix`, coloured by the share of its row.
+
+    Counts are written in the cells of up to 15 classes. Row and column 0 are called "background". Raises ValueError
+    when the matrix is not of that size.
+    """
+    side = len(class_names) + 1
+    if matrix.shape != (side, side):
+        raise ValueError(f"matrix: expected shape {[side, side]}, got {list(matrix.shape)}")
+    inches = min(max(4.5, 2 + 0.5 * side), 14)
+    figure = Figure(figsize=(inches + 0.8, inches), layout="constrained")
+    axes = figure.add_subplot()
+    sums = matrix.sum(axis=1, keepdims=True)
+    share = matrix / np.maximum(sums, 1)
+    drawn = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    names = ["background", *(_short(name) for name in class_names)]
+    size = min(9.0, 72 * 0.7 * (inches - 2) / side)
+    axes.set_xticks(range(side), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(side), names, fontsize=size)
+    axes.tick_params(length=0)
+    axes.set_xlabel("detected as", fontsize=10)
+    axes.set_ylabel("annotated as", fontsize=10)
+    axes.spines[:].set_visible(False)
+    if side <= MOST_COUNTS + 1:
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if share[row, column] > 0.55 else INK
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=colour)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.6, format=FuncFormatter(lambda value, _: f"{value:.0%}"))
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(length=0, labelsize=8)
+    bar.set_label("share of the row", fontsize=9)
+    return figure
+
+
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values of the rows that have `name`."""
+    pairs = np.array([(row["step"], row[name]) for row in rows if name in row], dtype=np.float64)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _smoothed(values: NDArray[np.float64], span: float) -> NDArray[np.float64]:
+    """Exponential mean over about `span` values, without bias towards the start."""
+    keep = 1 - 1 / max(span, 1.0)
+    mean, weight, result = 0.0, 0.0, np.empty_like(values)
+    for i, value in enumerate(values):
+        mean, weight = keep * mean + value, keep * weight + 1
+        result[i] = mean / weight
+    return result
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.grid(color="#e8e8e8", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, color=FAINT)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+
+
+def _colour(index: int) -> tuple[float, float, float]:
+    red, green, blue = class_colour(index + 1)
+    return red / 255, green / 255, blue / 255
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _short(name: str, most: int = 24) -> str:
+    # A dollar sign would start matplotlib's mathematical mode.
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")

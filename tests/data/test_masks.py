@@ -1,0 +1,68 @@
+"""Masks from polygons and run lengths, held to the COCO API and to hand-made cases."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as reference
+
+from regio.data import open_dataset
+from regio.data.masks import decode_masks, encode_mask, mask_area
+
+
+@settings(deadline=None, max_examples=50)
+@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
+def test_encode_then_decode_is_identity(mask: np.ndarray) -> None:
+    runs = encode_mask(mask)
+    assert (decode_masks([runs], mask.shape)[0].numpy() == mask).all()
+    assert mask_area(runs, mask.shape) == mask.sum()
+    assert (reference.decode({"size": runs["size"], "counts": runs["counts"].encode()}) == mask).all()
+
+
+def test_rectangle_polygon_covers_its_half_open_pixels() -> None:
+    mask = decode_masks([[[3, 2, 9, 2, 9, 5, 3, 5]]], (10, 14))[0]
+    assert mask.sum() == 18
+    assert mask[2:5, 3:9].all()
+
+
+def test_polygons_of_one_object_are_united() -> None:
+    overlapping = [[0, 0, 4, 0, 4, 4, 0, 4], [2, 2, 6, 2, 6, 6, 2, 6]]
+    assert mask_area(overlapping, (8, 8)) == 16 + 16 - 4
+
+
+def test_uncompressed_counts_run_down_the_columns() -> None:
+    mask = decode_masks([{"size": [2, 3], "counts": [1, 2, 3]}], (2, 3))[0]
+    assert mask.tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_no_segmentations() -> None:
+    assert decode_masks([], (4, 5)).shape == (0, 4, 5)
+
+
+def test_real_polygons_as_in_the_coco_api(shared_data: Path) -> None:
+    record = open_dataset(shared_data / "nuts", "train").records[0]
+    masks = decode_masks(record.segmentations, record.size)
+    for mask, polygons in zip(masks, record.segmentations, strict=True):
+        expected = reference.decode(reference.merge(reference.frPyObjects(polygons, *record.size)))
+        assert (mask.numpy() == expected).all()
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ([[1, 2, 3, 4]], "at least three"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "at least three"),
+        ("abc", "expected polygons or a run-length"),
+        ({"counts": [1, 2, 3]}, "expected polygons or a run-length"),
+        ({"size": [9, 9], "counts": [81]}, r"expected size \[4, 5\]"),
+        ({"size": [4, 5], "counts": [3, 4]}, "sum to 7"),
+        ({"size": [4, 5], "counts": "abc"}, "segmentation"),
+        ({"size": [4, 5], "counts": "99999"}, "segmentation|expected 20"),
+    ],
+)
+def test_bad_segmentation(segmentation: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_masks([segmentation], (4, 5))

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from regio.data.dataset import DetectionDataset
+from regio.data.records import Annotation, Record
+from regio.evaluate import evaluate, predict
+from regio.types import Detections
+
+SIZES = [(40, 60), (50, 30), (20, 20)]
+
+
+def picture(record: Record) -> Tensor:
+    return torch.full((3, *record.size), record.id, dtype=torch.uint8)
+
+
+@pytest.fixture
+def dataset() -> DetectionDataset:
+    """Three images of different sizes: a full-size object of class id 30, one of class id 10, and no object."""
+    boxes = [[(0.0, 0.0, 60.0, 40.0)], [(0.0, 0.0, 30.0, 50.0)], []]
+    records = []
+    for i, (size, rows) in enumerate(zip(SIZES, boxes, strict=True)):
+        objects = [Annotation(id=i, box=box, label=i + 1, area=100.0) for box in rows]
+        records.append(Record.of(7 + i, Path(f"{i}.jpg"), f"{i}.jpg", size, objects))
+    return DetectionDataset(["thirty", "ten"], [30, 10], records, read=picture)
+
+
+def detect(images: list[Tensor]) -> list[Detections]:
+    """Finds, in the image of id 7 + i, the whole image as class i + 1; nothing in the last."""
+    found = []
+    for image in images:
+        assert image.dtype == torch.uint8 and not torch.is_grad_enabled()
+        number = int(image[0, 0, 0]) - 7
+        _, height, width = image.shape
+        rows = int(number < 2)
+        box = torch.tensor([[0.0, 0.0, width, height]])[:rows]
+        found.append(Detections(box, torch.tensor([number + 1])[:rows], torch.tensor([0.5])[:rows]))
+    return found
+
+
+def test_a_perfect_detector_has_ap_one(dataset: DetectionDataset) -> None:
+    calls = []
+    metrics, predictions = evaluate(detect, dataset, batch_size=2, progress=lambda done, n: calls.append((done, n)))
+    assert metrics.ap == pytest.approx(1) and list(metrics.per_class) == ["thirty", "ten"]
+    assert calls == [(2, 3), (3, 3)]
+    assert predictions == [
+        {"image_id": 7, "category_id": 30, "bbox": [0.0, 0.0, 60.0, 40.0], "score": 0.5},
+        {"image_id": 8, "category_id": 10, "bbox": [0.0, 0.0, 30.0, 50.0], "score": 0.5},
+    ]
+    assert predict(detect, dataset, batch_size=1) == predictions
+
+
+def test_a_detector_that_loses_images_is_an_error(dataset: DetectionDataset) -> None:
+    with pytest.raises(ValueError, match="detect: expected 3 results, one an image, got 1"):
+        predict(lambda images: detect(images)[:1], dataset)
