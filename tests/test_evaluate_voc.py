@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regio.data.voc import read_voc
 from regio.evaluate import all_point_ap, confusion_matrix, eleven_point_ap, voc_metrics
 
 Boxes = list[tuple[int, int, list[float]]]
@@ -123,6 +124,31 @@ def test_real_detections_by_the_rules(shared_data: Path, threshold: float) -> No
         assert result.objects == positives
     aps = [c.ap_area for c in metrics.per_class.values() if c.objects]
     assert metrics.map_area == pytest.approx(np.mean(aps)) and 0.05 < metrics.map_area < 0.95
+
+
+def test_real_annotations_with_difficult_objects(shared_data: Path) -> None:
+    """VOC 2012's own XML and detections of its 20 classes."""
+    folder = shared_data / "voc2012_100"
+    truth = read_voc(folder / "Annotations", folder / "JPEGImages").to_coco()
+    names = (shared_data / "eval_reference" / "voc.names").read_text().split()
+    category = {c["name"]: c["id"] for c in truth["categories"]}
+    detections = []
+    for image in truth["images"]:
+        file = (
+            shared_data / "eval_reference" / "voc100_dets" / "abs_xyx2y2" / Path(image["file_name"]).with_suffix(".txt")
+        )
+        for line in file.read_text().splitlines() if file.exists() else ():
+            label, score, x1, y1, x2, y2 = map(float, line.split())
+            box = [x1, y1, x2 - x1, y2 - y1]
+            detections.append(found(image["id"], category[names[int(label)]], box, score))
+    assert sum(a["difficult"] for a in truth["annotations"]) > 20 and len(detections) > 400
+    metrics = voc_metrics(truth, detections)
+    for name, result in metrics.per_class.items():
+        recall, precision, positives = by_the_rules(truth, detections, category[name], 0.5)
+        np.testing.assert_allclose(result.recall, recall, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(result.precision, precision, rtol=0, atol=1e-15)
+        assert result.objects == positives
+    assert 0.3 < metrics.map_area < 1
 
 
 def test_hand_worked_curve() -> None:

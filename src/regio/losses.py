@@ -16,7 +16,7 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def box_loss(deltas: Tensor, targets: Tensor, beta: float, count: int) -> Tensor:
     """Smooth L1 of `deltas` [P, 4] against `targets` [P, 4], summed and divided by `count`.
 
-    Per coordinate ``x**2 / (2 beta)`` where |x| < beta and ``|x| - beta / 2`` elsewhere (Fast R-CNN, eq. 3, has beta 1);
+    Per coordinate ``x**2 / (2 beta)`` where |x| < beta and ``|x| - beta / 2`` elsewhere (Fast R-CNN, eq. 3: beta 1);
     beta 0 is L1. P are the boxes that stand for objects; `count` is the number of all boxes of the mini-batch, so that
     an image with few objects weighs less, as in the released Fast and Faster R-CNN. 0 when P is 0.
     """

@@ -22,8 +22,7 @@ class SingleMap(nn.Module):
         super().__init__()
         self.channels = channels
         self.reduce = nn.Conv2d(in_channels, channels, 1)
-        nn.init.normal_(self.reduce.weight, std=0.01)
-        nn.init.zeros_(self.reduce.bias)
+        _keep_variance(self.reduce)
 
     def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap]:
         """One map [N, channels, H, W] with the stride of the last of `maps`."""
@@ -36,22 +35,20 @@ class FPN(nn.Module):
 
     Each map gets a 1 x 1 lateral convolution to `channels`; from the coarsest down, a map is scaled to the next finer
     one's size (nearest) and added to it; a 3 x 3 convolution on each sum gives the output. There is no non-linearity.
-    `in_channels` are the widths of the backbone's maps, finest first; any run of levels will do. With `extra`, one
-    coarser map is appended: every second cell of the last one (P6, which only the proposals use).
+    `in_channels` are the widths of the backbone's maps, finest first; any run of levels will do. (P6, which only the
+    proposals use, is made by `regio.proposals.RPN`.)
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, extra: bool = True) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
         super().__init__()
         self.channels = channels
-        self.extra = extra
         self.lateral = nn.ModuleList([nn.Conv2d(width, channels, 1) for width in in_channels])
         self.output = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels])
         for layer in [*self.lateral, *self.output]:
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+            _keep_variance(layer)
 
     def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap, ...]:
-        """Maps [N, channels, H_i, W_i] with the strides of `maps`, finest first, and the extra one.
+        """Maps [N, channels, H_i, W_i] with the strides of `maps`, finest first.
 
         Raises ValueError when the number of maps is not that of `in_channels`.
         """
@@ -63,10 +60,14 @@ class FPN(nn.Module):
             if merged:
                 here = here + F.interpolate(merged[-1], size=here.shape[-2:], mode="nearest")
             merged.append(here)
-        levels = [
+        return tuple(
             FeatureMap(output(each), fine.stride)
             for output, each, fine in zip(self.output, reversed(merged), maps, strict=True)
-        ]
-        if self.extra:
-            levels.append(FeatureMap(levels[-1].data[:, :, ::2, ::2], levels[-1].stride * 2))
-        return tuple(levels)
+        )
+
+
+def _keep_variance(layer: nn.Module) -> None:
+    """Start a convolution so that its output varies as much as its input (Detectron's choice for these layers)."""
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    nn.init.zeros_(layer.bias)

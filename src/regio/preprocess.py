@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,9 +73,9 @@ class Preprocess:
         scaled = [self._scale(self._normalise(image)) for image in images]
         sizes = [(image.shape[1], image.shape[2]) for image in scaled]
         height, width = (math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True))
-        data = torch.zeros(
-            (len(scaled), 3, height, width), dtype=scaled[0].dtype, device=scaled[0].device
-        ).contiguous(memory_format=torch.channels_last)
+        data = torch.zeros((len(scaled), 3, height, width), dtype=scaled[0].dtype, device=scaled[0].device).contiguous(
+            memory_format=torch.channels_last
+        )
         for row, image in zip(data, scaled, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
         return Batch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
@@ -84,6 +85,10 @@ class Preprocess:
         if len(targets) != len(batch.sizes):
             raise ValueError(f"targets: expected {len(batch.sizes)}, one an image, got {len(targets)}")
         return [_resize_target(*each) for each in zip(targets, batch.original, batch.sizes, strict=True)]
+
+    def normalisation(self) -> dict[str, Any]:
+        """How images are scaled and normalised, in plain values, as a checkpoint records it."""
+        return asdict(self)
 
     def _normalise(self, image: Tensor) -> Tensor:
         if image.dtype == torch.uint8:

@@ -68,9 +68,7 @@ def test_palette_with_transparency_is_put_on_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode, clear, solid", [("RGBA", (9, 9, 9, 0), (1, 2, 3, 255)), ("LA", (9, 0), (7, 255))])
-def test_alpha_is_put_on_white(
-    tmp_path: Path, mode: str, clear: tuple[int, ...], solid: tuple[int, ...]
-) -> None:
+def test_alpha_is_put_on_white(tmp_path: Path, mode: str, clear: tuple[int, ...], solid: tuple[int, ...]) -> None:
     image = Image.new(mode, (2, 1))
     image.putpixel((0, 0), clear)
     image.putpixel((1, 0), solid)

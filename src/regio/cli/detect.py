@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from regio.checkpoints import write_json
-from regio.cli.runs import latest_checkpoint, new_folder
+from regio.cli.runs import latest_checkpoint, new_folder, pick_device
 from regio.config import load_detector
 from regio.data import read_image
 from regio.types import Detections
@@ -28,7 +28,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 def detect(
     inputs: Annotated[list[str], typer.Argument(help="Photos: files, folders (with all below them) and globs.")],
     *,
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint [default: the newest best.safetensors].")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
     score: Annotated[float | None, typer.Option(help="Lowest score of a detection that is kept.")] = None,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     bf16: Annotated[bool, typer.Option("--bf16", help="Convolve in bfloat16: faster where the processor has it.")] = False,
@@ -44,7 +44,7 @@ def detect(
     console = Console(stderr=as_json)
     files = find_images(inputs)
     path = weights or latest_checkpoint(project)
-    place = _device(device)
+    place = pick_device(device)
     detector, card = load_detector(path, score_threshold=score)
     detector.to(place).eval()
     folder = new_folder(project, name, "detect")
@@ -65,9 +65,7 @@ def detect(
         found.append(_as_dict(file, image, detections, card.class_names))
         if pictures:
             (folder / "pictures").mkdir(parents=True, exist_ok=True)
-            picture = draw_detections(
-                image, detections.boxes, detections.labels, detections.scores, card.class_names
-            )
+            picture = draw_detections(image, detections, card.class_names, score_threshold=score or 0.5)
             picture.save(folder / "pictures" / names[file])
     took = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,13 +114,6 @@ def _picture_names(files: list[Path]) -> dict[Path, str]:
         taken.add(name)
         names[file] = name
     return names
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
 
 
 def _as_dict(file: Path, image: torch.Tensor, detections: Detections, names: tuple[str, ...]) -> dict[str, Any]:

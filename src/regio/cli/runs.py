@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["latest_checkpoint", "new_folder"]
+import torch
+
+__all__ = ["latest_checkpoint", "new_folder", "pick_device"]
 
 
 def new_folder(project: Path, name: str | None, default: str) -> Path:
@@ -28,3 +30,13 @@ def latest_checkpoint(project: Path) -> Path:
     if not found:
         raise ValueError(f"--weights: no run in {project} has a checkpoint; name one, or train first (regio train)")
     return found[-1]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the accelerator where there is one. Raises ValueError for an unknown name."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:1, mps or auto, got '{name}'") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +12,14 @@ import yaml
 from rich.console import Console
 
 from regio.checkpoints import load_weights
-from regio.cli.results import show_metrics, write_results
 from regio.cli.runs import new_folder
 from regio.config import BACKBONES, EXTRACTORS, NECKS, OPTIMIZERS, SCHEDULES, RunConfig
 from regio.config import build_detector, from_dict, named, override, to_dict
 from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
 from regio.detector import TwoStageDetector
-from regio.evaluate import CocoMetrics
+from regio.evaluate import CocoMetrics, voc_metrics
 from regio.progress import RichProgress
+from regio.results import show_metrics, write_results
 from regio.train import train as run_training
 
 __all__ = ["open_splits", "run", "train"]
@@ -32,8 +33,8 @@ def train(
     data: Annotated[str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")],
     settings: Annotated[list[str] | None, typer.Argument(help="Any other setting, as key=value: channels=256 ema=0.999")] = None,
     *,
-    val: Annotated[str | None, typer.Option(help="Data set to evaluate on [default: the val split of DATA].")] = None,
-    classes: Annotated[str | None, typer.Option(help="Classes to train on, separated by commas [default: all].")] = None,
+    val: Annotated[str | None, typer.Option(help="Data set to evaluate on (default: the val split of DATA).")] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes to train on, separated by commas (default: all).")] = None,
     extractor: Annotated[str | None, typer.Option(help=f"Region features: {_one_of(EXTRACTORS)}.")] = None,
     backbone: Annotated[str | None, typer.Option(help=f"{_one_of(BACKBONES)}: the last two as timm:NAME.")] = None,
     neck: Annotated[str | None, typer.Option(help=f"{_one_of(NECKS)}: one map at stride 16, or a pyramid.")] = None,
@@ -101,8 +102,10 @@ def run(config: RunConfig, folder: Path, console: Console, *, resume: bool = Fal
         resume=resume,
         progress=RichProgress(console),
     )
-    show_metrics(metrics, console)
-    write_results(folder, detector, validation, metrics, to_dict(config))
+    predictions = json.loads((folder / "predictions.json").read_text())
+    voc = voc_metrics(validation.to_coco(), predictions)
+    show_metrics(metrics, voc, console)
+    write_results(folder, validation, predictions, metrics, voc, to_dict(config))
     console.print(f"Results are in [bold]{folder}[/]: report.html, weights/best.safetensors", highlight=False)
     return metrics
 

@@ -10,12 +10,11 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from regio.checkpoints import write_json
-from regio.cli.results import show_metrics, write_results
-from regio.cli.runs import latest_checkpoint, new_folder
+from regio.cli.runs import latest_checkpoint, new_folder, pick_device
 from regio.config import load_detector
 from regio.data import open_dataset
 from regio.evaluate import evaluate, voc_metrics
+from regio.results import show_metrics, write_results
 
 __all__ = ["val"]
 
@@ -23,7 +22,7 @@ __all__ = ["val"]
 def val(
     data: Annotated[str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")],
     *,
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint [default: the newest best.safetensors].")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
     split: Annotated[str, typer.Option(help="Which images of DATA.")] = "val",
     batch: Annotated[int, typer.Option(help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
@@ -52,11 +51,9 @@ def val(
             progress=lambda done, images: bars.update(task, completed=done),
         )
     voc = voc_metrics(dataset.to_coco(), predictions)
-    show_metrics(metrics, console)
-    console.print(f"VOC at IoU 0.5: mAP {voc.all_point:.3f} (area), {voc.eleven_point:.3f} (2007, eleven points)", highlight=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "predictions.json", predictions)
-    write_results(folder, detector, dataset, metrics, {"weights": str(path), "data": data, "split": split})
+    show_metrics(metrics, voc, console)
+    configuration = {"weights": str(path), "data": data, "split": split}
+    write_results(folder, dataset, predictions, metrics, voc, configuration)
     console.print(f"Results are in [bold]{folder}[/]", highlight=False)
     if as_json:
-        print(json.dumps(metrics.to_json() | {"voc_area": voc.all_point, "voc_2007": voc.eleven_point}))
+        print(json.dumps(metrics.to_json() | {"voc_map_area": voc.map_area, "voc_map_11_points": voc.map_11_points}))

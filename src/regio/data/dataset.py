@@ -199,10 +199,14 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def _masks_of(record: Record) -> Tensor:
-    try:
-        return decode_masks([s for s in record.segmentations if s is not None], record.size)
-    except ValueError as error:
-        raise ValueError(f"{record.path}: annotations {record.annotation_ids.tolist()}: {error}") from error
+    masks = torch.zeros((len(record), *record.size), dtype=torch.bool)
+    for row, segmentation in enumerate(record.segmentations):
+        assert segmentation is not None  # with_masks has looked
+        try:
+            masks[row] = decode_masks([segmentation], record.size)[0]
+        except ValueError as error:
+            raise ValueError(f"{record.path}: annotation {record.annotation_ids[row]}: {error}") from error
+    return masks
 
 
 def _require_unique(what: str, values: Sequence[Any]) -> None:

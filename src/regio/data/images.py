@@ -17,12 +17,14 @@ annotation tool showed, and tools differ, so the annotated size decides: the ima
 its upright size is the annotated one. Where both fit (a square image, a half turn), and where there is no annotated
 size, it is turned upright.
 
-Pillow decodes: torchvision's decoder was 10 to 20 % faster on JPEGs of 320 to 500 pixels, which is 0.1 ms an image,
-and does not read most of the table above.
+Pillow decodes: torchvision's decoder took 20 to 30 % less time on JPEGs of 320 to 500 pixels, which is 0.1 to 0.25 ms
+an image, and does not read most of the table above.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +46,12 @@ def read_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
     Raises ValueError, naming the path, when there is no such file, when it is no image, is truncated or otherwise
     damaged, when its pixels have no known range, and when its size is not `expected_size`.
     """
-    try:
-        with Image.open(path) as image:
-            upright = _turned(image, expected_size)
-            image.load()
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            pixels = _rgb(image)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+    with _opened(path) as image:
+        upright = _turned(image, expected_size)
+        image.load()
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        pixels = _rgb(image)
     if expected_size is not None and pixels.shape[:2] != expected_size:
         raise ValueError(
             f"{path}: the image is {_words(pixels.shape[:2])}, but its annotation says {_words(expected_size)}"
@@ -64,10 +61,17 @@ def read_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of the image at `path` as displayed, reading only its header. Raises as `read_image`."""
+    with _opened(path) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (height, width)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The open image; whatever goes wrong inside the block becomes a ValueError that names `path`."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (height, width)
+            yield image
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image file") from None
     except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:

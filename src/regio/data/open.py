@@ -38,8 +38,8 @@ def open_dataset(path: str | Path, split: str = "train", *, strict: bool = False
 
     split: "train" or "val", or the name of any other that the dataset has ("test", "trainval"). Where there is one
     annotation file, or VOC without lists of images, nothing says which images are for validation: then "train" and
-    "val" are the two parts of `divide`, and the dataset's `notes` say so. strict: raise at the first doubtful image or
-    annotation instead of listing it in `problems`.
+    "val" are the two parts of `divide`, and the dataset's `notes` say so; "all" is both. strict: raise at the first
+    doubtful image or annotation instead of listing it in `problems`.
 
     Raises ValueError when there is no such folder, no known format in it, or no such split (naming those there are).
     """
@@ -91,8 +91,10 @@ def divide(dataset: DetectionDataset, split: str) -> DetectionDataset:
 
 
 def _part(dataset: DetectionDataset, split: str, source: Path) -> DetectionDataset:
+    if split == "all":
+        return dataset
     if split not in ("train", "val"):
-        raise ValueError(f"{source}: no split {split!r}: all its images are together, so it has 'train' and 'val' only")
+        raise ValueError(f"{source}: no split {split!r}: its images are together, so it has 'train', 'val' and 'all'")
     try:
         part = divide(dataset, split)
     except ValueError as error:
@@ -141,8 +143,8 @@ def _plain(split: str) -> str:
 
 def _image_folders(path: Path, split: str) -> list[Path]:
     """Where the images of `split` may lie, the likeliest first."""
-    plain = _plain(split)
-    candidates = [path / split, path / "images" / split, path / plain, path / "images" / plain, path / "images", path]
+    names = (split, _plain(split), _plain(split).split("_")[-1])
+    candidates = [folder / name for name in names for folder in (path, path / "images")] + [path / "images", path]
     return list(dict.fromkeys(candidates))
 
 

@@ -207,5 +207,5 @@ def _resized(sample: Sample, scale: float) -> Sample:
     ratio = targets.boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
     masks = targets.masks
     if masks is not None:
-        masks = interpolate(masks[None].to(torch.uint8), size=new, mode="nearest-exact")[0].to(torch.bool)
+        masks = interpolate(masks[:, None].to(torch.uint8), size=new, mode="nearest-exact")[:, 0].to(torch.bool)
     return replace(sample, image=image, targets=replace(targets, boxes=targets.boxes * ratio, masks=masks))

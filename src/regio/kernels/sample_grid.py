@@ -83,9 +83,9 @@ def _sample_grid(
     columns: Tensor,
     column_coef: Tensor,
 ) -> Tensor:
-    from regio.kernels.cpu import arrays, sample_grid, threads
+    from regio.kernels.cpu import arrays, memory, sample_grid, threads
 
-    out = rows.new_empty((len(rows), maps[0].shape[1], rows.shape[1] * columns.shape[1]))
+    out = memory.empty((len(rows), maps[0].shape[1], rows.shape[1] * columns.shape[1]), rows.dtype)
     index = arrays.image_index(image, maps[0].shape[0])
     axes, result = arrays.plain(rows, row_coef, columns, column_coef), out.numpy()
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
@@ -110,14 +110,14 @@ def _backward_maps(
     columns: Tensor,
     column_coef: Tensor,
 ) -> list[Tensor]:
-    from regio.kernels.cpu import arrays, sample_grid, threads
+    from regio.kernels.cpu import arrays, memory, sample_grid, threads
 
     (g,) = arrays.plain(grad.to(rows.dtype))
     index = arrays.image_index(image, maps[0].shape[0])
     axes, grads = arrays.plain(rows, row_coef, columns, column_coef), []
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
         n, c, h, w = x.shape
-        grad_x = rows.new_zeros((n, h, w, c))
+        grad_x = memory.zeros((n, h, w, c), rows.dtype)
         fixed = (grad_x.view(-1).numpy(), (c, h, w), index, which, *axes, g)
         threads.share(lambda begin, end, fixed=fixed: sample_grid.backward_map(*fixed, begin, end), c, grain=16)
         grads.append(grad_x.to(x.dtype).permute(0, 3, 1, 2))

@@ -67,9 +67,9 @@ def sample_points_reference(
 
 @torch.library.custom_op("regio::sample_points", mutates_args=(), device_types="cpu")
 def _sample_points(maps: Sequence[Tensor], image: Tensor, level: Tensor, points: Tensor, coef: Tensor) -> Tensor:
-    from regio.kernels.cpu import arrays, sample_points, threads
+    from regio.kernels.cpu import arrays, memory, sample_points, threads
 
-    out = points.new_empty((points.shape[0], maps[0].shape[1], points.shape[1]))
+    out = memory.empty((points.shape[0], maps[0].shape[1], points.shape[1]), points.dtype)
     index = arrays.image_index(image, maps[0].shape[0])
     samples, result = arrays.plain(points, coef), out.numpy()
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
@@ -87,14 +87,14 @@ def _(maps, image, level, points, coef):  # type: ignore[no-untyped-def]
 def _backward_maps(
     grad: Tensor, maps: Sequence[Tensor], image: Tensor, level: Tensor, points: Tensor, coef: Tensor
 ) -> list[Tensor]:
-    from regio.kernels.cpu import arrays, sample_points, threads
+    from regio.kernels.cpu import arrays, memory, sample_points, threads
 
     (g,) = arrays.plain(grad.to(points.dtype))
     index = arrays.image_index(image, maps[0].shape[0])
     samples, grads = arrays.plain(points, coef), []
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
         n, c, h, w = x.shape
-        grad_x = points.new_zeros((n, h, w, c))
+        grad_x = memory.zeros((n, h, w, c), points.dtype)
         fixed = (grad_x.view(-1).numpy(), (c, h, w), index, which, *samples, g)
         threads.share(lambda begin, end, fixed=fixed: sample_points.backward_map(*fixed, begin, end), c, grain=16)
         grads.append(grad_x.to(x.dtype).permute(0, 3, 1, 2))

@@ -57,13 +57,18 @@ class Anchors:
         """
         if len(maps) != len(self.sizes):
             raise ValueError(f"maps: expected {len(self.sizes)}, one for each tuple of sizes, got {len(maps)}")
-        return [self._on_grid(x, sizes) for x, sizes in zip(maps, self.sizes, strict=True)]
+        strides = [(x.stride, x.stride) for x in maps]
+        return self.on_grids([x.size for x in maps], strides, maps[0].data.device)
 
-    def _on_grid(self, x: FeatureMap, sizes: Sequence[float]) -> Tensor:
-        height, width = x.size
-        device = x.data.device
-        v = (torch.arange(height, device=device, dtype=torch.float32) + self.offset) * x.stride
-        u = (torch.arange(width, device=device, dtype=torch.float32) + self.offset) * x.stride
-        v, u = torch.meshgrid(v, u, indexing="ij")
-        centres = torch.stack([u, v, u, v], dim=2)
-        return (centres[:, :, None] + self.at_origin(sizes).to(device)).reshape(-1, 4)
+    def on_grids(
+        self, sizes: Sequence[tuple[int, int]], strides: Sequence[tuple[float, float]], device: torch.device
+    ) -> list[Tensor]:
+        """The same from the (height, width) of each map in cells, and its strides along (y, x) in pixels."""
+        anchors = []
+        for (height, width), (stride_y, stride_x), own in zip(sizes, strides, self.sizes, strict=True):
+            y = (torch.arange(height, device=device, dtype=torch.float32) + self.offset) * stride_y
+            x = (torch.arange(width, device=device, dtype=torch.float32) + self.offset) * stride_x
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            centres = torch.stack([x, y, x, y], dim=2)
+            anchors.append((centres[:, :, None] + self.at_origin(own).to(device)).reshape(-1, 4))
+        return anchors

@@ -37,12 +37,13 @@ class RPN(nn.Module):
     """A 3 x 3 convolution and, at each cell and for each anchor, an objectness and a box (Faster R-CNN, section 3.1).
 
     The layers are shared by all maps. `channels` is the width of the maps and, unless `hidden` is given, of the
-    convolution. `test` and `train` say how many proposals `forward` and `losses` give.
+    convolution. `test` and `train` say how many proposals `forward` and `losses` give. With `coarser`, one more map is
+    looked at: every second cell of the last one (P6 of FPN, section 4.1, which nothing else reads).
 
     Anchors that cross the image's border by more than `border` pixels do not take part in training (the paper: 0);
-    None lets all of them (FPN). The losses are those of the released code: both divided by the number of sampled anchors,
-    equal weights, smooth L1 with `beta` 1/9. (The paper's equation 1 divides the second by the number of cells and
-    weighs it by 10, which comes to about the same.)
+    None lets all of them (FPN). The losses are those of the released code: both divided by the number of sampled
+    anchors, equal weights, smooth L1 with `beta` 1/9. (The paper's equation 1 divides the second by the number of cells
+    and weighs it by 10, which comes to about the same.)
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RPN(nn.Module):
         anchors: Anchors,
         *,
         hidden: int | None = None,
+        coarser: bool = False,
         test: ProposalFilter,
         train: ProposalFilter,
         matcher: Matcher = Matcher(positive=0.7, background=0.3, best_for_each=True),  # noqa: B008 (frozen)
@@ -61,7 +63,8 @@ class RPN(nn.Module):
     ) -> None:
         super().__init__()
         hidden = hidden or channels
-        self.anchors, self.test, self.train_filter = anchors, test, train
+        self.anchors, self.coarser = anchors, coarser
+        self.test_filter, self.train_filter = test, train
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
         self.border, self.beta = border, beta
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
@@ -77,16 +80,25 @@ class RPN(nn.Module):
 
         `sizes` are the (height, width) of the images within the padded batch, to which boxes are clipped.
         """
-        return self._propose(*self._predict(maps), self.anchors(maps), sizes, self.test)
+        maps = self._levels(maps)
+        return self._propose(*self._predict(maps), self.anchors(maps), sizes, self.test_filter)
 
     def losses(
         self, maps: Sequence[FeatureMap], sizes: Sequence[tuple[int, int]], targets: Sequence[Targets]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Proposals to train the head on, and the losses `rpn_objectness` and `rpn_box`."""
+        maps = self._levels(maps)
         objectness, deltas = self._predict(maps)
         anchors = self.anchors(maps)
         proposals = self._propose(objectness, deltas, anchors, sizes, self.train_filter)
-        return proposals, self._compare(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, targets)
+        losses = self._compare(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, targets)
+        return proposals, losses
+
+    def _levels(self, maps: Sequence[FeatureMap]) -> Sequence[FeatureMap]:
+        if not self.coarser:
+            return maps
+        last = maps[-1]
+        return (*maps, FeatureMap(last.data[:, :, ::2, ::2], last.stride * 2))
 
     def _predict(self, maps: Sequence[FeatureMap]) -> tuple[list[Tensor], list[Tensor]]:
         """For each map, objectness logits [N, H * W * A] and deltas [N, H * W * A, 4], in the order of the anchors."""
@@ -107,12 +119,12 @@ class RPN(nn.Module):
         keep: ProposalFilter,
     ) -> list[Tensor]:
         boxes, scores, levels = [], [], []
-        for level, (logit, delta, anchor) in enumerate(zip(objectness, deltas, anchors, strict=True)):
+        for i, (logit, delta, anchor) in enumerate(zip(objectness, deltas, anchors, strict=True)):
             score, best = logit.topk(min(keep.before_nms, logit.shape[1]), dim=1)
             chosen = delta.gather(1, best[:, :, None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(chosen.flatten(0, 1), anchor[best].flatten(0, 1)).view_as(chosen))
             scores.append(score)
-            levels.append(torch.full_like(best[0], level))
+            levels.append(torch.full_like(best[0], i))
         level = torch.cat(levels)
         batch = zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
         return [_suppress(clip(box, size), score, level, keep) for box, score, size in batch]
@@ -127,9 +139,7 @@ class RPN(nn.Module):
     ) -> dict[str, Tensor]:
         logits, labels, predicted, wanted = [], [], [], []
         for i, target in enumerate(targets):
-            match = self.matcher(anchors, target)
-            if self.border is not None:
-                match = torch.where(_inside(anchors, sizes[i], self.border), match, IGNORED)
+            match = self._match(anchors, sizes[i], target)
             positive, background = self.sampler(match)
             logits += [objectness[i, positive], objectness[i, background]]
             labels += [torch.ones_like(logits[-2]), torch.zeros_like(logits[-1])]
@@ -141,6 +151,15 @@ class RPN(nn.Module):
             "rpn_objectness": entropy,
             "rpn_box": box_loss(torch.cat(predicted), torch.cat(wanted), self.beta, len(label)),
         }
+
+    def _match(self, anchors: Tensor, size: tuple[int, int], target: Targets) -> Tensor:
+        if self.border is None:
+            return self.matcher(anchors, target)
+        # The best anchor of an object is sought among those that take part.
+        inside = _inside(anchors, size, self.border).nonzero()[:, 0]
+        match = torch.full_like(anchors[:, 0], IGNORED, dtype=torch.int64)
+        match[inside] = self.matcher(anchors[inside], target)
+        return match
 
 
 def _suppress(boxes: Tensor, scores: Tensor, level: Tensor, keep: ProposalFilter) -> Tensor:

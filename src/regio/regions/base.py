@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from regio.types import FeatureMap, Regions
 
-__all__ = ["RegionExtractor"]
+__all__ = ["RegionExtractor", "contract", "level_by_level"]
 
 
 class RegionExtractor(nn.Module, ABC):
@@ -43,6 +44,22 @@ class RegionExtractor(nn.Module, ABC):
             parts.append(contract(self.weights(x, some), x, some))
         empty = x.data.new_zeros((0, x.data.shape[1], prod(self.bins)))
         return torch.cat([empty, *parts]).unflatten(2, self.bins)
+
+    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """As `forward`, box i read from ``maps[level[i]]``; level: [R] int64.
+
+        The default takes one level after the other; extractors whose kernel reads all levels at once override it.
+        """
+        return level_by_level([self] * len(maps), maps, r, level)
+
+
+def level_by_level(
+    extractors: Sequence[RegionExtractor], maps: Sequence[FeatureMap], r: Regions, level: Tensor
+) -> Tensor:
+    """Features [R, C, *bins] of boxes that ``extractors[level]`` reads from ``maps[level]``."""
+    rows = [(level == i).nonzero()[:, 0] for i in range(len(maps))]
+    parts = [e(x, r[i]) for e, x, i in zip(extractors, maps, rows, strict=True)]
+    return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 def contract(weights: Tensor, x: FeatureMap, r: Regions) -> Tensor:

@@ -38,9 +38,11 @@ def faster_rcnn(
 
     num_classes: with the background, 21 for Pascal VOC. extractor: RoI pooling to 7 x 7 unless given; it reads maps of
     `channels`. hidden: width of the head's two layers. short_side, long_side: image scale, in pixels. anchor_sizes:
-    square roots of the anchors' areas, in pixels of the scaled image. border: by how many pixels an anchor may leave the
-    image and still be trained on, None for any; None suits images not much larger than the anchors. sampled_regions:
-    regions per image in the head's mini-batch.
+    square roots of the anchors' areas, in pixels of the scaled image. border: by how many pixels an anchor may leave
+    the image and still be trained on, None for any; None suits images not much larger than the anchors.
+    sampled_regions: regions per image in the head's mini-batch.
+
+    The released code also drops proposals with a side under 16 pixels of the image as given; here none are dropped.
     """
     extractor = RoIPool((7, 7)) if extractor is None else extractor
     coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))

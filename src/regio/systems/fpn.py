@@ -1,7 +1,7 @@
 """Faster R-CNN on a feature pyramid.
 
-Lin, Dollár, Girshick, He, Hariharan, Belongie: Feature Pyramid Networks for Object Detection, CVPR 2017. The numbers are
-the paper's and, where it gives none, those of its released code (Detectron).
+Lin, Dollár, Girshick, He, Hariharan, Belongie: Feature Pyramid Networks for Object Detection, CVPR 2017. The numbers
+are the paper's and, where it gives none, those of its released code (Detectron).
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def faster_rcnn_fpn(
     return TwoStageDetector(
         preprocess=Preprocess(short_side, long_side, backbone.mean, backbone.std, divisor=backbone.strides[-1]),
         backbone=backbone,
-        neck=FPN(backbone.channels, channels, extra=True),
+        neck=FPN(backbone.channels, channels),
         proposals=RPN(
             channels,
             Anchors(tuple((size,) for size in sizes), ratios=(0.5, 1.0, 2.0)),
+            coarser=True,
             test=ProposalFilter(before_nms=1000, after_nms=1000, iou_threshold=0.7),
             train=ProposalFilter(before_nms=2000, after_nms=2000, iou_threshold=0.7),
             matcher=Matcher(positive=0.7, background=0.3, best_for_each=True),

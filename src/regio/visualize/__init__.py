@@ -2,12 +2,18 @@
 
 from regio.visualize.colours import class_colour
 from regio.visualize.draw import draw_detections, draw_targets
+from regio.visualize.plots import confusion_figure, precision_recall_figure, training_figure
+from regio.visualize.report import write_report
 from regio.visualize.sheet import comparison_sheet, contact_sheet
 
 __all__ = [
     "class_colour",
     "comparison_sheet",
+    "confusion_figure",
     "contact_sheet",
     "draw_detections",
     "draw_targets",
+    "precision_recall_figure",
+    "training_figure",
+    "write_report",
 ]

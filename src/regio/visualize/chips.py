@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from PIL import ImageDraw, ImageFont
 
 from regio.visualize.colours import Colour, ink_on
 
-__all__ = ["Chip", "Rectangle", "draw_chip", "font", "place_chips"]
+__all__ = ["Chip", "Rectangle", "draw_chip", "font", "place_chips", "shorten"]
 
 Rectangle = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, half-open."""
 
+BUDGET = 1 / 6  # the share of the picture that chips may cover together
 UNREADABLE = 0.25  # a chip of which others cover more than this share is left out
 
 
@@ -29,9 +30,19 @@ class Chip:
 
 
 @lru_cache(maxsize=32)
-def font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib, at `size` pixels."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def shorten(text: str, width: int, letters: ImageFont.FreeTypeFont) -> str:
+    """`text`, cut with an ellipsis to at most `width` pixels."""
+    if letters.getlength(text) <= width:
+        return text
+    while text and letters.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
 
 
 def place_chips(chips: list[Chip], size: tuple[int, int], text_size: int) -> list[tuple[Chip, Rectangle]]:
@@ -39,12 +50,15 @@ def place_chips(chips: list[Chip], size: tuple[int, int], text_size: int) -> lis
 
     A chip goes where the fewest pixels of earlier chips and of its own box are under it: above the box, under it, or
     just inside, to the left or to the right. No place is outside the picture; a text too long for it is cut. A chip
-    of which others would cover more than a quarter wherever it went is left out, so that the rest can be read.
+    of which others would cover more than a quarter wherever it went is left out, so that the rest can be read; so are
+    all after those that cover a sixth of the picture, so that the picture can be seen. The first is always placed.
     """
     width, height = size
     placed: list[tuple[Chip, Rectangle]] = []
     for chip in chips:
-        chip = Chip(_fit(chip.text, width, text_size), chip.colour, chip.box)
+        if sum(_area(place) for _, place in placed) > BUDGET * width * height:
+            break
+        chip = replace(chip, text=shorten(chip.text, width - 2 * _padding(text_size), font(text_size)))
         extent = chip_size(chip.text, text_size)
         best, lowest = (0, 0, 0, 0), float("inf")
         for order, (left, top) in enumerate(_candidates(chip.box, extent)):
@@ -63,22 +77,17 @@ def draw_chip(draw: ImageDraw.ImageDraw, chip: Chip, place: Rectangle, text_size
     """Draw `chip` at `place`."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=chip.colour)
-    middle = left + text_size // 3, (top + bottom) / 2
+    middle = left + _padding(text_size), (top + bottom) / 2
     draw.text(middle, chip.text, font=font(text_size), fill=ink_on(chip.colour), anchor="lm")
 
 
 def chip_size(text: str, text_size: int) -> tuple[int, int]:
     """(width, height) in pixels of the chip of `text`."""
-    return round(font(text_size).getlength(text)) + 2 * (text_size // 3), round(1.4 * text_size)
+    return round(font(text_size).getlength(text)) + 2 * _padding(text_size), round(1.4 * text_size)
 
 
-def _fit(text: str, width: int, text_size: int) -> str:
-    """`text`, cut with an ellipsis to a chip of at most `width` pixels."""
-    if chip_size(text, text_size)[0] <= width:
-        return text
-    while text and chip_size(text + "…", text_size)[0] > width:
-        text = text[:-1]
-    return text + "…"
+def _padding(text_size: int) -> int:
+    return text_size // 3
 
 
 def _candidates(box: Rectangle, extent: tuple[int, int]) -> list[tuple[int, int]]:

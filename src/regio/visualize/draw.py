@@ -38,10 +38,10 @@ def draw_detections(
 
     Each has a box in the colour of its class, its mask if there is one, and a chip "name 0.87" with label l named
     class_names[l - 1]. A small image is first enlarged by a whole factor, to 640 pixels on its longer side or more;
-    lines and text grow with the picture. Better scores are drawn later and get the better places for their chips; a
-    chip that finds no readable place is left out.
+    lines and text grow with the picture. Better scores are drawn later and get the better places for their chips;
+    chips that find no readable place, or would hide the picture, are left out.
 
-    Raises TypeError or ValueError when the image is none of these, and ValueError when a label has no name.
+    Raises ValueError when a tensor is no such image, a label has no name, or masks are not of the image's size.
     """
     _require_names(detections.labels, class_names)
     order = (detections.scores >= score_threshold).nonzero()[:, 0]
@@ -89,7 +89,7 @@ def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     for mark, box in reversed(list(zip(marks, boxes, strict=True))):
         _outline(draw, box, mark.colour, line, mark.dashed)
     chips = [Chip(mark.text, mark.colour, box) for mark, box in zip(marks, boxes, strict=True)]
-    for chip, place in place_chips(chips, picture.size, text_size):
+    for chip, place in reversed(place_chips(chips, picture.size, text_size)):
         draw_chip(draw, chip, place, text_size)
     return picture
 

@@ -53,18 +53,21 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         smooth = _smoothed(values, len(values) / 20)
         colour, width = (INK, 2.0) if name == "loss" else (_colour(i), 1.4)
         loss_axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.25)
-        loss_axes.plot(steps, smooth, color=colour, linewidth=width, label=f"{_words(name)}  {smooth[-1]:.3g}")
+        marker = "o" if len(steps) == 1 else None
+        loss_axes.plot(
+            steps, smooth, color=colour, linewidth=width, marker=marker, label=f"{_words(name)}  {smooth[-1]:.3g}"
+        )
         tops.append(max(np.percentile(values, 99), smooth.max()))
     if losses:
         loss_axes.set_ylim(0, 1.05 * max(tops) or 1)
-        loss_axes.legend(frameon=False, fontsize=8)
+        loss_axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8)
     loss_axes.tick_params(labelbottom=False)
     if "lr" in names:
         rate_axes.plot(*_column(rows, "lr"), color=INK, linewidth=1.4)
         rate_axes.set_ylim(bottom=0)
     for i, name in enumerate(metrics):
         steps, values = _column(rows, name)
-        label = f"{_words(name.removeprefix('val_'))}  {values[-1]:.3f}"
+        label = f"{_words(name.removeprefix('val_')).replace('ap', 'AP')}  {values[-1]:.3f}"
         main = name == "val_ap"
         metric_axes.plot(
             steps, values, color=INK if main else _colour(i), linewidth=2 if main else 1.4, marker="o", markersize=3.5,
@@ -72,7 +75,7 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         )  # fmt: skip
     if metrics:
         metric_axes.set_ylim(bottom=0)
-        metric_axes.legend(frameon=False, fontsize=8)
+        metric_axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8)
     for axes in (rate_axes, metric_axes):
         axes.set_xlabel("step", fontsize=9)
     return figure
@@ -124,7 +127,7 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     if matrix.shape != (side, side):
         raise ValueError(f"matrix: expected shape {[side, side]}, got {list(matrix.shape)}")
     inches = min(max(4.5, 2 + 0.5 * side), 14)
-    figure = Figure(figsize=(inches + 0.8, inches), layout="constrained")
+    figure = Figure(figsize=(1.12 * inches, inches), layout="constrained")
     axes = figure.add_subplot()
     sums = matrix.sum(axis=1, keepdims=True)
     share = matrix / np.maximum(sums, 1)
@@ -143,7 +146,7 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
                 colour = "white" if share[row, column] > 0.55 else INK
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=colour)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.6, format=FuncFormatter(lambda value, _: f"{value:.0%}"))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)
     bar.set_label("share of the row", fontsize=9)
     return figure

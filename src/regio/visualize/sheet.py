@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from regio.types import Detections, Targets
-from regio.visualize.chips import font
+from regio.visualize.chips import font, shorten
 from regio.visualize.draw import draw_detections, draw_targets
 
 __all__ = ["comparison_sheet", "contact_sheet"]
@@ -84,9 +84,5 @@ def _fitted(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, bold: bool = False) -> None:
-    letters = font(TEXT)
-    if letters.getlength(text) > width:
-        while text and letters.getlength(text + "…") > width:
-            text = text[:-1]
-        text += "…"
-    draw.text((left, top), text, font=letters, fill=INK, stroke_width=int(bold))
+    letters = font(TEXT, bold)
+    draw.text((left, top), shorten(text, width, letters), font=letters, fill=INK)

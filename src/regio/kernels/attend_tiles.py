@@ -1,0 +1,214 @@
+"""The weights of `regio.kernels.attend`, a tile of a few boxes at a time: what its forward and backward share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Tile", "TiledSoftmax"]
+
+_TILE = 2**20  # numbers in a tile of weights or of gathered features: 4 MiB in float32
+_WORTH_GATHERING = 0.5  # of the map; a larger support is read as the whole map, with zeros outside the support
+
+
+class _Scratch:
+    """Memory for the tensors of a tile, used again by the next one.
+
+    New memory of this size comes from the system page by page, which takes longer than the arithmetic on it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor [*shape] of arbitrary content; it is lost when the same name is asked for again."""
+        count = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < count or kept.dtype != dtype:
+            kept = self._kept[name] = torch.empty(count, dtype=dtype, device=self._device)
+        return kept[:count].view(shape)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A few boxes of one image. cells: [n, S], the cells that each reads, padded with -1; None is the whole map."""
+
+    image: int
+    boxes: Tensor
+    cells: Tensor | None
+
+
+class TiledSoftmax:
+    """The weights of some boxes, made one tile at a time: the part that forward and backward share."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        image: Tensor,
+        column: Tensor,
+        row: Tensor,
+        appearance: Tensor | None,
+        support: Tensor,
+        cells: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.image, self.cells, self.dtype = image, cells, dtype
+        self.scratch = _Scratch(x.device)
+        self.size = (int(x.shape[2]), int(x.shape[3]))
+        self.parts, self.area = column.shape[1], x.shape[2] * x.shape[3]
+        self.features = x.detach().permute(0, 2, 3, 1).reshape(len(x), self.area, x.shape[1]).to(dtype)  # [N, HW, C]
+        self.appearance = None if appearance is None else appearance.detach().flatten(2)  # [N, K, HW]
+        self.exp_appearance = None
+        if self.appearance is not None:
+            self.exp_appearance = (self.appearance - self.appearance.amax(2, keepdim=True)).exp_()
+        self.support = support
+        self.column, self.exp_column = self._shifted(column, support[:, 0], support[:, 2])
+        self.row, self.exp_row = self._shifted(row, support[:, 1], support[:, 3])
+        if cells is None:
+            self.support = self._reachable()
+
+    @staticmethod
+    def _shifted(term: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+        """`term` [R, K, L] less its maximum over the range of each box, -inf outside it; and its exponential."""
+        at = torch.arange(term.shape[2], device=term.device)
+        outside = (at < start[:, None]) | (at >= stop[:, None])
+        term = term.detach().masked_fill(outside[:, None], -math.inf)
+        term -= term.amax(2, keepdim=True).clamp_(min=torch.finfo(term.dtype).min)  # an empty range has no maximum
+        return term, term.exp()
+
+    def _reachable(self) -> Tensor:
+        """The support without the columns and rows whose weights all vanish beside the largest.
+
+        The weight of a cell of column u is at most exp(column(u) + spread) times the largest weight of the part, where
+        spread is the range of the appearance term. A column is left out if that times the number of cells is below the
+        resolution of the dtype, for every part: the result is that of the whole support to the last digit.
+        """
+        limit = math.log(torch.finfo(self.column.dtype).eps / self.area)
+        threshold: float | Tensor = limit
+        if self.appearance is not None:
+            spread = self.appearance.amax(2) - self.appearance.amin(2)  # [N, K]
+            threshold = limit - spread[self.image][:, :, None]
+        ranges = []
+        for term in (self.column, self.row):
+            reached = ~(term < threshold).all(1)  # [R, L]; not "any above", so that NaN is kept and seen
+            at = torch.arange(term.shape[2], device=term.device)
+            ranges.append((at.where(reached, term.shape[2]).amin(1), at.where(reached, -1).amax(1) + 1))
+        (u0, u1), (v0, v1) = ranges
+        return torch.stack([u0, v0, u1, v1], 1)
+
+    def tiles(self) -> Iterator[Tile]:
+        """The boxes in tiles of one image each, large supports first; boxes that read nothing are in none."""
+        if self.cells is None:
+            sides = (self.support[:, 2:] - self.support[:, :2]).clamp(min=0)
+            count = sides[:, 0] * sides[:, 1]
+        else:
+            count = (self.cells >= 0).sum(1)
+        depth = max(self.parts, self.features.shape[2])
+        for image in range(len(self.features)):
+            boxes = (self.image == image).nonzero()[:, 0]
+            boxes = boxes[count[boxes].argsort(descending=True, stable=True)]
+            counts = count[boxes].tolist()
+            start = 0
+            while start < len(counts) and counts[start] > 0:
+                whole = self.cells is None and counts[start] > _WORTH_GATHERING * self.area
+                length = _rounded_up(counts[start])
+                most = max(1, _TILE // (self.area * self.parts if whole else length * depth))
+                # A tile is padded to its largest box, so it ends where boxes become half as large.
+                least = _WORTH_GATHERING * self.area if whole else counts[start] / 2
+                stop = start + 1
+                while stop < min(start + most, len(counts)) and counts[stop] > least:
+                    stop += 1
+                some = boxes[start:stop]
+                yield Tile(image, some, None if whole else self._cells_of(some, length))
+                start = stop
+
+    def _cells_of(self, boxes: Tensor, length: int) -> Tensor:
+        """The cells [n, length] that some boxes read, padded with -1."""
+        if self.cells is not None:
+            order = (self.cells[boxes] < 0).to(torch.int8).argsort(dim=1, stable=True)  # padding last
+            listed = self.cells[boxes].gather(1, order)[:, :length]
+            return torch.nn.functional.pad(listed, (0, length - listed.shape[1]), value=-1)
+        u0, v0, u1, v1 = self.support[boxes][:, :, None].unbind(1)
+        at = torch.arange(length, device=boxes.device)
+        width = (u1 - u0).clamp(min=1)
+        cells = (v0 + at // width) * self.size[1] + u0 + at % width
+        return cells.masked_fill(at >= width * (v1 - v0), -1)
+
+    def weights(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Weights [n, K, HW or S] up to their scale, and the scale [n, K, 1] that makes them sum to one."""
+        weights = self._combined(tile, "weights", self.exp_column, self.exp_row, self.exp_appearance, torch.mul)
+        if tile.cells is not None:
+            weights *= (tile.cells >= 0)[:, None]
+        total = weights.sum(2, keepdim=True)
+        lost = total < math.sqrt(torch.finfo(total.dtype).tiny)
+        if bool(lost.any()):  # the three factors peak so far apart that their product has lost its range
+            logits = self._combined(tile, "logits", self.column, self.row, self.appearance, torch.add)
+            if tile.cells is not None:
+                logits.masked_fill_((tile.cells < 0)[:, None], -math.inf)
+            logits -= logits.amax(2, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+            weights.copy_(torch.where(lost, logits.exp_(), weights))
+            total = weights.sum(2, keepdim=True)
+        return weights, torch.where(total > 0, total.reciprocal(), 0.0)
+
+    def _combined(
+        self,
+        tile: Tile,
+        name: str,
+        column: Tensor,
+        row: Tensor,
+        appearance: Tensor | None,
+        combine: Callable[..., Tensor],
+    ) -> Tensor:
+        """column(u), row(v) and appearance(p), added or multiplied: [n, K, HW or S], in the scratch memory `name`."""
+        column, row = column[tile.boxes], row[tile.boxes]
+        count = len(column)
+        if tile.cells is None:
+            out = self.scratch(name, (count, self.parts, *self.size), column.dtype)
+            combine(column[:, :, None, :], row[:, :, :, None], out=out)
+            out = out.flatten(2)
+            return out if appearance is None else combine(out, appearance[tile.image], out=out)
+        shape = (count, self.parts, tile.cells.shape[1])
+        out, factor = self.scratch(name, shape, column.dtype), self.scratch("factor", shape, column.dtype)
+        u, v, cell = (index.expand(shape) for index in self.positions(tile.cells))
+        combine(torch.gather(column, 2, u, out=out), torch.gather(row, 2, v, out=factor), out=out)
+        if appearance is not None:
+            combine(out, torch.gather(appearance[tile.image].expand(count, -1, -1), 2, cell, out=factor), out=out)
+        return out
+
+    def positions(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Column, row and index [n, 1, S] of the cells [n, S]; padding counts as cell 0."""
+        known = cells.clamp(min=0)[:, None]
+        return known % self.size[1], known // self.size[1], known
+
+    def operand(self, name: str, values: Tensor) -> Tensor:
+        """`values` in the dtype of the matrix products."""
+        return values if values.dtype == self.dtype else self.scratch(name, values.shape, self.dtype).copy_(values)
+
+    def features_of(self, tile: Tile) -> Tensor:
+        """The features [HW, C] or [n, S, C] that a tile reads."""
+        features = self.features[tile.image]
+        if tile.cells is None:
+            return features
+        out = self.scratch("features", (tile.cells.numel(), features.shape[1]), self.dtype)
+        torch.index_select(features, 0, tile.cells.clamp(min=0).flatten(), out=out)
+        return out.unflatten(0, tile.cells.shape)
+
+    def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """The matrix product of a [n, I, J] with b [J, L] or [n, J, L], in the dtype of the weights."""
+        shape = (*a.shape[:2], b.shape[-1])
+        out = torch.matmul(a, b, out=self.scratch(name, shape, self.dtype))
+        if self.dtype == self.column.dtype:
+            return out
+        return self.scratch(f"{name}, widened", shape, self.column.dtype).copy_(out)
+
+
+def _rounded_up(count: int) -> int:
+    """The next number with three significant bits: matrix products of few different shapes, of which kernels are
+    kept."""
+    step = 1 << max(0, count.bit_length() - 3)
+    return -(-count // step) * step

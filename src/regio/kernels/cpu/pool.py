@@ -1,0 +1,107 @@
+"""CPU kernels of `regio.kernels.pool`: a bin reads its block of cells in row-major order, all channels together.
+
+The backward kernel finds the largest cells again: that is cheaper than writing and reading as many indices as there
+are results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regio.kernels.cpu.cells import BLOCK, put_transposed, take_transposed
+from regio.kernels.cpu.compile import compiled
+
+__all__ = ["backward", "forward"]
+
+Array = np.ndarray[Any, Any]
+U = np.uintp
+
+
+@compiled
+def _maximum(x: Array, at: int, row_step: int, step: int, rows: int, columns: int, tile: Array, to: int, n: int) -> None:
+    """``tile[to + c]`` = the largest of rows x columns cells from offset `at`, for c < n; 0 for no cells."""
+    if rows <= 0 or columns <= 0:
+        for c in range(n):
+            tile[to + U(c)] = 0
+        return
+    for c in range(n):
+        tile[to + U(c)] = x[at + U(c)]
+    for i in range(rows):
+        for j in range(columns):
+            q = at + U(i * row_step + j * step)
+            for c in range(n):
+                value, best = x[q + U(c)], tile[to + U(c)]
+                tile[to + U(c)] = value if value > best or value != value else best
+
+
+@compiled
+def forward(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, top: Array, bottom: Array, left: Array,
+    right: Array, out: Array, begin: int, end: int
+) -> None:  # fmt: skip
+    """out[r] for r in which[begin:end]. x: flat channels-last cells; shape: (C, H, W); out: [R, C, Kh * Kw]."""
+    channels, height, width = shape
+    kh, kw = top.shape[1], left.shape[1]
+    pitch = min(BLOCK, channels) + 16  # not a power of two: the transposition would fall on few cache sets
+    tile = np.empty(kh * kw * pitch, x.dtype)
+    for r in which[begin:end]:
+        for first in range(0, channels, BLOCK):
+            n = min(BLOCK, channels - first)
+            for i in range(kh):
+                v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
+                for j in range(kw):
+                    u0, u1 = max(left[r, j], 0), min(right[r, j], width)
+                    at = U(((image[r] * height + v0) * width + u0) * channels + first)
+                    to = U((i * kw + j) * pitch)
+                    _maximum(x, at, width * channels, channels, v1 - v0, u1 - u0, tile, to, n)
+            put_transposed(tile, pitch, out[r, first : first + n])
+
+
+@compiled
+def _arg_maximum(
+    x: Array, at: int, row_step: int, step: int, rows: int, columns: int, best: Array, where: Array, n: int
+) -> None:
+    """The first of the largest cells, in row-major order: its offset from `at` for each channel c < n."""
+    for c in range(n):
+        best[c] = x[at + U(c)]
+        where[c] = 0
+    for i in range(rows):
+        for j in range(columns):
+            offset = i * row_step + j * step
+            q = at + U(offset)
+            for c in range(n):
+                value = x[q + U(c)]
+                larger = value > best[c] or value != value
+                best[c] = value if larger else best[c]
+                where[c] = offset if larger else where[c]
+
+
+@compiled
+def backward(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, top: Array, bottom: Array, left: Array,
+    right: Array, grad: Array, grad_x: Array, begin: int, end: int
+) -> None:  # fmt: skip
+    """Add the gradient of the channels [begin, end) to grad_x: no other thread touches them, whatever the boxes."""
+    channels, height, width = shape
+    kh, kw = top.shape[1], left.shape[1]
+    block = min(BLOCK, end - begin)
+    pitch = block + 16
+    tile = np.empty(kh * kw * pitch, x.dtype)
+    best, where = np.empty(block, x.dtype), np.empty(block, np.int64)
+    for r in which:
+        for first in range(begin, end, BLOCK):
+            n = min(BLOCK, end - first)
+            take_transposed(tile, pitch, grad[r, first : first + n])
+            for i in range(kh):
+                v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
+                for j in range(kw):
+                    u0, u1 = max(left[r, j], 0), min(right[r, j], width)
+                    if v0 >= v1 or u0 >= u1:
+                        continue
+                    at = U(((image[r] * height + v0) * width + u0) * channels + first)
+                    _arg_maximum(x, at, width * channels, channels, v1 - v0, u1 - u0, best, where, n)
+                    to = U((i * kw + j) * pitch)
+                    for c in range(n):
+                        grad_x[at + U(where[c]) + U(c)] += tile[to + U(c)]

@@ -1,0 +1,142 @@
+"""What a run leaves for people to look at: plots, pictures, results.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from regio.checkpoints import write_json
+from regio.data import DetectionDataset
+from regio.evaluate import CocoMetrics, VocMetrics, confusion_matrix
+from regio.metrics import MetricsFile
+from regio.types import Detections
+from regio.visualize import (
+    comparison_sheet,
+    confusion_figure,
+    precision_recall_figure,
+    training_figure,
+    write_report,
+)
+
+__all__ = ["show_metrics", "write_results"]
+
+PICTURES = 8  # images in the sheet of annotations and detections
+
+
+def show_metrics(metrics: CocoMetrics, voc: VocMetrics, console: Console) -> None:
+    """Print COCO's and VOC's numbers, and a table of the classes (the 20 with the most objects)."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("class", "objects", "AP", "AP50", "AP75", "VOC AP"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    classes = sorted(metrics.per_class.items(), key=lambda item: -item[1].objects)
+    for name, one in classes[:20]:
+        numbers = (one.ap, one.ap50, one.ap75, voc.per_class[name].ap_area)
+        table.add_row(name, str(one.objects), *(f"{value:.3f}" for value in numbers))
+    if len(classes) > 20:
+        table.add_row(f"and {len(classes) - 20} more", "", "", "", "", "")
+    console.print(table)
+    console.print(
+        f"AP {metrics.ap:.3f}  AP50 {metrics.ap50:.3f}  AP75 {metrics.ap75:.3f}  small {metrics.ap_small:.3f}  "
+        f"medium {metrics.ap_medium:.3f}  large {metrics.ap_large:.3f}\n"
+        f"Pascal VOC, IoU 0.5: mAP {voc.map_area:.3f} (area), {voc.map_11_points:.3f} (eleven points)",
+        highlight=False,
+    )
+
+
+def write_results(
+    folder: Path,
+    dataset: DetectionDataset,
+    predictions: Sequence[Mapping[str, Any]],
+    metrics: CocoMetrics,
+    voc: VocMetrics,
+    configuration: Mapping[str, Any],
+) -> None:
+    """Write, under `folder`: results.json, predictions.json, plots/, pictures.jpg and report.html.
+
+    predictions are those of `dataset` in COCO's results form. A curve of the training is drawn where `folder` holds a
+    metrics.csv.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {"map_area": voc.map_area, "map_11_points": voc.map_11_points}
+    write_json(folder / "results.json", metrics.to_json() | {"voc": scores})
+    write_json(folder / "predictions.json", list(predictions))
+    plots = {"precision_recall": precision_recall_figure(metrics)}
+    if len(dataset.class_names) > 1:
+        matrix = confusion_matrix(dataset.to_coco(), predictions)
+        plots["confusion"] = confusion_figure(matrix, dataset.class_names)
+    if (folder / "metrics.csv").exists():
+        plots = {"training": training_figure(MetricsFile(folder / "metrics.csv", []).rows()), **plots}
+    (folder / "plots").mkdir(exist_ok=True)
+    for name, figure in plots.items():
+        figure.savefig(folder / "plots" / f"{name}.png", dpi=150)
+    sheet = _sheet(dataset, predictions)
+    sheet.save(folder / "pictures.jpg", quality=90)
+    _report(folder, metrics, voc, plots, sheet, configuration)
+
+
+def _report(
+    folder: Path,
+    metrics: CocoMetrics,
+    voc: VocMetrics,
+    plots: Mapping[str, Figure],
+    sheet: Image.Image,
+    configuration: Mapping[str, Any],
+) -> None:
+    captions = {
+        "training": "Losses, learning rate and validation AP against the step",
+        "precision_recall": "Precision and recall at IoU 0.5",
+        "confusion": "Confusion matrix at score and IoU 0.5",
+    }
+    classes = [
+        {"class": name, "objects": one.objects, "AP": one.ap, "AP50": one.ap50, "AP75": one.ap75}
+        | {"AR100": one.ar_100, "VOC AP": voc.per_class[name].ap_area}
+        for name, one in metrics.per_class.items()
+    ]
+    write_report(
+        folder / "report.html",
+        folder.name,
+        subtitle="Precision is COCO's, at IoU 0.50 to 0.95, unless another is named",
+        summary={
+            "AP": metrics.ap,
+            "AP50": metrics.ap50,
+            "AP75": metrics.ap75,
+            "AP small": metrics.ap_small,
+            "AP medium": metrics.ap_medium,
+            "AP large": metrics.ap_large,
+            "AR100": metrics.ar_100,
+            "VOC mAP": voc.map_area,
+            "VOC mAP 2007": voc.map_11_points,
+        },
+        illustrations=[
+            ("Validation images: annotated, and detected", sheet),
+            *((captions[name], figure) for name, figure in plots.items()),
+        ],
+        classes=classes,
+        configuration=yaml.safe_dump(json.loads(json.dumps(configuration)), sort_keys=False),
+    )
+
+
+def _sheet(dataset: DetectionDataset, predictions: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Images spread over the data set, as annotated and as detected."""
+    label = {category: i + 1 for i, category in enumerate(dataset.category_ids)}
+    count = min(PICTURES, len(dataset))
+    samples = [dataset[i * len(dataset) // count] for i in range(count)]
+    found = []
+    for sample in samples:
+        rows = [p for p in predictions if p["image_id"] == sample.id]
+        boxes = torch.tensor([p["bbox"] for p in rows], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.tensor([label[p["category_id"]] for p in rows], dtype=torch.int64)
+        found.append(Detections(boxes, labels, torch.tensor([p["score"] for p in rows], dtype=torch.float32)))
+    return comparison_sheet(
+        [s.image for s in samples], [s.targets for s in samples], found, dataset.class_names, [s.name for s in samples]
+    )

@@ -1,0 +1,135 @@
+"""The page that reports a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+__all__ = ["Cell", "Illustration", "write_report"]
+
+Cell = str | int | float | None
+Illustration = tuple[str, Figure | Image.Image | Path]
+"""A caption, and a plot, a picture, or an image file (.png, .jpg, .webp)."""
+
+_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1d1f23; --soft: #63676f; --line: #e3e5e9; --card: #f6f7f9;
+  --bar: #cfe3ff }
+@media (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e8eaed; --soft: #9aa0a8; --line: #2c3036;
+  --card: #1d2024; --bar: #1f3d63 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif }
+h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere }
+h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem }
+p { margin: .25rem 0; color: var(--soft) }
+dl { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0 0 }
+dl div { flex: 1 1 7rem; padding: .6rem .8rem; border-radius: .5rem; background: var(--card) }
+dt { color: var(--soft); font-size: .85rem }
+dd { margin: 0; font-size: 1.3rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+.scroll { overflow-x: auto }
+table { width: 100%; border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { color: var(--soft); font-weight: 500 }
+th:first-child, td:first-child { text-align: left }
+td.share { background: linear-gradient(90deg, var(--bar) var(--share), transparent var(--share)) }
+figure { margin: 0 0 1.5rem }
+figure img { display: block; width: auto; max-width: 100%; height: auto; border-radius: .5rem; background: #fff }
+figcaption { margin-bottom: .4rem; color: var(--soft); font-size: .92rem; overflow-wrap: anywhere }
+pre { margin: 0; padding: .8rem; border-radius: .5rem; background: var(--card); font-size: .85rem; overflow-x: auto }
+"""
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    *,
+    summary: Mapping[str, Cell],
+    classes: Sequence[Mapping[str, Cell]] = (),
+    illustrations: Sequence[Illustration] = (),
+    configuration: str = "",
+    subtitle: str = "",
+) -> None:
+    """Write the report of a run to `path`, as valid HTML with every picture inside.
+
+    summary: the headline numbers by name. classes: one row a class, all with the same columns, the first of which
+    names it. A float is written with three decimals (and in `classes`, one in [0, 1] with a bar), None and NaN as a
+    dash. configuration: shown as it is. All text is escaped, whatever it holds.
+
+    Raises ValueError when rows of `classes` differ in their columns, and for an image file of another kind.
+    """
+    body = [f"<h1>{escape(title)}</h1>"]
+    if subtitle:
+        body.append(f"<p>{escape(subtitle)}</p>")
+    if summary:
+        items = (f"<div><dt>{escape(k)}</dt><dd>{escape(_written(v))}</dd></div>" for k, v in summary.items())
+        body += ["<dl>", *items, "</dl>"]
+    if illustrations:
+        body.append("<h2>Plots and pictures</h2>")
+        body += [_figure(caption, content) for caption, content in illustrations]
+    if classes:
+        body += ["<h2>Classes</h2>", _table(classes)]
+    if configuration:
+        body += ["<h2>Configuration</h2>", f"<pre>{escape(configuration)}</pre>"]
+    page = [
+        "<!doctype html>",
+        '<html lang="en">',
+        '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>",
+        "<body>",
+        *body,
+        "</body>",
+        "</html>",
+    ]
+    Path(path).write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+def _table(rows: Sequence[Mapping[str, Cell]]) -> str:
+    columns = [*rows[0]]
+    lines = ["<tr>" + "".join(f'<th scope="col">{escape(column)}</th>' for column in columns) + "</tr>"]
+    for row in rows:
+        if [*row] != columns:
+            raise ValueError(f"classes: expected the columns {columns} in every row, got {[*row]}")
+        lines.append("<tr>" + "".join(_cell(row[column]) for column in columns) + "</tr>")
+    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _cell(value: Cell) -> str:
+    if isinstance(value, float) and 0 <= value <= 1:
+        return f'<td class="share" style="--share: {value:.1%}">{_written(value)}</td>'
+    return f"<td>{escape(_written(value))}</td>"
+
+
+def _written(value: Cell) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "\N{EN DASH}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _figure(caption: str, content: Figure | Image.Image | Path) -> str:
+    kind, data = _encoded(content)
+    source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    text = escape(caption)
+    return f'<figure><figcaption>{text}</figcaption><img alt="{text}" loading="lazy" src="{source}"></figure>'
+
+
+def _encoded(content: Figure | Image.Image | Path) -> tuple[str, bytes]:
+    """Media type and bytes: plots as PNG, which is sharp, photos as JPEG, which is small."""
+    buffer = io.BytesIO()
+    if isinstance(content, Path):
+        if content.suffix.lower() not in _TYPES:
+            raise ValueError(f"{content}: expected an image file, one of {', '.join(_TYPES)}")
+        return _TYPES[content.suffix.lower()], content.read_bytes()
+    if isinstance(content, Figure):
+        content.savefig(buffer, format="png", dpi=150)
+        return "image/png", buffer.getvalue()
+    content.convert("RGB").save(buffer, format="JPEG", quality=88)
+    return "image/jpeg", buffer.getvalue()

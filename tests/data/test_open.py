@@ -1,0 +1,180 @@
+"""Which folder is read as what, and which images are of which split."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regio.data import DetectionDataset, Shapes, divide, open_dataset
+from tests.data.small_datasets import coco_source, save_image, voc_object, voc_page, write_coco, write_voc
+
+_CAT = voc_page(voc_object("cat", (1, 1, 5, 5)))
+
+
+def _names(data: DetectionDataset) -> list[str]:
+    return [record.name for record in data.records]
+
+
+def _write_split(json_file: Path, images: Path, name: str) -> None:
+    """A COCO file of one image `name`, and the image."""
+    source = coco_source()
+    source["images"] = [source["images"][0] | {"file_name": name}]
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(source))
+    save_image(images / name)
+
+
+@pytest.mark.parametrize(
+    "file, images",
+    [
+        ("annotations/instances_{}2017.json", "{}2017"),
+        ("annotations/instances_{}2017.json", "images/{}2017"),
+        ("annotations/instances_{}2017.json", "images"),
+        ("annotations/instances_{}.json", "{}"),
+        ("annotations/{}.json", "images/{}"),
+        ("{}.json", "images"),
+        ("{}.json", "."),
+        ("fruit_{}.json", "{}"),
+        ("{}/_annotations.coco.json", "{}"),
+    ],
+)
+def test_coco_layouts(tmp_path: Path, file: str, images: str) -> None:
+    for split in ("train", "val"):
+        _write_split(tmp_path / file.format(split), tmp_path / images.format(split), f"{split}.png")
+    for split in ("train", "val"):
+        data = open_dataset(tmp_path, split)
+        assert _names(data) == [f"{split}.png"]
+        assert data[0].name == f"{split}.png"
+        assert data.notes == ()
+
+
+def test_other_json_files_beside_instances_are_not_splits(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        _write_split(tmp_path / f"annotations/instances_{split}.json", tmp_path / split, f"{split}.png")
+        (tmp_path / f"annotations/captions_{split}.json").write_text("{}")
+    assert _names(open_dataset(tmp_path, "val")) == ["val2017.png"]
+
+
+def test_ambiguous_split_is_asked_for(tmp_path: Path) -> None:
+    for split in ("train2014", "train2017", "val2017"):
+        _write_split(tmp_path / f"annotations/instances_{split}.json", tmp_path / split, f"{split}.png")
+    with pytest.raises(ValueError, match="split 'train' may be train2014 or train2017: name one"):
+        open_dataset(tmp_path)
+    assert _names(open_dataset(tmp_path, "train2014")) == ["train2014.png"]
+
+
+def test_absent_split_names_those_there_are(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        _write_split(tmp_path / f"annotations/instances_{split}.json", tmp_path / split, f"{split}.png")
+    with pytest.raises(ValueError, match="no split 'val': it has test, train"):
+        open_dataset(tmp_path, "val")
+
+
+def test_roboflow_from_real_data(tmp_path: Path, shared_data: Path) -> None:
+    source: dict[str, Any] = json.loads((shared_data / "nuts" / "trainval.json").read_text())
+    source["categories"] = [{"id": 0, "name": "nuts", "supercategory": "none"}] + [
+        category | {"supercategory": "nuts"} for category in source["categories"]
+    ]
+    for split, ids in (("train", range(12)), ("valid", range(12, 18))):
+        folder = tmp_path / split
+        folder.mkdir()
+        part = source | {
+            "images": [image for image in source["images"] if image["id"] in ids],
+            "annotations": [a for a in source["annotations"] if a["image_id"] in ids],
+        }
+        for image in part["images"]:
+            shutil.copy(shared_data / "nuts" / "images" / image["file_name"], folder)
+        (folder / "_annotations.coco.json").write_text(json.dumps(part))
+    train, val = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "val")
+    assert (len(train), len(val)) == (12, 6)
+    assert train.class_names == val.class_names == ("date", "fig", "hazelnut")  # without the unused parent
+    assert sum(map(len, (*train.records, *val.records))) == 165
+    assert val[0].image.shape[1:] == val.records[0].size
+
+
+def test_voc_lists(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, {"a": _CAT, "b": _CAT, "c": _CAT})
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for name, stems in (("train", "a\nc\n"), ("val", "b\n"), ("cat_train", "a 1\nc -1\n")):
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(stems)
+    assert _names(open_dataset(folder, "train")) == ["a.png", "c.png"]
+    assert _names(open_dataset(folder, "val")) == ["b.png"]
+    with pytest.raises(ValueError, match=r"no split 'test' in ImageSets/Main: it has train, val"):
+        open_dataset(folder, "test")
+
+
+def test_voc_with_images_elsewhere(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, {"a": _CAT, "b": _CAT})
+    (folder / "JPEGImages").rename(folder / "images")
+    assert len(open_dataset(folder, "train")) == 1
+    for image in (folder / "images").iterdir():
+        image.rename(folder / "Annotations" / image.name)
+    assert len(open_dataset(folder, "train")) == 1
+    for image in (folder / "Annotations").glob("*.png"):
+        image.unlink()
+    with pytest.raises(ValueError, match=r"no images: expected them in .*JPEGImages or .*images"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("name, images, held_out", [("nuts", 18, 4), ("voc2012_100", 100, 20), ("voc2007_13", 13, 3)])
+def test_undivided_data_is_divided_and_says_so(
+    shared_data: Path, caplog: pytest.LogCaptureFixture, name: str, images: int, held_out: int
+) -> None:
+    with caplog.at_level(logging.INFO, logger="regio.data"):
+        train, val = open_dataset(shared_data / name, "train"), open_dataset(shared_data / name, "val")
+    assert (len(train), len(val)) == (images - held_out, held_out)
+    assert not set(_names(train)) & set(_names(val))
+    assert train.class_names == val.class_names
+    assert f"val is {held_out} of its {images} images" in val.notes[0]
+    assert caplog.messages == [*train.notes, *val.notes]
+    assert sorted(_names(open_dataset(shared_data / name, "all"))) == sorted(_names(train) + _names(val))
+    with pytest.raises(ValueError, match="no split 'test'"):
+        open_dataset(shared_data / name, "test")
+
+
+def test_division_is_the_same_for_ever(shared_data: Path) -> None:
+    # A change of these names would mix validation images of earlier trainings into the training images of later ones.
+    assert _names(open_dataset(shared_data / "nuts", "val")) == ["1.jpg", "11.jpg", "12.jpg", "15.jpg"]
+
+
+def test_division_needs_two_images() -> None:
+    assert [len(divide(Shapes(2), split)) for split in ("train", "val")] == [1, 1]
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        divide(Shapes(1), "train")
+
+
+def test_path_of_a_json_file(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, coco_source())
+    assert len(open_dataset(file, "train")) == len(open_dataset(file, "val")) == 1
+    _write_split(tmp_path / "d/annotations/instances_val2017.json", tmp_path / "d/val2017", "v.png")
+    with pytest.raises(ValueError, match="cannot be divided"):
+        open_dataset(tmp_path / "d/annotations/instances_val2017.json")
+
+
+def test_shapes_by_name() -> None:
+    train, val = open_dataset("shapes"), open_dataset("shapes", "val")
+    assert train.class_names == val.class_names
+    assert not set(_names(train)) & set(_names(val))
+    assert (train[0].image.shape != val[0].image.shape) or (train[0].image != val[0].image).any()
+    with pytest.raises(ValueError, match="shapes: no split 'dev': it has train, val, test"):
+        open_dataset("shapes", "dev")
+
+
+def test_nothing_to_open(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gone: no such dataset: expected a folder"):
+        open_dataset(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"no dataset found: expected COCO .* or Pascal VOC"):
+        open_dataset(tmp_path)
+    inner = write_voc(tmp_path / "VOC2007", {"a": _CAT})
+    with pytest.raises(ValueError, match=f"no dataset found.*; try {inner}"):
+        open_dataset(tmp_path)
+
+
+def test_strict_reaches_the_reader(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, {"a": voc_page(voc_object("cat", (5, 1, 4, 5))), "b": _CAT})
+    assert len(open_dataset(folder).problems) == 1
+    with pytest.raises(ValueError, match="has width 0"):
+        open_dataset(folder, strict=True)

@@ -1,0 +1,149 @@
+"""Checkpoints: whole or not at all, clear about what is wrong, and never executed."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume, write_json
+
+CARD = Card(("cat", "dog"), (17, 18), {"channels": 8}, {"mean": [0.5]}, 12, {"ap": 0.25})
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_weights_and_card_come_back(tmp_path: Path) -> None:
+    first, second = model(), model()
+    save(tmp_path / "a.safetensors", first, CARD)
+    assert load_weights(tmp_path / "a.safetensors", second, ("cat", "dog")) == CARD == read_card(tmp_path / "a.safetensors")
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], tensor)
+
+
+def test_a_shared_tensor_is_saved_under_both_names(tmp_path: Path) -> None:
+    first, second = model(), model()
+    first[2].bias = second[2].bias = nn.Parameter(torch.ones(2))
+    first.also = first[2]
+    second.also = second[2]
+    save(tmp_path / "a.safetensors", first, CARD)
+    load_weights(tmp_path / "a.safetensors", second)
+    assert torch.equal(second.also.weight, first[2].weight)
+
+
+def test_other_classes(tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", model(), CARD)
+    with pytest.raises(ValueError, match=r"a checkpoint of 2 classes \(cat, dog\), expected these 1: bird"):
+        load_weights(tmp_path / "a.safetensors", model(), ("bird",))
+
+
+def test_another_detector(tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", model(), CARD)
+    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"3\.weight is missing, 3\.bias is missing, 0\.weight has shape \[4, 3\]"):
+        load_weights(tmp_path / "a.safetensors", other)
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.safetensors: no such checkpoint"):
+        read_card(tmp_path / "none.safetensors")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="text: not a safetensors file, or damaged"):
+        read_card(tmp_path / "text")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="not written by regio"):
+        read_card(tmp_path / "other.safetensors")
+    save(tmp_path / "whole.safetensors", model(), CARD)
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="half.safetensors: not a safetensors file, or damaged"):
+        read_card(tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match="expected a file with a 'resume' entry, got one with"):
+        read_resume(tmp_path / "whole.safetensors", {}, torch.optim.SGD(model().parameters()))
+
+
+def test_a_newer_format(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors", {"regio": json.dumps({"version": 99, "card": {}})})
+    with pytest.raises(ValueError, match="format 99, this version of regio reads up to 1"):
+        read_card(tmp_path / "new.safetensors")
+
+
+def test_loading_executes_nothing(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
+
+    (tmp_path / "trap.safetensors").write_bytes(pickle.dumps(Trap()))
+    torch.save({"a": Trap()}, tmp_path / "trap.pth")
+    for name in ("trap.safetensors", "trap.pth"):
+        with pytest.raises(ValueError, match=name):
+            load_weights(tmp_path / name, model())
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, model(), CARD)
+    before = path.read_bytes()
+    real = Path.open
+
+    class Full:
+        """A file on a disk that is full after 100 bytes."""
+
+        def __init__(self, file: object) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()  # type: ignore[attr-defined]
+
+        def write(self, content: bytes) -> int:
+            self.file.write(content[:100])  # type: ignore[attr-defined]
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda self, mode="r", *a, **k: Full(real(self, mode, *a, **k)))
+    with pytest.raises(OSError, match=r"a\.safetensors: could not be written .*No space left on device.* untouched"):
+        save(path, model(), CARD)
+    with pytest.raises(OSError, match=r"b\.json: could not be written"):
+        write_json(tmp_path / "b.json", [1])
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_resumed_optimizer_goes_on_exactly(tmp_path: Path, kind: type[torch.optim.Optimizer]) -> None:
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        data = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        net(data).square().sum().backward()
+        optimizer.step()
+
+    options = {"lr": 0.01} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    straight = model()
+    optimizer = kind(straight.parameters(), **options)
+    step(straight, optimizer, 0)
+    save_resume(tmp_path / "r.safetensors", {"model": straight}, optimizer, {"step": 1, "best": float("-inf")})
+    step(straight, optimizer, 1)
+
+    resumed = model()
+    optimizer = kind(resumed.parameters(), **options)
+    assert read_resume(tmp_path / "r.safetensors", {"model": resumed}, optimizer) == {"step": 1, "best": float("-inf")}
+    step(resumed, optimizer, 1)
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_resuming_another_model(tmp_path: Path) -> None:
+    first = model()
+    save_resume(tmp_path / "r.safetensors", {"model": first}, torch.optim.SGD(first.parameters()), {"step": 1})
+    other = nn.Linear(3, 4)
+    with pytest.raises(ValueError, match="does not fit this run's model"):
+        read_resume(tmp_path / "r.safetensors", {"model": other}, torch.optim.SGD(other.parameters()))

@@ -1,0 +1,30 @@
+"""The table of a training."""
+
+from pathlib import Path
+
+import pytest
+
+from regio.metrics import MetricsFile
+
+
+def test_rows_of_two_kinds(tmp_path: Path) -> None:
+    table = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    table.start(0)
+    table.append({"step": 1, "loss": 0.5})
+    table.append({"step": 2, "val_ap": 0.25})
+    assert table.rows() == [{"step": 1, "loss": 0.5}, {"step": 2, "val_ap": 0.25}]
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,loss,val_ap", "1,0.5,", "2,,0.25"]
+    with pytest.raises(ValueError, match="other"):
+        table.append({"step": 3, "other": 1.0})
+
+
+def test_resuming_drops_later_rows(tmp_path: Path) -> None:
+    first = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    first.start(0)
+    for step in range(1, 5):
+        first.append({"step": step, "loss": step / 3})
+    again = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    again.start(2)
+    again.append({"step": 3, "val_ap": 1.0})
+    assert [row["step"] for row in again.rows()] == [1, 2, 3]
+    assert again.rows()[-1] == {"step": 3, "val_ap": 1.0}
