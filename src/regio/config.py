@@ -41,8 +41,10 @@ EXTRACTORS: dict[str, Callable[[int], RegionExtractor]] = {
     "roi-pool": lambda channels: RoIPool(7),
     "roi-align": lambda channels: RoIAlign(7, samples=2),
     "learned": lambda channels: LearnedRegionFeatures(channels),
+    "learned-grid": lambda channels: LearnedRegionFeatures(channels).initialise_as_grid(),
 }
-"""Each is made from the number of channels of the maps it reads."""
+"""Each is made from the number of channels of the maps it reads. `learned` starts as in its paper, `learned-grid` from
+parts that are Gaussians on a grid."""
 
 
 @dataclass(frozen=True)

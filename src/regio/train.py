@@ -29,6 +29,7 @@ from regio.progress import Progress, SilentProgress
 
 __all__ = ["Interrupted", "NonFiniteLoss", "TrainConfig", "train"]
 
+Evaluation = tuple[CocoMetrics, list[dict[str, Any]]]
 EVALUATED = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
@@ -81,8 +82,9 @@ def train(
     model: dict[str, Any] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-) -> CocoMetrics:
-    """Train `detector` on `dataset`, evaluate it on `validation`; returns the metrics of the last evaluation.
+) -> tuple[CocoMetrics, list[dict[str, Any]]]:
+    """Train `detector` on `dataset`, evaluate it on `validation`; returns the metrics and the predictions (COCO results)
+    of the last evaluation.
 
     Leaves under `folder`: metrics.csv, predictions.json (COCO results of the last evaluation), the checkpoints
     weights/best.safetensors (by AP) and weights/last.safetensors, and weights/resume.safetensors, the whole state.
@@ -151,12 +153,12 @@ class _Run:
         """The detector that is evaluated and saved: the moving average where there is one."""
         return self.detector if self.average is None else self.average.module
 
-    def train(self, transform: Transform | None) -> CocoMetrics:
+    def train(self, transform: Transform | None) -> Evaluation:
         """Run from the current step to the last one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.fabric.is_global_zero:
             self.table.start(self.step)
-        metrics: CocoMetrics | None = None
+        evaluation: Evaluation | None = None
         evaluate_steps = max(1, round(self.config.evaluate_every * self.epoch_steps))
         with _stop_requests() as stop_requested, self.progress:
             self.progress.start(self.step, self.steps)
@@ -165,14 +167,14 @@ class _Run:
                 self.optimizer_step(batches)
                 done = self.step % evaluate_steps == 0 or self.step == self.steps
                 if done:
-                    metrics = self.evaluate()
+                    evaluation = self.evaluate()
                 stop = stop_requested() and self.step < self.steps
                 if done or stop or self.step % self.config.save_every == 0:
                     self.save()
                 if stop:
                     where = self.weights / "resume.safetensors"
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; the state is in {where}")
-        return metrics or self.evaluate()  # a run that is resumed after its last step is evaluated again
+        return evaluation or self.evaluate()  # a run that is resumed after its last step is evaluated again
 
     def loader(self, transform: Transform | None) -> DataLoader[Batch]:
         """The batches from the current step to the last one."""
@@ -224,7 +226,7 @@ class _Run:
         if self.fabric.is_global_zero and (self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps):
             self._record({"loss": sum(losses.values()), **losses, "images_per_second": speed})
 
-    def evaluate(self) -> CocoMetrics:
+    def evaluate(self) -> Evaluation:
         """Evaluate, and write the checkpoints: each process detects its share of the images."""
         share = range(self.fabric.global_rank, len(self.validation), self.fabric.world_size)
         predictions = predict(
@@ -249,7 +251,7 @@ class _Run:
             if not metrics.ap <= self.best:
                 self.best = metrics.ap
                 save(self.weights / "best.safetensors", self.evaluated, card)
-        return metrics
+        return metrics, predictions
 
     def save(self) -> None:
         """Write the resume file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,7 +90,7 @@ def run(config: RunConfig, folder: Path, console: Console, *, resume: bool = Fal
     if not resume:
         (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     _describe(config, dataset, validation, detector, folder, console)
-    metrics = run_training(
+    metrics, predictions = run_training(
         detector,
         dataset,
         validation,
@@ -102,7 +101,6 @@ def run(config: RunConfig, folder: Path, console: Console, *, resume: bool = Fal
         resume=resume,
         progress=RichProgress(console),
     )
-    predictions = json.loads((folder / "predictions.json").read_text())
     voc = voc_metrics(validation.to_coco(), predictions)
     show_metrics(metrics, voc, console)
     write_results(folder, validation, predictions, metrics, voc, to_dict(config))

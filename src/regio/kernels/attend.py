@@ -124,6 +124,8 @@ def _check(
             raise TypeError(f"{name}: expected dtype {kind}, got {tensor.dtype}")
     if torch.compiler.is_compiling() or boxes == 0:
         return  # checks that read data would break the graph
+    if bool(((image < 0) | (image >= images)).any()):
+        raise ValueError(f"image: expected indices in [0, {images}), got {image.min().item()} to {image.max().item()}")
     limit = support.new_tensor([width, height, width, height])
     if bool(((support < 0) | (support > limit)).any()):
         raise ValueError(f"support: expected ranges within the map of {width} columns and {height} rows")

@@ -162,8 +162,8 @@ class LearnedRegionFeatures(RegionExtractor):
         *,
         geometry: bool = True,
         appearance: bool = True,
-        support: Support = WholeImage(),  # noqa: B008  (frozen, as is Exact)
-        mode: Mode = Exact(),  # noqa: B008
+        support: Support = WholeImage(),  # noqa: B008  (it is frozen)
+        mode: Mode = Exact(),
         box_numbers: Callable[[Tensor], Tensor] = corners,
         unit: float | None = None,
     ) -> None:

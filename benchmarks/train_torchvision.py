@@ -1,0 +1,48 @@
+"""Train torchvision's Faster R-CNN code exactly as `regio train` trains regio's: same data, order of images, flips,
+backbone weights, optimizer, schedule and number of steps.
+
+    python benchmarks/train_torchvision.py ../shared/data/coco_s320 NAME key=value ...
+
+takes the settings of `regio train` and writes runs/NAME/ like it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from torchvision_peer import TorchvisionDetector
+
+from regio.cli.train import open_splits, transform
+from regio.config import RunConfig, override, to_dict
+from regio.evaluate import voc_metrics
+from regio.progress import RichProgress
+from regio.results import show_metrics, write_results
+from regio.train import train
+
+
+def main() -> None:
+    """Train and evaluate."""
+    data, name, *settings = sys.argv[1:]
+    console = Console()
+    config = override(RunConfig(data), settings)
+    dataset, validation = open_splits(config, console)
+    detector = TorchvisionDetector(config.model, len(dataset.class_names))
+    folder = Path("runs") / name
+    metrics, predictions = train(
+        detector,
+        dataset,
+        validation,
+        config.training,
+        folder,
+        transform=transform(config),
+        progress=RichProgress(console),
+    )
+    voc = voc_metrics(validation.to_coco(), predictions)
+    show_metrics(metrics, voc, console)
+    write_results(folder, validation, predictions, metrics, voc, to_dict(config))
+
+
+if __name__ == "__main__":
+    main()

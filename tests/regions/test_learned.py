@@ -1,0 +1,308 @@
+"""Learned region features: the contract, the equality of modes, supports, sampling and the grid initialisation."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from regio.regions.base import RegionExtractor
+from regio.regions.grid import RoIAlign
+from regio.regions.learned import Dense, Exact, LearnedRegionFeatures, Sampled, centre_and_size, corners, embed
+from regio.regions.levels import Levels
+from regio.regions.support import Box, Support, WholeImage
+from regio.types import FeatureMap, Regions
+from tests.regions.contract import BOXES, INSIDE, ExtractorContract, box_strategy, close, feature_map, regions
+
+
+def learned(channels: int = 3, bins: tuple[int, int] = (2, 3), **options: object) -> LearnedRegionFeatures:
+    """A small module with parameters large enough for weights that differ."""
+    torch.manual_seed(0)
+    module = LearnedRegionFeatures(channels, bins, embedding_channels=8, key_channels=6, **options)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(40)
+    return module
+
+
+def position(z: float, channels: int) -> list[float]:
+    angles = [z / 1000 ** (2 * i / channels) for i in range(channels // 2)]
+    return [f(a) for a in angles for f in (math.sin, math.cos)]
+
+
+def nested_loops(e: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
+    """Equations 2 and 7 to 9, cell by cell, with boxes in cells."""
+    height, width = x.size
+    support = e.support(x, r.boxes).tolist()
+    listed = e.mode.cells(x, r, e.support(x, r.boxes))
+    out = x.data.new_zeros(len(r), x.data.shape[1], math.prod(e.bins))
+    for i, (box, (u0, v0, u1, v1)) in enumerate(zip(r.boxes, support, strict=True)):
+        code = x.data.new_tensor([position(float(z) / x.stride, e.embedding_channels) for z in box]).flatten()
+        cells = [(u, v) for v in range(v0, v1) for u in range(u0, u1)]
+        if listed is not None:
+            cells = [(u, v) for u, v in cells if v * width + u in listed[i].tolist()]
+        for k in range(out.shape[2]):
+            weights, features = [], []
+            for u, v in cells:
+                feature = x.data[r.image[i], :, v, u]
+                logit = torch.zeros((), dtype=x.data.dtype)
+                if e.geometry:
+                    here = x.data.new_tensor([position(z + 0.5, e.embedding_channels) for z in (u, v)]).flatten()
+                    logit = (e.part_weight[k] @ e.box_weight @ code) @ (e.position_weight @ here)
+                if e.appearance_weight is not None:
+                    logit = logit + e.appearance_weight[k] @ feature
+                weights.append(logit.exp())
+                features.append(feature)
+            w = torch.stack(weights)
+            out[i, :, k] = (w / w.sum()) @ torch.stack(features)
+    return out.unflatten(2, e.bins)
+
+
+class LearnedContract(ExtractorContract):
+    options: dict[str, object]
+
+    def make(self, channels: int, bins: tuple[int, int]) -> RegionExtractor:
+        return learned(channels, bins, **self.options)
+
+    def reference(self, extractor: RegionExtractor, x: FeatureMap, r: Regions) -> Tensor:
+        assert isinstance(extractor, LearnedRegionFeatures)
+        with torch.no_grad():
+            return nested_loops(extractor, x, r)
+
+
+class TestWholeImage(LearnedContract):
+    options = {}
+
+
+class TestBoxOfTwiceTheArea(LearnedContract):
+    options = {"support": Box(area=2)}
+
+
+class TestSampled(LearnedContract):
+    options = {"mode": Sampled(inside=9, outside=16)}
+
+
+class TestGeometryInBox(LearnedContract):
+    options = {"appearance": False, "support": Box()}
+
+
+class TestAppearance(LearnedContract):
+    options = {"geometry": False}
+    box_gradient = False
+
+
+@pytest.mark.parametrize("support", [Box(), Box(area=2), WholeImage()])
+@pytest.mark.parametrize("terms", [{}, {"appearance": False}, {"geometry": False}])
+def test_modes_agree(support: Support, terms: dict[str, bool]) -> None:
+    """Exact, dense, and sampled with maxima of the size of the map are one function, values and gradients."""
+    x, r = feature_map(16, torch.float32), regions(dtype=torch.float32)
+    everything = Sampled(inside=99**2, outside=99)
+    results = []
+    for mode in (Exact(), Dense(), everything):
+        torch.manual_seed(0)
+        e = LearnedRegionFeatures(16, (7, 7), 32, 16, support=support, mode=mode, **terms)
+        data = x.data.clone().requires_grad_()
+        out = e(FeatureMap(data, x.stride), r)
+        out.square().sum().backward()
+        results.append((out, data.grad, *(p.grad for p in e.parameters())))
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_modes_agree_with_large_logits() -> None:
+    x, r = feature_map(3, torch.float32), regions(dtype=torch.float32)
+    close(learned(mode=Exact())(x, r), learned(mode=Dense())(x, r), 1e-5)
+
+
+@pytest.mark.parametrize("boxes", [1, 400])
+def test_either_order_of_products_gives_the_same_logits(boxes: int) -> None:
+    """Few boxes and many take the two branches."""
+    e, x = learned().double(), feature_map()
+    r = Regions(torch.rand(boxes, 2, dtype=torch.float64).repeat(1, 2) * 20 + torch.tensor([0, 0, 9, 7]), torch.zeros(boxes).long())
+    column, row, _ = e.terms(x, r)
+    u = embed(torch.arange(11, dtype=torch.float64) + 0.5, 8) @ e.position_weight[:, :8].t()
+    v = embed(torch.arange(9, dtype=torch.float64) + 0.5, 8) @ e.position_weight[:, 8:].t()
+    queries = torch.einsum("kge,ef,rf->rkg", e.part_weight, e.box_weight, embed(r.boxes / 4, 8).flatten(1))
+    close(column, queries @ u.t(), 1e-9)
+    close(row, queries @ v.t(), 1e-9)
+
+
+def test_embedding_by_hand() -> None:
+    """1000^(2 / 4) is 31.6, so four channels of z = 31.6 are those of the angles 31.6 and 1."""
+    z = math.sqrt(1000)
+    expected = [math.sin(z), math.cos(z), math.sin(1), math.cos(1)]
+    close(embed(torch.tensor([z], dtype=torch.float64), 4), torch.tensor([expected], dtype=torch.float64), 1e-12)
+
+
+def test_parameter_shapes_and_start_are_the_papers() -> None:
+    torch.manual_seed(0)
+    e = LearnedRegionFeatures(256)
+    shapes = {name: tuple(p.shape) for name, p in e.named_parameters()}
+    assert shapes == {
+        "position_weight": (256, 2 * 512),
+        "box_weight": (512, 4 * 512),
+        "part_weight": (49, 256, 512),
+        "appearance_weight": (49, 256),
+    }
+    for p in e.parameters():
+        assert abs(float(p.std()) - 0.01) < 3e-4
+
+
+def test_support_by_hand() -> None:
+    """Stride 4, 11 columns and 9 rows. A covered cell counts; a box beside the map or between cells has the nearest."""
+    x = feature_map()
+    boxes = torch.tensor(
+        [[5, 4, 13, 12.5], [8, 8, 8, 8], [44, 36, 44, 36], [60, -9, 70, -3], [-9e9, 0, -8e9, 4], [0, 0, 44, 36]]
+    )
+    expected = [[1, 1, 4, 4], [2, 2, 3, 3], [10, 8, 11, 9], [10, 0, 11, 1], [0, 0, 1, 1], [0, 0, 11, 9]]
+    assert Box()(x, boxes).tolist() == expected
+    assert WholeImage()(x, boxes).tolist() == [[0, 0, 11, 9]] * 6
+    # 8 x 8 pixels about (14, 14), twice the area: 11.3 x 11.3, from 8.3 to 19.7.
+    assert Box(area=2)(x, torch.tensor([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
+    assert Box(area=1)(x, torch.tensor([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
+    assert Box(area=4)(x, torch.tensor([[10.0, 10, 18, 18]])).tolist() == [[1, 1, 6, 6]]
+
+
+def test_sampled_cells_by_hand() -> None:
+    """A box of 7 x 4 cells with 4 samples inside: strides ceil(7 / 2) = 4 and ceil(4 / 2) = 2. Eight outside on a map of 9
+    rows and 11 columns: stride ceil(sqrt(99 / 8)) = 4 from cell 0, those in the box left out."""
+    x, r = feature_map(), regions([[4.0, 4, 32, 20]], images=1)
+    mode = Sampled(inside=4, outside=8)
+    cells = mode.cells(x, r, WholeImage()(x, r.boxes))[0]
+    found = sorted((int(c) // 11, int(c) % 11) for c in cells if c >= 0)
+    inside = [(1, 1), (1, 5), (3, 1), (3, 5)]
+    outside = [(0, 0), (0, 4), (0, 8), (4, 0), (4, 8), (8, 0), (8, 4), (8, 8)]
+    assert Box()(x, r.boxes).tolist() == [[1, 1, 8, 5]]
+    assert found == sorted(inside + outside)
+
+
+@settings(deadline=None, max_examples=40)
+@given(boxes=st.lists(box_strategy, min_size=1, max_size=4), inside=st.integers(1, 120), outside=st.integers(1, 120))
+def test_sampled_cells_are_distinct_and_no_more_than_asked_for(
+    boxes: list[list[float]], inside: int, outside: int
+) -> None:
+    x, r = feature_map(), regions(boxes)
+    covered = Box()(x, r.boxes)
+    for (u0, v0, u1, v1), row in zip(covered.tolist(), Sampled(inside, outside).cells(x, r, covered).tolist(), strict=True):
+        cells = [c for c in row if c >= 0]
+        assert len(cells) == len(set(cells))
+        assert 1 <= len(cells) <= math.ceil(math.sqrt(inside)) ** 2
+        assert all(u0 <= c % 11 < u1 and v0 <= c // 11 < v1 for c in cells)
+        if (u1 - u0) * (v1 - v0) <= math.isqrt(inside) ** 2 and max(u1 - u0, v1 - v0) <= math.isqrt(inside):
+            assert len(cells) == (u1 - u0) * (v1 - v0)
+
+
+def test_boxes_in_cells_make_the_module_scale_invariant() -> None:
+    """The same map at twice the stride, with boxes of twice the size, gives the same features; in pixels it does not."""
+    x, r = feature_map(), regions()
+    double = FeatureMap(x.data, 8), Regions(r.boxes * 2, r.image)
+    close(learned().double()(*double), learned().double()(x, r), 1e-10)
+    assert not torch.allclose(learned(unit=1).double()(*double), learned(unit=1).double()(x, r))
+
+
+def test_box_numbers() -> None:
+    boxes = torch.tensor([[1.0, 2, 5, 10]])
+    assert corners(boxes).tolist() == [[1, 2, 5, 10]]
+    assert centre_and_size(boxes).tolist() == [[3, 6, 4, 8]]
+    x, r = feature_map(), regions()
+    with_centre = learned(box_numbers=centre_and_size).double()
+    close(with_centre(x, r), learned(box_numbers=centre_and_size, mode=Dense()).double()(x, r), 1e-10)
+    assert not torch.allclose(with_centre(x, r), learned().double()(x, r))
+
+
+def test_levels_share_one_module() -> None:
+    maps = [feature_map(3, torch.float32, seed=1), FeatureMap(feature_map(3, torch.float32, seed=2).data[:, :, :5, :6], 8)]
+    r = regions([INSIDE, [0.0, 0.0, 44.0, 36.0]], torch.float32)
+    levels = Levels(learned(), canonical_size=40, canonical_level=3)
+    assert levels.assign(maps, r).tolist() == [0, 0]
+    levels = Levels(learned(), canonical_size=30, canonical_level=3)
+    assert levels.assign(maps, r).tolist() == [0, 1]
+    out = levels(maps, r)
+    for i, x in enumerate(maps):
+        close(out[i : i + 1], learned()(x, r[torch.tensor([i])]), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 0}, "channels: expected a positive"),
+        ({"channels": 3, "bins": 0}, "bins: expected a positive"),
+        ({"channels": 3, "embedding_channels": 7}, "embedding_channels: expected a positive even"),
+        ({"channels": 3, "geometry": False, "appearance": False}, "expected at least one"),
+        ({"channels": 3, "unit": 0}, "unit: expected a positive"),
+    ],
+)
+def test_bad_options_raise(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LearnedRegionFeatures(**options)
+
+
+def test_bad_supports_and_samples_raise() -> None:
+    with pytest.raises(ValueError, match="area: expected a positive"):
+        Box(area=0)
+    with pytest.raises(ValueError, match="inside, outside: expected positive"):
+        Sampled(inside=0)
+    with pytest.raises(ValueError, match="initialise_as_grid: expected"):
+        LearnedRegionFeatures(3, geometry=False).initialise_as_grid()
+
+
+def random_boxes(count: int, width: float, height: float) -> Regions:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    b = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    return Regions(torch.cat([torch.minimum(a, b), torch.maximum(a, b)], 1), torch.zeros(count, dtype=torch.int64))
+
+
+def divergence(p: Tensor, q: Tensor) -> float:
+    """Mean KL(p || q) of weight maps [R, 1, K, H, W]."""
+    terms = torch.where(p > 0, p * (p.clamp(min=1e-30).log() - q.clamp(min=1e-30).log()), 0.0)
+    return float(terms.sum((3, 4)).mean())
+
+
+def smoothed_align(x: FeatureMap, r: Regions) -> Tensor:
+    """RoIAlign's weights with a hundredth of them spread over the map, so that every divergence is finite."""
+    w = RoIAlign(7, samples=2).weights(x, r)
+    w = w / w.sum((3, 4), keepdim=True)
+    return 0.99 * w + 0.01 / (x.size[0] * x.size[1])
+
+
+def test_initialise_as_grid_is_close_to_roi_align() -> None:
+    x = FeatureMap(torch.zeros(1, 4, 20, 26), 16)
+    r = random_boxes(24, 26 * 16, 20 * 16)
+    align = smoothed_align(x, r)
+    torch.manual_seed(0)
+    e = LearnedRegionFeatures(4, appearance=False)
+    with torch.no_grad():
+        at_random = divergence(e.weights(x, r), align)
+        as_grid = divergence(e.initialise_as_grid().weights(x, r), align)
+    assert as_grid < at_random / 5
+
+
+@pytest.mark.parametrize("channels", [(512, 256), (128, 64)])
+def test_initialise_as_grid_puts_each_part_at_its_bin(channels: tuple[int, int]) -> None:
+    """The mean position of a part's weights is the centre of its bin, and their deviation is the one asked for."""
+    x = FeatureMap(torch.zeros(1, 4, 40, 50), 8)
+    e = LearnedRegionFeatures(4, (3, 5), *channels, appearance=False).initialise_as_grid(deviation=1.5)
+    box = [100.0, 90.0, 290.0, 230.0]
+    with torch.no_grad():
+        w = e.weights(x, Regions(torch.tensor([box]), torch.zeros(1, dtype=torch.int64)))[0, 0].unflatten(0, (3, 5))
+    u, v = torch.arange(50) + 0.5, torch.arange(40) + 0.5
+    column, row = w.sum(2), w.sum(3)
+    mean_u, mean_v = column @ u, row @ v
+    expected_u = box[0] / 8 + (torch.arange(5) + 0.5) / 5 * (box[2] - box[0]) / 8
+    expected_v = box[1] / 8 + (torch.arange(3) + 0.5) / 3 * (box[3] - box[1]) / 8
+    torch.testing.assert_close(mean_u, expected_u.expand(3, 5), rtol=0, atol=0.3)
+    torch.testing.assert_close(mean_v, expected_v[:, None].expand(3, 5), rtol=0, atol=0.3)
+    deviation = (column @ u.square() - mean_u.square()).sqrt()
+    torch.testing.assert_close(deviation, torch.full((3, 5), 1.5), rtol=0.1, atol=0)
+
+
+def test_gradients_flow_after_initialise_as_grid() -> None:
+    x, r = feature_map(3, torch.float32), regions(BOXES, torch.float32)
+    e = LearnedRegionFeatures(3, (2, 3), 64, 32).initialise_as_grid()
+    e(x, r).square().sum().backward()
+    for name, p in e.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any(), name

@@ -1,0 +1,142 @@
+"""Pyramids: the level of each box, and features read from it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from regio.regions.base import RegionExtractor, contract
+from regio.regions.grid import RoIAlign, RoIAlignMax
+from regio.regions.levels import Levels
+from regio.regions.pool import RoIPool
+from regio.types import FeatureMap, Regions
+from tests.regions.contract import close
+
+
+def pyramid(dtype: torch.dtype = torch.float64, channels: int = 3) -> list[FeatureMap]:
+    """Maps of strides 4 to 32 of two 128 x 192 images."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        FeatureMap(torch.randn(2, channels, 128 // s, 192 // s, generator=generator, dtype=torch.float64).to(dtype), s)
+        for s in (4, 8, 16, 32)
+    ]
+
+
+def regions(dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0) -> Regions:
+    """Boxes of 8 to 500 pixels, some beyond the image."""
+    generator = torch.Generator().manual_seed(seed)
+    side = 8 * (500 / 8) ** torch.rand(24, 2, generator=generator, dtype=torch.float64)
+    corner = torch.rand(24, 2, generator=generator, dtype=torch.float64) * 150 - 20
+    boxes = torch.cat([corner, corner + side], 1) * scale
+    return Regions(boxes.to(dtype), torch.randint(0, 2, (24,), generator=generator))
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_assignment_is_torchvisions(seed: int, dtype: torch.dtype) -> None:
+    r = regions(dtype, seed)
+    boxes = torch.cat([r.boxes, torch.tensor([[0, 0, 112, 112], [0, 0, 224, 224], [0, 0, 448, 448], [3, 3, 3, 9]])])
+    r = Regions(boxes.to(dtype), torch.zeros(len(boxes), dtype=torch.int64))
+    expected = LevelMapper(2, 5, canonical_scale=224, canonical_level=4, eps=1e-6)([r.boxes])
+    assert torch.equal(Levels(RoIAlign()).assign(pyramid(), r), expected)
+
+
+def test_canonical_boxes() -> None:
+    """A 224 pixel box is read at stride 16, twice the side one level up, a box without area at the finest level."""
+    boxes = torch.tensor([[0, 0, 224, 224], [0, 0, 448, 448], [0, 0, 112, 112], [0, 0, 5000, 5000], [7, 7, 7, 50]])
+    r = Regions(boxes.float(), torch.zeros(5, dtype=torch.int64))
+    assert Levels(RoIAlign()).assign(pyramid(), r).tolist() == [2, 3, 1, 3, 0]
+    assert Levels(RoIAlign(), canonical_size=112, canonical_level=3).assign(pyramid(), r).tolist() == [2, 3, 1, 3, 0]
+    assert Levels(RoIAlign(), canonical_level=3).assign(pyramid(), r).tolist() == [1, 2, 0, 3, 0]
+
+
+def test_parity_with_torchvision() -> None:
+    maps, r = pyramid(torch.float32), regions(torch.float32)
+    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    expected = pooler({str(i): x.data for i, x in enumerate(maps)}, r.split(2), [(128, 192)] * 2)
+    ordered = Regions.from_list(r.split(2))
+    close(Levels(RoIAlign(7, aligned=False))(maps, ordered), expected, 1e-5)
+
+
+@pytest.mark.parametrize("extractor", [RoIAlign(2), RoIAlign(2, samples=0), RoIAlignMax(2), RoIPool(2)])
+def test_equals_each_box_on_its_own_level(extractor: RegionExtractor) -> None:
+    maps, r = pyramid(), regions()
+    e = Levels(extractor)
+    level = e.assign(maps, r)
+    assert len(level.unique()) == 4
+    y = e(maps, r)
+    for i in range(len(r)):
+        one = r[torch.tensor([i])]
+        close(y[i : i + 1], extractor(maps[level[i]], one), 1e-12)
+    close(RegionExtractor.pyramid(extractor, maps, r, level), y, 1e-12)
+
+
+def test_one_extractor_a_level() -> None:
+    maps, r = pyramid(), regions()
+    own = [RoIAlign(2, samples=s) for s in (1, 2, 3, 4)]
+    e = Levels(own)
+    level, y = e.assign(maps, r), e(maps, r)
+    for i in range(len(r)):
+        close(y[i : i + 1], own[level[i]](maps[level[i]], r[torch.tensor([i])]), 1e-12)
+
+
+@pytest.mark.parametrize("extractor", [RoIAlign(2), RoIPool(2)])
+def test_forward_is_the_contraction_of_weights(extractor: RegionExtractor) -> None:
+    maps, r, e = pyramid(), regions(), Levels(extractor)
+    total = sum(contract(w, x, r) for w, x in zip(e.weights(maps, r), maps, strict=True))
+    close(e(maps, r), total.unflatten(2, (2, 2)), 1e-10)
+
+
+def test_gradients() -> None:
+    maps, r, e = pyramid(channels=2), regions(), Levels(RoIAlign((1, 2)))
+    r = r[torch.tensor([0, 3, 5, 8, 11, 14])]
+    inputs = [r.boxes.clone().requires_grad_(), *(x.data.clone().requires_grad_() for x in maps)]
+
+    def run(boxes: torch.Tensor, *data: torch.Tensor) -> torch.Tensor:
+        return e([FeatureMap(d, x.stride) for d, x in zip(data, maps, strict=True)], Regions(boxes, r.image))
+
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True, atol=1e-5)
+
+
+def test_single_map_is_the_extractor_alone() -> None:
+    """Whatever its stride: there is no level to choose."""
+    x, r = FeatureMap(torch.randn(2, 3, 20, 30), 12), regions(torch.float32)
+    assert torch.equal(Levels(RoIAlign())([x], r), RoIAlign()(x, r))
+
+
+def test_zero_boxes() -> None:
+    r = Regions(torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    assert Levels(RoIAlign(2))(pyramid(), r).shape == (0, 3, 2, 2)
+    assert Levels([RoIAlign(2)] * 4)(pyramid(), r).shape == (0, 3, 2, 2)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    maps, r, e = pyramid(torch.float32), regions(torch.float32), Levels(RoIAlign(2))
+
+    def run(boxes: torch.Tensor, image: torch.Tensor, *data: torch.Tensor) -> torch.Tensor:
+        return e([FeatureMap(d, s) for d, s in zip(data, (4, 8, 16, 32), strict=True)], Regions(boxes, image))
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    close(compiled(r.boxes, r.image, *(x.data for x in maps)), e(maps, r), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strides", "message"),
+    [((4, 8, 16, 64), "strides that double"), ((8, 4, 2, 1), "strides that double"), ((3, 6, 12, 24), "strides that double")],
+)
+def test_strides_must_double(strides: tuple[int, ...], message: str) -> None:
+    maps = [FeatureMap(x.data, s) for x, s in zip(pyramid(), strides, strict=True)]
+    with pytest.raises(ValueError, match=message):
+        Levels(RoIAlign())(maps, regions())
+
+
+def test_wrong_numbers_raise() -> None:
+    with pytest.raises(ValueError, match="maps: expected 2, got 4"):
+        Levels([RoIAlign(), RoIAlign()])(pyramid(), regions())
+    with pytest.raises(ValueError, match="maps: expected at least one"):
+        Levels(RoIAlign())([], regions())
+    with pytest.raises(ValueError, match="extractor: expected"):
+        Levels([RoIAlign(2), RoIAlign(3)])
