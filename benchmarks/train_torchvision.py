@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from torchvision_peer import TorchvisionDetector
 
 from regio.cli.train import open_splits, transform
 from regio.config import RunConfig, override, to_dict
@@ -20,6 +19,7 @@ from regio.evaluate import voc_metrics
 from regio.progress import RichProgress
 from regio.results import show_metrics, write_results
 from regio.train import train
+from torchvision_peer import TorchvisionDetector
 
 
 def main() -> None:

@@ -34,7 +34,9 @@ def test_iou_of_boxes_without_area_is_zero() -> None:
 
 @laws
 @given(boxes(), boxes(), st.floats(-100, 100), st.floats(0.1, 10))
-def test_iou_is_symmetric_and_does_not_change_with_place_or_scale(a: Tensor, b: Tensor, shift: float, scale: float) -> None:
+def test_iou_is_symmetric_and_does_not_change_with_place_or_scale(
+    a: Tensor, b: Tensor, shift: float, scale: float
+) -> None:
     overlap = iou(a, b)
     assert ((overlap >= 0) & (overlap <= 1 + 1e-12)).all()
     torch.testing.assert_close(overlap, iou(b, a).T)

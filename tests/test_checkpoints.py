@@ -21,7 +21,11 @@ def model() -> nn.Sequential:
 def test_weights_and_card_come_back(tmp_path: Path) -> None:
     first, second = model(), model()
     save(tmp_path / "a.safetensors", first, CARD)
-    assert load_weights(tmp_path / "a.safetensors", second, ("cat", "dog")) == CARD == read_card(tmp_path / "a.safetensors")
+    assert (
+        load_weights(tmp_path / "a.safetensors", second, ("cat", "dog"))
+        == CARD
+        == read_card(tmp_path / "a.safetensors")
+    )
     for name, tensor in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from regio.checkpoints import Card, save
 from regio.config import (
     EXTRACTORS,
     ModelConfig,
@@ -16,7 +17,6 @@ from regio.config import (
     override,
     to_dict,
 )
-from regio.checkpoints import Card, save
 from regio.optimisation import SGD, Step
 from regio.train import TrainConfig
 

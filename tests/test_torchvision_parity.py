@@ -13,45 +13,45 @@ from tests.photos import photo
 
 
 @torch.no_grad()
-def spread(layer: nn.Linear | nn.Conv2d, inputs: Tensor, scale: float) -> None:
-    """Random weights under which the outputs for `inputs` [R, C] have mean zero and standard deviation `scale`."""
-    weight = torch.randn(len(layer.weight), inputs.shape[1])
-    outputs = inputs @ weight.T
-    weight *= scale / outputs.std(0, keepdim=True).T
-    layer.weight.copy_(weight.view_as(layer.weight))
-    assert layer.bias is not None
-    layer.bias.copy_(-(inputs @ weight.T).mean(0))
-
-
 def distinctive(image: Tensor, short_side: int) -> FasterRCNN:
     """A random torchvision detector that gives boxes of the image different classes, scores and refinements.
 
-    Without this, scores of random weights are all but equal and their order is rounding noise.
+    As torchvision initialises it, all scores are equal but for rounding noise, and so is their order. Here each layer,
+    on the image, has outputs with mean zero and a given deviation, as in a trained network.
     """
     torch.manual_seed(0)
     model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=short_side).eval()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
-            norm.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-    seen: dict[nn.Module, Tensor] = {}
-    rpn, predictor = model.rpn.head, model.roi_heads.box_predictor
-    hooks = [
-        layer.register_forward_hook(lambda layer, args, _: seen.setdefault(layer, args[0].detach()))
-        for layer in (rpn.cls_logits, predictor.cls_score)
-    ]
-    with torch.no_grad():
-        model([image])
-        cells = seen[rpn.cls_logits].flatten(2)[0].T
-        spread(rpn.cls_logits, cells, 2.0)
-        spread(rpn.bbox_pred, cells, 0.3)
-        seen.clear()
-        model([image])
-        spread(predictor.cls_score, seen[predictor.cls_score], 3.0)
-        spread(predictor.bbox_pred, seen[predictor.cls_score], 1.0)
+            norm.momentum = 1.0
+            norm.train()
+    heads, predictor = model.roi_heads.box_head, model.roi_heads.box_predictor
+    deviations: dict[nn.Module, float] = {
+        model.rpn.head.conv[0][0]: 1.0,
+        model.rpn.head.cls_logits: 2.0,
+        model.rpn.head.bbox_pred: 0.3,
+        heads.fc6: 1.0,
+        heads.fc7: 1.0,
+        predictor.cls_score: 3.0,
+        predictor.bbox_pred: 1.0,
+    }
+
+    def spread(layer: nn.Module, _: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+        """Scale and shift the weights, the first time the layer is used, and so its outputs."""
+        if layer not in deviations:
+            return outputs
+        rows = outputs.movedim(1, -1).flatten(0, -2)
+        scale, mean = deviations.pop(layer) / rows.std(0), rows.mean(0)
+        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))  # type: ignore[operator, union-attr]
+        layer.bias.sub_(mean).mul_(scale)  # type: ignore[operator, union-attr]
+        shape = (1, -1, *[1] * (outputs.ndim - 2))
+        return (outputs - mean.view(shape)) * scale.view(shape)
+
+    hooks = [layer.register_forward_hook(spread) for layer in deviations]
+    model([image])
     for hook in hooks:
         hook.remove()
-    return model
+    return model.eval()
 
 
 @pytest.mark.parametrize("short_side", [320, pytest.param(800, marks=pytest.mark.slow)])
@@ -67,9 +67,15 @@ def test_same_detections(short_side: int, shared_data: Path) -> None:
         assert len(found) == len(expected["boxes"]) == 100
         assert len(found.labels.unique()) > 5
         assert float(found.scores.std()) > 0.01
-        assert torch.equal(found.labels, expected["labels"])
-        torch.testing.assert_close(found.scores, expected["scores"], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found.boxes, expected["boxes"], rtol=0, atol=1e-4 * max(image.shape))
+        torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-4)
+        # Scores that differ by less than rounding may change places; each detection has one of its own all the same.
+        apart = (found.boxes[:, None] - expected["boxes"]).abs().amax(2) / max(image.shape)
+        apart += (found.labels[:, None] != expected["labels"]) + (found.scores[:, None] - expected["scores"]).abs()
+        sure = expected["scores"] > expected["scores"][-1] + 1e-4  # of the last, others may have been kept
+        assert int(sure.sum()) > 90
+        distance, nearest = apart[:, sure].min(0)
+        assert float(distance.max()) < 1e-4
+        assert len(nearest.unique()) == int(sure.sum())
 
 
 def test_older_and_newer_names_are_read() -> None:

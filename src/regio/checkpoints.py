@@ -109,7 +109,7 @@ def read_card(path: Path | str) -> Card:
 def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, ...] | None = None) -> Card:
     """Load the weights of a checkpoint into `detector`; every tensor must be there with its shape.
 
-    class_names: the classes the detector is for, where known; raises ValueError if the checkpoint was trained on others.
+    class_names: the classes the detector is for, where known; ValueError if the checkpoint was trained on others.
     Raises ValueError naming the first tensors that are missing, unexpected or of another shape.
     """
     card = read_card(path)
@@ -144,7 +144,7 @@ def save_resume(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> None:
-    """Write the whole state of a training to `path`, whole or not at all. `state` is JSON: the step, the best AP, ..."""
+    """Write the whole state of a training to `path`, whole or not at all. `state` is JSON: the step, the best AP."""
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
     saved = optimizer.state_dict()
     for index, entries in saved["state"].items():
@@ -153,9 +153,7 @@ def save_resume(
     _write(Path(path), tensors, {"resume": {**state, "groups": groups}})
 
 
-def read_resume(
-    path: Path | str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def read_resume(path: Path | str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load what `save_resume` wrote into `modules` and `optimizer`; returns `state`.
 
     Raises FileNotFoundError or ValueError naming the file; strict about the names and shapes of all tensors.
@@ -169,7 +167,9 @@ def read_resume(
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
-            raise ValueError(f"{path}: does not fit this run's {name}: {str(error).splitlines()[-1].strip()}") from error
+            raise ValueError(
+                f"{path}: does not fit this run's {name}: {str(error).splitlines()[-1].strip()}"
+            ) from error
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):

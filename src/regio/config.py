@@ -23,8 +23,18 @@ from regio.systems import faster_rcnn, faster_rcnn_fpn
 from regio.train import TrainConfig
 
 __all__ = [
-    "BACKBONES", "EXTRACTORS", "NECKS", "OPTIMIZERS", "SCHEDULES",
-    "ModelConfig", "RunConfig", "build_detector", "from_dict", "load_detector", "override", "to_dict",
+    "BACKBONES",
+    "EXTRACTORS",
+    "NECKS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "ModelConfig",
+    "RunConfig",
+    "build_detector",
+    "from_dict",
+    "load_detector",
+    "override",
+    "to_dict",
 ]
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -52,9 +62,9 @@ class ModelConfig:
     """What builds a detector, but for its classes.
 
     backbone: see `BACKBONES`. backbone_weights: a file of ImageNet weights, for a machine that cannot download them;
-    "none" starts from random ones. frozen: the level of the backbone up to which weights are fixed. levels: those of the
-    backbone that a pyramid is made of; a single map is the last of them, at stride 16. channels: of the maps that are
-    pooled. hidden: width of the two layers of the box head. short_side, long_side: of the image in pixels, see
+    "none" starts from random ones. frozen: the level of the backbone up to which weights are fixed. levels: those of
+    the backbone that a pyramid is made of; a single map is the last of them, at stride 16. channels: of the maps that
+    are pooled. hidden: width of the two layers of the box head. short_side, long_side: of the image in pixels, see
     `regio.preprocess`. anchor_sizes: in pixels of the scaled image; one for each level of a pyramid and one more, or
     all on a single map. sampled_regions: per image, for the loss of the head. score_threshold, nms_threshold,
     detections: what is kept of an image.
@@ -75,6 +85,7 @@ class ModelConfig:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     detections: int = 100
+
 
 OPTIMIZERS: dict[str, type[OptimizerSpec]] = {"sgd": SGD, "adamw": AdamW}
 SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "step": Step}
@@ -229,7 +240,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """`config` as plain values for YAML or JSON; an optimizer or a schedule carries its `name`."""
     result: dict[str, Any] = {}
     for table in (OPTIMIZERS, SCHEDULES):
-        result |= {"name": name for name, kind in table.items() if type(config) is kind}
+        result |= dict([("name", name) for name, kind in table.items() if type(config) is kind])
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
         if dataclasses.is_dataclass(value):

@@ -26,6 +26,7 @@ from regio.visualize import (
     training_figure,
     write_report,
 )
+from regio.visualize.report import Cell
 
 __all__ = ["show_metrics", "write_results"]
 
@@ -96,11 +97,10 @@ def _report(
         "precision_recall": "Precision and recall at IoU 0.5",
         "confusion": "Confusion matrix at score and IoU 0.5",
     }
-    classes = [
-        {"class": name, "objects": one.objects, "AP": one.ap, "AP50": one.ap50, "AP75": one.ap75}
-        | {"AR100": one.ar_100, "VOC AP": voc.per_class[name].ap_area}
-        for name, one in metrics.per_class.items()
-    ]
+    classes: list[dict[str, Cell]] = []
+    for name, one in metrics.per_class.items():
+        row: dict[str, Cell] = {"class": name, "objects": one.objects, "AP": one.ap, "AP50": one.ap50}
+        classes.append(row | {"AP75": one.ap75, "AR100": one.ar_100, "VOC AP": voc.per_class[name].ap_area})
     write_report(
         folder / "report.html",
         folder.name,

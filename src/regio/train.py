@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -83,8 +83,8 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[CocoMetrics, list[dict[str, Any]]]:
-    """Train `detector` on `dataset`, evaluate it on `validation`; returns the metrics and the predictions (COCO results)
-    of the last evaluation.
+    """Train `detector` on `dataset`, evaluate it on `validation`; returns the metrics and the predictions (COCO's
+    results form) of the last evaluation.
 
     Leaves under `folder`: metrics.csv, predictions.json (COCO results of the last evaluation), the checkpoints
     weights/best.safetensors (by AP) and weights/last.safetensors, and weights/resume.safetensors, the whole state.
@@ -151,7 +151,7 @@ class _Run:
     @property
     def evaluated(self) -> TwoStageDetector:
         """The detector that is evaluated and saved: the moving average where there is one."""
-        return self.detector if self.average is None else self.average.module
+        return self.detector if self.average is None else cast(TwoStageDetector, self.average.module)
 
     def train(self, transform: Transform | None) -> Evaluation:
         """Run from the current step to the last one."""
@@ -176,7 +176,7 @@ class _Run:
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; the state is in {where}")
         return evaluation or self.evaluate()  # a run that is resumed after its last step is evaluated again
 
-    def loader(self, transform: Transform | None) -> DataLoader[Batch]:
+    def loader(self, transform: Transform | None) -> DataLoader[Any]:
         """The batches from the current step to the last one."""
         config = self.config
         batches = EpochBatches(
@@ -223,7 +223,9 @@ class _Run:
         self.step += 1
         speed = self.images_a_step / (time.perf_counter() - began)
         self.progress.step(self.step, losses, speed)
-        if self.fabric.is_global_zero and (self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps):
+        if self.fabric.is_global_zero and (
+            self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps
+        ):
             self._record({"loss": sum(losses.values()), **losses, "images_per_second": speed})
 
     def evaluate(self) -> Evaluation:
@@ -299,8 +301,8 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, request)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            previous[each] = signal.signal(each, request)
     except ValueError:  # not the main thread: signals stay as they are
         previous.clear()
     try:

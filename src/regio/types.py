@@ -123,9 +123,7 @@ class Regions:
             row = int(bad_box.nonzero()[0])
             raise ValueError(f"boxes: expected finite x1 <= x2 and y1 <= y2, got {boxes[row].tolist()} at row {row}")
         row = int(bad_image.nonzero()[0])
-        raise ValueError(
-            f"image: expected an index in [0, {x.data.shape[0]}), got {int(self.image[row])} at row {row}"
-        )
+        raise ValueError(f"image: expected an index in [0, {x.data.shape[0]}), got {int(self.image[row])} at row {row}")
 
 
 def _no_flags() -> Tensor:

@@ -145,7 +145,9 @@ class ExtractorContract:
         with pytest.raises(ValueError, match="image: expected an index in"):
             self.extractor()(feature_map(self.channels), r)
 
-    @pytest.mark.parametrize("box", [[0.0, 0.0, float("nan"), 4.0], [0.0, 0.0, float("inf"), 4.0], [5.0, 0.0, 4.0, 4.0]])
+    @pytest.mark.parametrize(
+        "box", [[0.0, 0.0, float("nan"), 4.0], [0.0, 0.0, float("inf"), 4.0], [5.0, 0.0, 4.0, 4.0]]
+    )
     def test_bad_box_raises(self, box: list[float]) -> None:
         with pytest.raises(ValueError, match="boxes: expected finite"):
             self.extractor()(feature_map(self.channels), regions([INSIDE, box]))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.regions.contract import BOXES, ExtractorContract, close, feature_map, regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -10,6 +9,7 @@ from torchvision.ops import roi_align
 
 from regio.regions.grid import RoIAlign, RoIAlignMax
 from regio.types import FeatureMap, Regions
+from tests.regions.contract import BOXES, ExtractorContract, close, feature_map, regions
 
 
 def bilinear(cells: Tensor, v: float, u: float) -> Tensor:
@@ -25,7 +25,9 @@ def bilinear(cells: Tensor, v: float, u: float) -> Tensor:
     return total
 
 
-def samples_of(extractor: RoIAlign | RoIAlignMax, x: FeatureMap, box: Tensor, image: int, i: int, j: int) -> list[Tensor]:
+def samples_of(
+    extractor: RoIAlign | RoIAlignMax, x: FeatureMap, box: Tensor, image: int, i: int, j: int
+) -> list[Tensor]:
     """The samples of bin (i, j), by the definition."""
     shift = 0.5 if extractor.aligned else 0.0
     x1, y1, x2, y2 = (float(c) / x.stride - shift for c in box)

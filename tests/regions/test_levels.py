@@ -25,9 +25,9 @@ def pyramid(dtype: torch.dtype = torch.float64, channels: int = 3) -> list[Featu
 
 
 def regions(dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0) -> Regions:
-    """Boxes of 8 to 500 pixels, some beyond the image."""
+    """Boxes of 8 to 1000 pixels, some beyond the image."""
     generator = torch.Generator().manual_seed(seed)
-    side = 8 * (500 / 8) ** torch.rand(24, 2, generator=generator, dtype=torch.float64)
+    side = 8 * 125 ** torch.rand(24, 2, generator=generator, dtype=torch.float64)
     corner = torch.rand(24, 2, generator=generator, dtype=torch.float64) * 150 - 20
     boxes = torch.cat([corner, corner + side], 1) * scale
     return Regions(boxes.to(dtype), torch.randint(0, 2, (24,), generator=generator))
@@ -125,7 +125,11 @@ def test_compiles_without_a_graph_break() -> None:
 
 @pytest.mark.parametrize(
     ("strides", "message"),
-    [((4, 8, 16, 64), "strides that double"), ((8, 4, 2, 1), "strides that double"), ((3, 6, 12, 24), "strides that double")],
+    [
+        ((4, 8, 16, 64), "strides that double"),
+        ((8, 4, 2, 1), "strides that double"),
+        ((3, 6, 12, 24), "strides that double"),
+    ],
 )
 def test_strides_must_double(strides: tuple[int, ...], message: str) -> None:
     maps = [FeatureMap(x.data, s) for x, s in zip(pyramid(), strides, strict=True)]

@@ -31,8 +31,12 @@ class TestRoIPool(ExtractorContract):
                 for j in range(extractor.bins[1]):
                     cells = [
                         x.data[image, :, v, u]
-                        for v in range(y1 + i * height // extractor.bins[0], y1 - (-(i + 1) * height // extractor.bins[0]))
-                        for u in range(x1 + j * width // extractor.bins[1], x1 - (-(j + 1) * width // extractor.bins[1]))
+                        for v in range(
+                            y1 + i * height // extractor.bins[0], y1 - (-(i + 1) * height // extractor.bins[0])
+                        )
+                        for u in range(
+                            x1 + j * width // extractor.bins[1], x1 - (-(j + 1) * width // extractor.bins[1])
+                        )
                         if 0 <= v < x.size[0] and 0 <= u < x.size[1]
                     ]
                     if cells:

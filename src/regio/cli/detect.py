@@ -31,7 +31,9 @@ def detect(
     weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
     score: Annotated[float | None, typer.Option(help="Lowest score of a detection that is kept.")] = None,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Convolve in bfloat16: faster where the processor has it.")] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Convolve in bfloat16: faster where the processor has it.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     name: Annotated[str | None, typer.Option(help="Folder of the results below --project.")] = None,
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),

@@ -12,8 +12,19 @@ from rich.console import Console
 
 from regio.checkpoints import load_weights
 from regio.cli.runs import new_folder
-from regio.config import BACKBONES, EXTRACTORS, NECKS, OPTIMIZERS, SCHEDULES, RunConfig
-from regio.config import build_detector, from_dict, named, override, to_dict
+from regio.config import (
+    BACKBONES,
+    EXTRACTORS,
+    NECKS,
+    OPTIMIZERS,
+    SCHEDULES,
+    RunConfig,
+    build_detector,
+    from_dict,
+    named,
+    override,
+    to_dict,
+)
 from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
 from regio.detector import TwoStageDetector
 from regio.evaluate import CocoMetrics, voc_metrics
@@ -29,11 +40,17 @@ def _one_of(table: dict[str, Any]) -> str:
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")],
-    settings: Annotated[list[str] | None, typer.Argument(help="Any other setting, as key=value: channels=256 ema=0.999")] = None,
+    data: Annotated[
+        str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Any other setting, as key=value: channels=256 ema=0.999")
+    ] = None,
     *,
     val: Annotated[str | None, typer.Option(help="Data set to evaluate on (default: the val split of DATA).")] = None,
-    classes: Annotated[str | None, typer.Option(help="Classes to train on, separated by commas (default: all).")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes to train on, separated by commas (default: all).")
+    ] = None,
     extractor: Annotated[str | None, typer.Option(help=f"Region features: {_one_of(EXTRACTORS)}.")] = None,
     backbone: Annotated[str | None, typer.Option(help=f"{_one_of(BACKBONES)}: the last two as timm:NAME.")] = None,
     neck: Annotated[str | None, typer.Option(help=f"{_one_of(NECKS)}: one map at stride 16, or a pyramid.")] = None,
@@ -151,7 +168,8 @@ def _describe(
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     model = config.model
     console.print(
-        f"[bold]{model.backbone}[/], {model.neck}, [bold]{model.extractor}[/]: {trained / 1e6:.1f} M trained parameters; "
-        f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes; into {folder}",
+        f"[bold]{model.backbone}[/], {model.neck}, [bold]{model.extractor}[/]: {trained / 1e6:.1f} M trained parameters, "
+        f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes; "
+        f"into {folder}",
         highlight=False,
     )

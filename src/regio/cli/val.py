@@ -20,7 +20,9 @@ __all__ = ["val"]
 
 
 def val(
-    data: Annotated[str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")],
+    data: Annotated[
+        str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")
+    ],
     *,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
     split: Annotated[str, typer.Option(help="Which images of DATA.")] = "val",
@@ -39,7 +41,9 @@ def val(
     detector.to(place).eval()
     dataset = open_dataset(data, split).keep_classes(card.class_names)
     folder = new_folder(project, name, "val")
-    console.print(f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes", highlight=False)
+    console.print(
+        f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes", highlight=False
+    )
     with Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
         metrics, predictions = evaluate(

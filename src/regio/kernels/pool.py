@@ -55,7 +55,9 @@ def pool_max_reference(
     """`pool_max` in plain PyTorch, bin by bin."""
     maps, level = as_pyramid(x, image, level)
     y = []
-    sides = zip(image.tolist(), level.tolist(), top.tolist(), bottom.tolist(), left.tolist(), right.tolist(), strict=True)
+    sides = zip(
+        image.tolist(), level.tolist(), top.tolist(), bottom.tolist(), left.tolist(), right.tolist(), strict=True
+    )
     for n, l, v0, v1, u0, u1 in sides:
         cells = maps[l][n]
         for i in range(len(v0)):

@@ -169,7 +169,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     maps, others = list(ctx.saved_tensors[: ctx.levels]), ctx.saved_tensors[ctx.levels :]
     need_maps, _, _, *need_axes = ctx.needs_input_grad
-    grad_maps = _backward_maps(grad, maps, *others) if any(need_maps) else None
+    grad_maps = _backward_maps(grad, maps, *others) if any(need_maps) else [None] * ctx.levels
     grad_axes = _backward_axes(grad, maps, *others) if any(need_axes) else (None,) * 4
     return grad_maps, None, None, *grad_axes
 

@@ -139,7 +139,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     maps, others = list(ctx.saved_tensors[: ctx.levels]), ctx.saved_tensors[ctx.levels :]
     need_maps, _, _, *need_samples = ctx.needs_input_grad
-    grad_maps = _backward_maps(grad, maps, *others) if any(need_maps) else None
+    grad_maps = _backward_maps(grad, maps, *others) if any(need_maps) else [None] * ctx.levels
     grad_samples = _backward_points(grad, maps, *others) if any(need_samples) else (None, None)
     return grad_maps, None, None, *grad_samples
 

@@ -138,7 +138,8 @@ class RoIAlignMax(_Aligned):
         """Every sample on its own: [R, C, *bins, S * S]."""
         g = self.grid(maps, r, level)
         rows, columns, row_coef, column_coef = (
-            t.flatten(1)[..., None] for t in (g.rows, g.columns, g.row_coef * self.samples, g.column_coef * self.samples)
+            t.flatten(1)[..., None]
+            for t in (g.rows, g.columns, g.row_coef * self.samples, g.column_coef * self.samples)
         )
         y = sample_grid([x.data for x in maps], r.image, rows, columns, row_coef, column_coef, level)
         y = y.unflatten(3, (self.bins[1], self.samples)).unflatten(2, (self.bins[0], self.samples))
@@ -153,8 +154,10 @@ class RoIAlignMax(_Aligned):
         column = self.samples * g.column_coef[..., None] * _hat(g.columns, x.size[1])
         each = torch.einsum("rish,rjtw->rijsthw", row, column).flatten(3, 4)  # [R, Kh, Kw, S * S, H, W]
         best = self._values([x], r, level).argmax(4)
-        picked = each[:, None].expand(-1, best.shape[1], *[-1] * 5).gather(
-            4, best[..., None, None, None].expand(*best.shape, 1, *x.size)
+        picked = (
+            each[:, None]
+            .expand(-1, best.shape[1], *[-1] * 5)
+            .gather(4, best[..., None, None, None].expand(*best.shape, 1, *x.size))
         )
         return picked.squeeze(4).flatten(2, 3)
 

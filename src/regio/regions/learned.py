@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, prod, sqrt
 from typing import Self
 
@@ -68,7 +68,7 @@ class Mode(ABC):
 class Exact(Mode):
     """Every cell of the support, through the separable logits. aggregate_dtype: see `regio.kernels.attend.attend`."""
 
-    aggregate_dtype: torch.dtype | None = None
+    aggregate_dtype: torch.dtype | None = field(default=None, kw_only=True)
 
     def __call__(self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
         support = extractor.support(x, r.boxes)

@@ -74,15 +74,18 @@ def cell_product(x: Array, start: int, tile: Array, at: int, size: int) -> float
 @compiled
 def put_transposed(tile: Array, pitch: int, out: Array) -> None:
     """``out[c, k] = tile[k * pitch + c]``."""
+    step = U(pitch)
     for c in range(out.shape[0]):
         row = out[c]
         for k in range(out.shape[1]):
-            row[k] = tile[k * pitch + c]
+            row[k] = tile[U(k) * step + U(c)]
 
 
 @compiled
 def take_transposed(tile: Array, pitch: int, grad: Array) -> None:
     """``tile[k * pitch + c] = grad[c, k]``."""
-    for k in range(grad.shape[1]):
-        for c in range(grad.shape[0]):
-            tile[k * pitch + c] = grad[c, k]
+    step = U(pitch)
+    for c in range(grad.shape[0]):
+        row = grad[c]
+        for k in range(grad.shape[1]):
+            tile[U(k) * step + U(c)] = row[k]

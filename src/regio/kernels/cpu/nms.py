@@ -16,13 +16,17 @@ _CHUNK = 64
 
 
 @strict
-def _overlaps(
-    x1: float, y1: float, x2: float, y2: float, kept: Array, begin: int, end: int, threshold: float
-) -> bool:
+def _overlaps(x1: float, y1: float, x2: float, y2: float, kept: Array, begin: int, end: int, threshold: float) -> bool:
     """Whether a box overlaps one of the columns [begin, end) of kept [5, n] by more than `threshold`."""
     zero = x1 - x1
     size = (x2 - x1) * (y2 - y1)
-    left, top, right, bottom, area = kept[0, begin:end], kept[1, begin:end], kept[2, begin:end], kept[3, begin:end], kept[4, begin:end]
+    left, top, right, bottom, area = (
+        kept[0, begin:end],
+        kept[1, begin:end],
+        kept[2, begin:end],
+        kept[3, begin:end],
+        kept[4, begin:end],
+    )
     hits = 0
     for i in range(end - begin):
         width = max(min(x2, right[i]) - max(x1, left[i]), zero)

@@ -20,7 +20,9 @@ U = np.uintp
 
 
 @compiled
-def _maximum(x: Array, at: int, row_step: int, step: int, rows: int, columns: int, tile: Array, to: int, n: int) -> None:
+def _maximum(
+    x: Array, at: int, row_step: int, step: int, rows: int, columns: int, tile: Array, to: int, n: int
+) -> None:
     """``tile[to + c]`` = the largest of rows x columns cells from offset `at`, for c < n; 0 for no cells."""
     if rows <= 0 or columns <= 0:
         for c in range(n):
@@ -63,19 +65,19 @@ def forward(
 def _arg_maximum(
     x: Array, at: int, row_step: int, step: int, rows: int, columns: int, best: Array, where: Array, n: int
 ) -> None:
-    """The first of the largest cells, in row-major order: its offset from `at` for each channel c < n."""
+    """The first of the largest cells, in row-major order: its number in the block for each channel c < n."""
     for c in range(n):
         best[c] = x[at + U(c)]
         where[c] = 0
     for i in range(rows):
         for j in range(columns):
-            offset = i * row_step + j * step
-            q = at + U(offset)
+            number = np.int32(i * columns + j)
+            q = at + U(i * row_step + j * step)
             for c in range(n):
                 value = x[q + U(c)]
                 larger = value > best[c] or value != value
                 best[c] = value if larger else best[c]
-                where[c] = offset if larger else where[c]
+                where[c] = number if larger else where[c]
 
 
 @compiled
@@ -89,7 +91,7 @@ def backward(
     block = min(BLOCK, end - begin)
     pitch = block + 16
     tile = np.empty(kh * kw * pitch, x.dtype)
-    best, where = np.empty(block, x.dtype), np.empty(block, np.int64)
+    best, where = np.empty(block, x.dtype), np.empty(block, np.int32)
     for r in which:
         for first in range(begin, end, BLOCK):
             n = min(BLOCK, end - first)
@@ -104,4 +106,5 @@ def backward(
                     _arg_maximum(x, at, width * channels, channels, v1 - v0, u1 - u0, best, where, n)
                     to = U((i * kw + j) * pitch)
                     for c in range(n):
-                        grad_x[at + U(where[c]) + U(c)] += tile[to + U(c)]
+                        v, u = divmod(where[c], u1 - u0)
+                        grad_x[at + U((v * width + u) * channels) + U(c)] += tile[to + U(c)]

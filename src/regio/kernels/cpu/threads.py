@@ -57,4 +57,5 @@ def share(work: Callable[[int, int], object], total: int, *, grain: int = 1, sha
         take_turns()
     finally:
         for other in others:
-            other.result()
+            if not other.cancel():  # one that has not started by now is not needed
+                other.result()

@@ -1,0 +1,64 @@
+"""Time of a training step: regio's detector with each extractor, and torchvision's code, in turns in one process.
+
+    python benchmarks/train_step.py ../shared/data/coco_s320 [key=value ...]
+
+A step is forward, losses, backward and the optimizer, on the same batches for all. Settings are those of `regio train`.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from dataclasses import replace
+
+import torch
+import torchvision
+from rich.console import Console
+
+import regio
+from regio.cli.train import open_splits
+from regio.config import RunConfig, build_detector, override
+from torchvision_peer import TorchvisionDetector
+
+EXTRACTORS = ("roi-align", "roi-pool", "learned-grid")
+WARM_UP, ROUNDS = 3, 15
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    data, *settings = sys.argv[1:]
+    config = override(RunConfig(data), settings)
+    dataset, _ = open_splits(config, Console(quiet=True))
+    classes = len(dataset.class_names)
+    detectors = {f"regio {name}": build_detector(replace(config.model, extractor=name), classes) for name in EXTRACTORS}
+    detectors["torchvision RoIAlign"] = TorchvisionDetector(config.model, classes)
+    optimizers = {
+        name: config.training.optimizer.build(p for p in detector.parameters() if p.requires_grad)
+        for name, detector in detectors.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in detectors}
+    size = config.training.batch_size
+    for index in range(WARM_UP + ROUNDS):
+        samples = [dataset[(index * size + i) % len(dataset)] for i in range(size)]
+        images, targets = [s.image for s in samples], [s.targets for s in samples]
+        for name, detector in detectors.items():
+            began = time.perf_counter()
+            torch.stack([*detector.losses(images, targets).values()]).sum().backward()
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            times[name].append(time.perf_counter() - began)
+    print(
+        f"regio {regio.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+    )
+    print(f"batch {size}, {classes} classes, {ROUNDS} steps each after {WARM_UP}; milliseconds")
+    peer = statistics.median(times["torchvision RoIAlign"][WARM_UP:])
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values[WARM_UP:], n=4)
+        print(f"{name:24} {middle * 1e3:7.0f}  ({low * 1e3:.0f} to {high * 1e3:.0f})  {peer / middle:5.2f} x as fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""`attend` against its reference: values, gradients, ranges that underflow, precision, memory."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from regio.kernels.attend import attend, attend_reference, readable
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]
+
+
+def inputs(
+    boxes: int = 7,
+    parts: int = 3,
+    channels: int = 5,
+    size: tuple[int, int] = (6, 8),
+    images: int = 2,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 2.0,
+    seed: int = 0,
+) -> Inputs:
+    """Random arguments; the supports have all sizes, down to empty ones, and the images are not sorted."""
+    g = torch.Generator().manual_seed(seed)
+    height, width = size
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    def ends(length: int) -> Tensor:
+        return torch.randint(0, length + 1, (boxes, 2), generator=g).sort(1).values
+
+    u, v = ends(width), ends(height)
+    support = torch.stack([u[:, 0], v[:, 0], u[:, 1], v[:, 1]], 1)
+    support[::2] = torch.tensor([0, 0, width, height])
+    return (
+        normal(images, channels, height, width),
+        torch.randint(0, images, (boxes,), generator=g),
+        normal(boxes, parts, width) * scale,
+        normal(boxes, parts, height) * scale,
+        normal(images, parts, height, width) * scale,
+        support,
+    )
+
+
+def some_cells(boxes: int, area: int, count: int) -> Tensor:
+    """Different cells for each box, padded with -1 in places."""
+    g = torch.Generator().manual_seed(1)
+    cells = torch.stack([torch.randperm(area, generator=g)[:count] for _ in range(boxes)])
+    return cells.masked_fill(torch.rand(boxes, count, generator=g) < 0.3, -1)
+
+
+def gradients(function: object, arguments: Inputs, **options: object) -> tuple[Tensor, list[Tensor]]:
+    leaves = [a.clone().requires_grad_() if a is not None and a.is_floating_point() else a for a in arguments]
+    out = function(*leaves, **options)
+    toward = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape).to(out.dtype)
+    wanted = [a for a in leaves if a is not None and a.is_floating_point()]
+    return out, list(torch.autograd.grad(out, wanted, toward))
+
+
+def assert_equals_reference(arguments: Inputs, tolerance: float = 1e-10, **options: object) -> None:
+    out, grads = gradients(attend, arguments, **options)
+    expected, expected_grads = gradients(attend_reference, arguments, **options)
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+    for a, b in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(b.abs().max())))
+
+
+@pytest.mark.parametrize("with_appearance", [True, False])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+def test_equals_reference(with_appearance: bool, scale: float) -> None:
+    """Up to logits of 1e4, where the three factors peak at different cells and their product is zero everywhere."""
+    arguments = inputs(scale=scale)
+    if not with_appearance:
+        arguments = (*arguments[:4], None, arguments[5])
+    assert_equals_reference(arguments)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_listed_cells_equal_reference(scale: float) -> None:
+    arguments = inputs(scale=scale)
+    assert_equals_reference(arguments, cells=some_cells(7, 48, 20))
+    assert_equals_reference(arguments, cells=torch.full((7, 4), -1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    boxes=st.integers(0, 40),
+    parts=st.integers(1, 4),
+    channels=st.integers(1, 6),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    images=st.integers(1, 3),
+    scale=st.sampled_from([0.1, 3.0, 100.0]),
+    seed=st.integers(0, 99),
+)
+def test_equals_reference_for_any_shape(
+    boxes: int, parts: int, channels: int, height: int, width: int, images: int, scale: float, seed: int
+) -> None:
+    assert_equals_reference(inputs(boxes, parts, channels, (height, width), images, scale=scale, seed=seed))
+
+
+def test_many_tiles_equal_reference() -> None:
+    """Enough boxes and cells for several tiles of each kind."""
+    arguments = inputs(boxes=60, parts=49, channels=16, size=(30, 40), dtype=torch.float32, scale=0.5)
+    out = attend(*arguments)
+    torch.testing.assert_close(out, attend_reference(*arguments), rtol=1e-5, atol=1e-5)
+
+
+def test_hand_worked() -> None:
+    """Two cells with logits 0 and log 3 weigh 1/4 and 3/4."""
+    x = torch.tensor([10.0, 20.0]).view(1, 1, 1, 2)
+    column = torch.tensor([0.0, 3.0]).log().nan_to_num(neginf=0.0).view(1, 1, 2)
+    out = attend(x, torch.tensor([0]), column, torch.zeros(1, 1, 1), None, torch.tensor([[0, 0, 2, 1]]))
+    torch.testing.assert_close(out, torch.tensor([[[17.5]]]))
+
+
+def test_factors_that_peak_apart_keep_their_range() -> None:
+    """The column term wants the first cell and the appearance the last, by 500 each: the two share the weight."""
+    x = torch.tensor([1.0, 7.0, 3.0]).view(1, 1, 1, 3)
+    column, appearance = torch.tensor([500.0, 0, 0]).view(1, 1, 3), torch.tensor([0.0, 0, 500]).view(1, 1, 1, 3)
+    image, support = torch.tensor([0]), torch.tensor([[0, 0, 3, 1]])
+    out = attend(x, image, column, torch.zeros(1, 1, 1), appearance, support)
+    torch.testing.assert_close(out, torch.tensor([[[2.0]]]))
+
+
+def test_cells_too_light_to_count_are_still_exact() -> None:
+    """Peaked weights, where most columns and rows are left out, in float32."""
+    arguments = inputs(parts=2, size=(40, 50), dtype=torch.float32)
+    x, image, column, row, appearance, support = arguments
+    u, v = torch.arange(50.0), torch.arange(40.0)
+    arguments = (x, image, -((u - 20) ** 2) + column, -((v - 11) ** 2) + row, appearance, support)
+    assert_equals_reference(arguments, 1e-5)
+
+
+def test_empty_support_gives_zeros() -> None:
+    x, image, column, row, appearance, support = inputs()
+    support[:, 2] = support[:, 0]
+    out, grads = gradients(attend, (x, image, column, row, appearance, support))
+    assert not out.any() and not any(g.any() for g in grads)
+
+
+def test_not_a_number_is_not_hidden() -> None:
+    x, image, column, row, appearance, support = inputs()
+    column[0, 0, 0] = float("nan")
+    out = attend(x, image, column, row, appearance, support)
+    assert out[0, :, 0].isnan().all() and not out[0, :, 1:].isnan().any() and not out[1:].isnan().any()
+
+
+@pytest.mark.parametrize("cells", [None, some_cells(4, 12, 9)])
+def test_gradcheck(cells: Tensor | None) -> None:
+    x, image, column, row, appearance, support = inputs(boxes=4, parts=2, channels=2, size=(3, 4))
+
+    def run(x: Tensor, column: Tensor, row: Tensor, appearance: Tensor) -> Tensor:
+        return attend(x, image, column, row, appearance, support, cells)
+
+    leaves = [t.requires_grad_() for t in (x, column, row, appearance) if t is not None]
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("with_appearance", [True, False])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck itself reads it
+def test_is_registered_as_it_should_be(with_appearance: bool) -> None:
+    x, image, column, row, appearance, support = inputs(dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in (x, column, row, appearance) if t is not None]
+    arguments = (x, image, column, row, leaves[3] if with_appearance else None, support, None, torch.float32)
+    torch.library.opcheck(torch.ops.regio.attend.default, arguments)
+
+
+def test_bfloat16_operands_and_features() -> None:
+    arguments = inputs(boxes=20, channels=32, dtype=torch.float32)
+    expected, expected_grads = gradients(attend, arguments)
+    low = arguments[0].bfloat16()
+    for x, options in (
+        (arguments[0], {"aggregate_dtype": torch.bfloat16}),
+        (low, {}),
+        (low, {"aggregate_dtype": torch.float32}),
+    ):
+        out, grads = gradients(attend, (x, *arguments[1:]), **options)
+        assert out.dtype == x.dtype
+        assert [g.dtype for g in grads] == [x.dtype, *[torch.float32] * 3]
+        torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
+        for a, b in zip(grads, expected_grads, strict=True):
+            torch.testing.assert_close(a.float(), b, rtol=5e-2, atol=2e-2 * float(b.abs().max()))
+
+
+def test_autocast_chooses_the_operands() -> None:
+    arguments = inputs(channels=32, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(*arguments)
+        full = attend(*arguments, aggregate_dtype=torch.float32)
+    assert torch.equal(mixed, attend(*arguments, aggregate_dtype=torch.bfloat16))
+    assert torch.equal(full, attend(*arguments))
+    assert not torch.equal(mixed, full)
+
+
+def test_number_of_threads_does_not_matter() -> None:
+    arguments = inputs(boxes=30, parts=49, channels=16, size=(20, 30), dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(gradients(attend, arguments))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_deterministic() -> None:
+    arguments = inputs(boxes=30, parts=9, channels=16, size=(20, 30), dtype=torch.float32)
+    first, second = gradients(attend, arguments)[1], gradients(attend, arguments)[1]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_readable_by_hand() -> None:
+    inside = readable(torch.tensor([[1, 0, 3, 2]]), None, (3, 4))[0].int().tolist()
+    assert inside == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    listed = readable(torch.tensor([[1, 0, 3, 2]]), torch.tensor([[2, 0, 5, -1]]), (3, 4))[0].int().tolist()
+    assert listed == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+_MEMORY = """
+import resource, sys, torch
+from regio.kernels.attend import attend
+boxes = int(sys.argv[1])
+parts, height, width, channels = 16, 64, 64, 8
+x = torch.randn(1, channels, height, width, requires_grad=True)
+column, row = (torch.randn(boxes, parts, n, requires_grad=True) for n in (width, height))
+support = torch.tensor([[0, 0, width, height]]).repeat(boxes, 1)
+image = torch.zeros(boxes, dtype=torch.int64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+attend(x, image, column, row, None, support).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_boxes_times_cells() -> None:
+    """Weights of 1024 boxes x 16 parts x 4096 cells would be 256 MiB; the gradients of the two terms are 16 MiB."""
+
+    def growth(boxes: int) -> float:
+        command = [sys.executable, "-c", _MEMORY, str(boxes)]
+        kib = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return kib / (1 if sys.platform == "linux" else 1024) / 1024
+
+    assert hasattr(resource, "getrusage")
+    assert growth(1024) - growth(64) < 128
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "error", "message"),
+    [
+        (1, lambda t: t + 2, ValueError, "image: expected indices in"),
+        (2, lambda t: t[:, :, 1:], ValueError, "column: expected shape"),
+        (3, lambda t: t.float(), TypeError, "row: expected dtype"),
+        (4, lambda t: t[:1], ValueError, "appearance: expected shape"),
+        (5, lambda t: t + 1, ValueError, "support: expected ranges within the map"),
+        (5, lambda t: t.float(), TypeError, "support: expected dtype"),
+    ],
+)
+def test_bad_arguments_raise(position: int, change: object, error: type[Exception], message: str) -> None:
+    arguments = list(inputs())
+    arguments[position] = change(arguments[position])
+    with pytest.raises(error, match=message):
+        attend(*arguments)
+
+
+def test_cells_out_of_range_raise() -> None:
+    with pytest.raises(ValueError, match="cells: expected indices in"):
+        attend(*inputs(), torch.full((7, 2), 48))

@@ -1,0 +1,169 @@
+"""How CPU kernels run: threads, forked processes, lazy compilation, and the cache on disk."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import regio
+from regio.kernels.cpu.threads import share
+from regio.regions import RoIAlign, RoIPool
+from regio.regions.base import RegionExtractor
+from regio.types import FeatureMap, Regions
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def ranges(total: int, grain: int = 1, shares: int = 1) -> list[tuple[int, int]]:
+    calls: list[tuple[int, int]] = []
+    share(lambda begin, end: calls.append((begin, end)), total, grain=grain, shares=shares)
+    return sorted(calls)
+
+
+def test_ranges_cover_the_work(two_threads: None) -> None:
+    assert ranges(10) == [(0, 5), (5, 10)]
+    assert ranges(10, shares=2) == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert ranges(40, grain=16) == [(0, 32), (32, 40)]
+    assert ranges(16, grain=16) == [(0, 16)]
+    assert ranges(1) == [(0, 1)]
+
+
+def test_thread_count_is_torchs(two_threads: None) -> None:
+    """Also when it changes after the first use; the calling thread is one of them."""
+    for count in (2, 1, 3):
+        torch.set_num_threads(count)
+        meet = threading.Barrier(count, timeout=10)
+        seen: list[int] = []
+
+        def work(begin: int, end: int, meet: threading.Barrier = meet, seen: list[int] = seen) -> None:
+            seen.append(threading.get_ident())
+            meet.wait()
+
+        if count <= (os.cpu_count() or 1) + 1:
+            share(work, count)
+            assert len(set(seen)) == count
+            assert threading.get_ident() in seen
+
+
+def test_an_error_in_another_thread_is_raised(two_threads: None) -> None:
+    def work(begin: int, end: int) -> None:
+        if begin > 0:
+            raise ZeroDivisionError("in the second range")
+
+    with pytest.raises(ZeroDivisionError, match="in the second range"):
+        share(work, 10)
+
+
+def run(extractor: RegionExtractor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Features and gradients of 50 boxes on a map with 40 channels."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.randn(2, 40, 20, 30, generator=generator).requires_grad_()
+    corner = torch.rand(50, 2, generator=generator) * 100
+    boxes = torch.cat([corner, corner + torch.rand(50, 2, generator=generator) * 100], 1).requires_grad_()
+    y = extractor(FeatureMap(data, 8), Regions(boxes, torch.arange(50) % 2))
+    y.square().sum().backward()
+    return y.detach(), data.grad, boxes.grad if boxes.grad is not None else torch.zeros(0)
+
+
+@pytest.mark.parametrize("extractor", [RoIAlign(), RoIPool()])
+def test_result_does_not_depend_on_the_number_of_threads(extractor: RegionExtractor, two_threads: None) -> None:
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(run(extractor))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_several_threads_at_once(two_threads: None) -> None:
+    expected = [run(RoIAlign(), seed) for seed in range(4)]
+    results: dict[int, tuple[Tensor, ...]] = {}
+    threads = [threading.Thread(target=lambda s=s: results.__setitem__(s, run(RoIAlign(), s))) for s in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(torch.equal(a, b) for s in range(4) for a, b in zip(expected[s], results[s], strict=True))
+
+
+class Features(Dataset[Tensor]):
+    """Each item runs a kernel in two threads, as a proposal cache would."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        torch.set_num_threads(2)
+        with torch.no_grad():
+            boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [9.0, 9.0, 90.0, 70.0]])
+            x = FeatureMap(torch.arange(2400.0).reshape(1, 4, 20, 30), 8)
+            return RoIAlign(2)(x, Regions(boxes, torch.zeros(2, dtype=torch.int64)))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forked_workers_run_kernels(two_threads: None) -> None:
+    expected = Features()[0]  # the parent has used its threads before the fork
+    loader = DataLoader(Features(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    items = list(loader)
+    assert len(items) == 4
+    assert all(torch.equal(item, expected) for item in items)
+
+
+def test_import_does_not_load_numba() -> None:
+    code = "import sys, regio.regions, regio.kernels.nms; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NMS = """
+import torch
+from regio.kernels.nms import nms
+print(nms(torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.], [5., 5., 6., 6.]]), torch.tensor([.5, .6, .7]), .5).tolist())
+"""
+
+
+def run_copy(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run nms in a new process from a copy of the package, and report."""
+    return subprocess.run(
+        [sys.executable, "-c", NMS], env=os.environ | {"PYTHONPATH": str(folder)} | environment, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder that holds a copy of the package, without anything compiled."""
+    source = Path(regio.__file__).parent
+    shutil.copytree(source, tmp_path / "regio", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_compiled_kernels_are_kept(package: Path) -> None:
+    assert run_copy(package).stdout.strip() == "[2, 1]"
+    kept = {p: p.stat().st_mtime_ns for p in (package / "regio/kernels/cpu/__pycache__").glob("nms.*.nbc")}
+    assert kept
+    run_copy(package)
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+
+
+def test_no_directory_for_the_cache(package: Path, tmp_path: Path) -> None:
+    """Compiled without a cache where neither the package nor the user's directory can be written."""
+    (package / "regio/kernels/cpu/__pycache__").write_text("a file where the directory would be")
+    (tmp_path / "file").touch()
+    blocked = str(tmp_path / "file" / "below")
+    out = run_copy(package, HOME=blocked, XDG_CACHE_HOME=blocked, IPYTHONDIR=blocked, PYTHONDONTWRITEBYTECODE="1")
+    assert out.stdout.strip() == "[2, 1]"
+    assert (package / "regio/kernels/cpu/__pycache__").is_file()

@@ -1,0 +1,175 @@
+"""`sample_points` and `sample_grid`: the equation, the reference, gradients, and the torch.library registration."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+from regio.kernels import sample_grid as grid_module
+from regio.kernels import sample_points as points_module
+from regio.kernels.sample_grid import sample_grid, sample_grid_reference
+from regio.kernels.sample_points import sample_points, sample_points_reference
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def maps(
+    channels: int = 5, dtype: torch.dtype = torch.float64, generator: torch.Generator | None = None
+) -> list[Tensor]:
+    generator = generator or torch.Generator().manual_seed(0)
+    return [torch.randn(2, channels, *s, generator=generator, dtype=torch.float64).to(dtype) for s in ((6, 8), (3, 4))]
+
+
+def random_samples(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """image, points, coef, level of five boxes with three parts of four samples, some outside, some of weight 0."""
+    generator = torch.Generator().manual_seed(1)
+    points = torch.rand(5, 3, 4, 2, generator=generator, dtype=torch.float64) * 11 - 2
+    coef = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
+    coef[0, 1] = 0
+    return torch.tensor([0, 1, 1, 0, 1]), points.to(dtype), coef.to(dtype), torch.tensor([0, 1, 0, 0, 1])
+
+
+def random_grid(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """image, rows, columns, their coefs, and level, of five boxes with 2 x 3 bins of 3 x 2 samples."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.rand(5, 2, 3, generator=generator, dtype=torch.float64) * 9 - 2
+    columns = torch.rand(5, 3, 2, generator=generator, dtype=torch.float64) * 11 - 2
+    coefs = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64), torch.randn(5, 3, 2, generator=generator)
+    a, b, c, d = (t.to(dtype) for t in (rows, columns, *coefs))
+    return torch.tensor([0, 1, 1, 0, 1]), a, b, c, d, torch.tensor([0, 1, 0, 0, 1])
+
+
+def test_points_equal_the_equation() -> None:
+    (x, _), (image, points, coef, _) = maps(), random_samples()
+    q_v, q_u = torch.arange(6.0).double(), torch.arange(8.0).double()
+    row = (1 - (points[..., 1, None] - q_v).abs()).clamp(min=0)
+    column = (1 - (points[..., 0, None] - q_u).abs()).clamp(min=0)
+    expected = torch.einsum("rks,rksv,rksu,rcvu->rck", coef, row, column, x[image])
+    close(sample_points(x, image, points, coef), expected)
+    close(sample_points_reference(x, image, points, coef), expected)
+
+
+def test_hand_worked_sample() -> None:
+    """At (u, v) = (1.25, 0.5) of [[0, 1, 2], [3, 4, 5]]: 0.75 and 0.25 of the columns, half of each row."""
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    points = torch.tensor([[[[1.25, 0.5]]], [[[2.5, 1.0]]], [[[-1.0, 0.0]]], [[[float("nan"), 0.0]]]])
+    y = sample_points(x, torch.zeros(4, dtype=torch.int64), points, torch.ones(4, 1, 1))
+    assert y.flatten().tolist() == [2.75, 2.5, 0.0, 0.0]
+
+
+def test_points_equal_the_reference_with_gradients() -> None:
+    image, points, coef, level = random_samples()
+    x, y = maps()
+    inputs = [t.requires_grad_() for t in (x, y, points, coef)]
+    ours = sample_points([x, y], image, points, coef, level)
+    theirs = sample_points_reference([x, y], image, points, coef, level)
+    close(ours, theirs)
+    grad = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), strict=True):
+        close(a, b)
+    assert torch.autograd.gradcheck(lambda x, y, p, c: sample_points([x, y], image, p, c, level), inputs)
+
+
+def test_grid_equals_the_reference_with_gradients() -> None:
+    image, *axes, level = random_grid()
+    x, y = maps()
+    inputs = [t.requires_grad_() for t in (x, y, *axes)]
+    ours, theirs = sample_grid([x, y], image, *axes, level), sample_grid_reference([x, y], image, *axes, level)
+    close(ours, theirs)
+    grad = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), strict=True):
+        close(a, b)
+    assert torch.autograd.gradcheck(lambda x, y, *axes: sample_grid([x, y], image, *axes, level), inputs)
+
+
+def test_derivative_at_whole_cells_is_that_from_above() -> None:
+    """As torchvision's deformable convolution, whose offsets start at zero: they must be able to move."""
+    x = torch.randn(1, 3, 5, 6, dtype=torch.float64)
+    offset = torch.zeros(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    expected = deform_conv2d(x, offset, torch.ones(1, 3, 1, 1, dtype=torch.float64))
+    (expected_grad,) = torch.autograd.grad(expected.sum(), offset)
+    v, u = torch.meshgrid(torch.arange(5.0).double(), torch.arange(6.0).double(), indexing="ij")
+    for sample in (sample_points, sample_points_reference):
+        points = torch.stack([u, v], -1).reshape(30, 1, 1, 2).requires_grad_()
+        image = torch.zeros(30, dtype=torch.int64)
+        y = sample(x, image, points, torch.ones(30, 1, 1, dtype=torch.float64))
+        (grad,) = torch.autograd.grad(y.sum(), points)
+        close(grad.reshape(5, 6, 2).flip(-1).permute(2, 0, 1)[None], expected_grad)
+        axes = [t.detach().reshape(30, 1, 1).clone().requires_grad_() for t in (points[..., 1], points[..., 0])]
+        y = sample_grid(x, image, *axes, *[torch.ones(30, 1, 1, dtype=torch.float64)] * 2)
+        close(torch.stack(torch.autograd.grad(y.sum(), axes), -1).flatten(), grad.flip(-1).flatten())
+
+
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 255, 257, 600])
+def test_channels_that_do_not_fill_a_block(channels: int) -> None:
+    image, points, coef, level = random_samples()
+    x = [m.requires_grad_() for m in maps(channels)]
+    ours, theirs = (f(x, image, points, coef, level) for f in (sample_points, sample_points_reference))
+    close(ours, theirs)
+    grad = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, x, grad), torch.autograd.grad(theirs, x, grad), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_are_float32(dtype: torch.dtype) -> None:
+    """The result is that of the float32 features, rounded once."""
+    image, points, coef, level = random_samples(torch.float32)
+    low = maps(20, dtype)
+    expected = sample_points([m.float() for m in low], image, points, coef, level)
+    out = sample_points(low, image, points.double(), coef, level)
+    assert out.dtype == dtype
+    assert torch.equal(out, expected.to(dtype))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_registration_of_points() -> None:
+    image, points, coef, level = random_samples(torch.float32)
+    x = [m.requires_grad_() for m in maps(dtype=torch.float32)]
+    samples = image, level, points.requires_grad_(), coef.requires_grad_()
+    torch.library.opcheck(points_module._sample_points, (x, *samples))
+    grad = torch.randn(5, 5, 3)
+    frozen = [m.detach() for m in x], *(t.detach() for t in samples)
+    torch.library.opcheck(points_module._backward_maps, (grad, *frozen))
+    torch.library.opcheck(points_module._backward_points, (grad, *frozen))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_registration_of_grid() -> None:
+    image, rows, columns, row_coef, column_coef, level = random_grid(torch.float32)
+    x = [m.requires_grad_() for m in maps(dtype=torch.float32)]
+    samples = image, level, rows.requires_grad_(), row_coef, columns, column_coef.requires_grad_()
+    torch.library.opcheck(grid_module._sample_grid, (x, *samples))
+    grad = torch.randn(5, 5, 6)
+    frozen = [m.detach() for m in x], *(t.detach() for t in samples)
+    torch.library.opcheck(grid_module._backward_maps, (grad, *frozen))
+    torch.library.opcheck(grid_module._backward_axes, (grad, *frozen))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": []}, "x: expected one map"),
+        ({"x": torch.zeros(3, 4, 5)}, r"x: expected shape \[N, C, H, W\]"),
+        ({"x": [torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3)]}, "x: expected maps that agree"),
+        ({"x": [torch.zeros(1, 2, 3, 3)] * 2, "level": None}, "level: expected"),
+        ({"image": torch.zeros(4)}, r"image: expected \[R\] int64"),
+        ({"points": torch.zeros(4, 1, 2)}, r"points: expected shape \[R, K, S, 2\]"),
+        ({"points": torch.zeros(3, 1, 1, 2)}, r"points: expected shape \[4, 1, 1, 2\]"),
+        ({"coef": torch.zeros(4, 1, 2)}, r"coef: expected shape \[4, 1, 1\]"),
+        ({"image": torch.tensor([0, 0, 1, 0])}, r"image: expected an index in \[0, 1\), got 1 at row 2"),
+        ({"level": torch.tensor([0, 0, 0, 1])}, r"level: expected an index in \[0, 1\), got 1 at row 3"),
+    ],
+)
+def test_bad_arguments_raise(change: dict[str, object], message: str) -> None:
+    arguments = {
+        "x": torch.zeros(1, 2, 3, 3),
+        "image": torch.zeros(4, dtype=torch.int64),
+        "points": torch.zeros(4, 1, 1, 2),
+        "coef": torch.zeros(4, 1, 1),
+        "level": torch.zeros(4, dtype=torch.int64),
+    }
+    with pytest.raises(ValueError, match=message):
+        sample_points(**(arguments | change))

@@ -1,0 +1,206 @@
+"""The commands as a person types them."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from regio.checkpoints import Card, read_card, save
+from regio.cli import main
+from regio.cli.detect import find_images
+from regio.config import ModelConfig, build_detector, to_dict
+from regio.data import SHAPE_CLASSES, Shapes
+
+SMALL = [
+    "channels=16",
+    "hidden=32",
+    "short_side=64",
+    "long_side=96",
+    "sampled_regions=16",
+    "workers=0",
+    "accelerator=cpu",
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, and a terminal wide enough for one line an error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+    return tmp_path
+
+
+def regio(*words: str) -> int:
+    """The exit code of a command."""
+    previous = sys.argv
+    sys.argv = ["regio", *words]
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = previous
+    return 0
+
+
+@pytest.fixture
+def weights(here: Path) -> Path:
+    """A checkpoint of an untrained detector of shapes that reports everything."""
+    torch.manual_seed(0)
+    model = ModelConfig(channels=16, hidden=32, short_side=64, long_side=96, score_threshold=0.0)
+    detector = build_detector(model, len(SHAPE_CLASSES))
+    path = here / "runs" / "tiny" / "weights" / "best.safetensors"
+    save(path, detector, Card(SHAPE_CLASSES, tuple(range(1, 7)), to_dict(model)))
+    return path
+
+
+def photo(path: Path, size: tuple[int, int] = (80, 60)) -> Path:
+    """A picture of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert regio("--version") == 0
+    assert capsys.readouterr().out.strip().count(".") == 2
+    assert regio("--help") == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("demo", "train", "val", "detect"))
+    assert regio("train", "--help") == 0
+    assert "--extractor" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_train_val_and_resume(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "shapes", "--name", "a", "--steps", "2", "--batch", "2", "--classes", "circle, star", *SMALL]
+    assert regio(*words) == 0
+    run = here / "runs" / "a"
+    tables = {"config.yaml", "metrics.csv", "predictions.json", "results.json"}
+    assert {p.name for p in run.iterdir()} == tables | {"pictures.jpg", "plots", "report.html", "weights"}
+    assert {p.name for p in (run / "plots").iterdir()} == {"training.png", "precision_recall.png", "confusion.png"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["classes"] == ["circle", "star"]
+    assert config["model"]["channels"] == 16
+    assert read_card(run / "weights" / "last.safetensors").class_names == ("circle", "star")
+    with Image.open(run / "pictures.jpg") as picture:
+        assert picture.width > 600
+    capsys.readouterr()
+
+    assert regio(*words) == 2
+    assert "there is a run of this name; give --resume" in capsys.readouterr().err
+    assert regio("train", "shapes", "--name", "a", "--resume", "--steps", "3") == 2
+    assert "a run can only be resumed as it was" in capsys.readouterr().err
+    assert regio("train", "shapes", "--name", "a", "--resume") == 0
+
+    capsys.readouterr()
+    assert regio("val", "shapes", "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert set(metrics["per_class"]) == {"circle", "star"}
+    assert json.loads((here / "runs" / "val" / "results.json").read_text())["ap"] == metrics["ap"]
+
+
+def test_detect(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(here / "photos" / "a.png")
+    photo(here / "photos" / "more" / "a.jpg")
+    assert regio("detect", "photos", "--weights", str(weights), "--score", "0.0", "--name", "d") == 0
+    found = json.loads((here / "runs" / "d" / "detections.json").read_text())
+    assert [one["file"] for one in found] == ["photos/a.png", "photos/more/a.jpg"]
+    assert (found[0]["height"], found[0]["width"]) == (60, 80)
+    one = found[0]["detections"][0]
+    assert one["name"] == SHAPE_CLASSES[one["label"] - 1]
+    x1, y1, x2, y2 = one["box"]
+    assert 0 <= x1 < x2 <= 80
+    assert 0 <= y1 < y2 <= 60
+    pictures = here / "runs" / "d" / "pictures"
+    assert sorted(p.name for p in pictures.iterdir()) == ["a-2.jpg", "a.jpg"]
+    assert "in 2 images" in capsys.readouterr().out
+
+
+def test_detect_goes_on_past_an_unreadable_image(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(here / "a.jpg")
+    whole = photo(here / "b.jpg").read_bytes()
+    (here / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    (here / "c.png").write_text("no picture")
+    photo(here / "d.jpg")
+    assert regio("detect", "*.*", "--no-pictures") == 1
+    output = capsys.readouterr().out
+    assert "2 images could not be read" in output
+    assert "b.jpg" in output.split("could not be read")[1]
+    assert "c.png" in output.split("could not be read")[1]
+    found = json.loads((here / "runs" / "detect" / "detections.json").read_text())
+    assert [one["file"] for one in found] == ["a.jpg", "d.jpg"]
+
+
+def test_detect_prints_json_alone(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(here / "a.jpg")
+    assert regio("detect", "a.jpg", "--json", "--no-pictures") == 0
+    assert json.loads(capsys.readouterr().out)[0]["file"] == "a.jpg"
+
+
+def test_find_images(here: Path) -> None:
+    for name in ("x/b.jpg", "x/a.PNG", "x/y/c.webp"):
+        photo(here / name)
+    (here / "x" / "notes.txt").write_text("")
+    assert find_images(["x"]) == [Path("x/a.PNG"), Path("x/b.jpg"), Path("x/y/c.webp")]
+    assert find_images(["x/*.jpg", "x"]) == [Path("x/b.jpg"), Path("x/a.PNG"), Path("x/y/c.webp")]
+    with pytest.raises(ValueError, match="none: expected an image, a folder with images or a glob"):
+        find_images(["none"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "nowhere"], "nowhere: no such dataset"),
+        (["train", "shapes", "--classes", "circle,squid"], "unknown class 'squid'; did you mean square?"),
+        (["train", "shapes", "--extractor", "roi"], "extractor: expected one of roi-pool, roi-align"),
+        (
+            ["train", "shapes", "--backbone", "resnet50"],
+            "backbone: expected one of efficientnet_lite0, torchvision, timm",
+        ),
+        (["train", "shapes", "--optimizer", "lion"], "--optimizer: expected one of sgd, adamw, got 'lion'"),
+        (["train", "shapes", "chanels=3"], "chanels: no such setting; did you mean channels"),
+        (["train", "shapes", "--resume"], "--resume: expected --name, the run to go on with"),
+        (["train", "shapes", "--resume", "--name", "x"], "config.yaml: no such file"),
+        (["train", "shapes", "--weights", "none.safetensors"], "none.safetensors: no such checkpoint"),
+        (["val", "shapes"], "no run in runs has a checkpoint"),
+        (["detect", "nothing.jpg"], "nothing.jpg: expected an image, a folder with images or a glob"),
+    ],
+)
+def test_bad_input_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert regio(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().count("\n") == 0
+    assert not list(here.rglob("*.safetensors"))
+
+
+def test_a_checkpoint_of_other_classes(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--classes", "circle", "--weights", str(weights), "channels=16", "hidden=32"]
+    assert regio("train", "shapes", *words) == 2
+    assert "a checkpoint of 6 classes (circle, " in capsys.readouterr().err
+
+
+def test_a_checkpoint_evaluated_on_data_without_its_classes(
+    here: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco = Shapes(3).keep_classes(["circle"]).to_coco()
+    for i, image in enumerate(coco["images"]):
+        photo(here / image["file_name"], (image["width"], image["height"]))
+        image["id"] = i
+    coco["annotations"] = []
+    (here / "data.json").write_text(json.dumps(coco))
+    assert regio("val", "data.json") == 2
+    assert "unknown class" in capsys.readouterr().err
+
+
+def test_json_that_is_not_coco(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "a.json").write_text('{"hello": 1}')
+    assert regio("train", "a.json") == 2
+    assert "a.json" in capsys.readouterr().err

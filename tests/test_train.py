@@ -1,0 +1,166 @@
+"""Training: exact resume, and what it says when something is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from regio.checkpoints import read_card
+from regio.config import ModelConfig, build_detector
+from regio.data import HorizontalFlip, Shapes
+from regio.detector import TwoStageDetector
+from regio.metrics import MetricsFile
+from regio.progress import SilentProgress
+from regio.train import Interrupted, NonFiniteLoss, TrainConfig, train
+from regio.types import Targets
+
+MODEL = ModelConfig(channels=16, hidden=32, short_side=64, long_side=96, sampled_regions=16)
+CONFIG = TrainConfig(
+    steps=6, batch_size=2, evaluate_every=100, save_every=2, log_every=1, workers=0, accelerator="cpu", seed=3
+)
+
+
+class StopAt(SilentProgress):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        self.at, self.number = step, number
+
+    def step(self, step: int, losses: dict[str, float], images_per_second: float) -> None:
+        """Send the signal."""
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def run(
+    folder: Path, config: TrainConfig = CONFIG, *, resume: bool = False, progress: SilentProgress | None = None
+) -> TwoStageDetector:
+    """Train a small detector from the same start."""
+    torch.manual_seed(0)
+    detector = build_detector(MODEL, 6)
+    train(
+        detector, Shapes(10), Shapes(3, seed=1), config, folder,
+        transform=HorizontalFlip(), resume=resume, progress=progress,
+    )  # fmt: skip
+    return detector
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    """The two runs ended with the same tensors, bit for bit."""
+    for name in ("last", "resume"):
+        first, second = (load_file(folder / "weights" / f"{name}.safetensors") for folder in (a, b))
+        assert first.keys() == second.keys()
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(folder)
+    return folder
+
+
+def test_what_a_run_leaves(straight: Path) -> None:
+    names = {str(path.relative_to(straight)) for path in straight.rglob("*") if path.is_file()}
+    weights = {f"weights/{name}.safetensors" for name in ("best", "last", "resume")}
+    assert names == {"metrics.csv", "predictions.json"} | weights
+    card = read_card(straight / "weights" / "best.safetensors")
+    assert card.class_names == Shapes(1).class_names
+    assert card.step == 6
+    assert card.normalisation["mean"] == [127 / 255] * 3
+    rows = MetricsFile(straight / "metrics.csv", []).rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
+    assert all(row["loss"] > 0 for row in rows[:6])
+    assert "val_ap" in rows[6]
+
+
+def test_two_runs_of_one_seed_are_equal_whatever_the_workers(straight: Path, tmp_path: Path) -> None:
+    run(tmp_path, replace(CONFIG, workers=2))
+    assert_same_weights(straight, tmp_path)
+
+
+def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
+    run(tmp_path, replace(CONFIG, seed=4))
+    first, second = (load_file(f / "weights" / "last.safetensors")["head.fc7.weight"] for f in (straight, tmp_path))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_exactly(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with pytest.raises(Interrupted, match=r"stopped at step 3 of 6; the state is in .*resume\.safetensors"):
+        run(tmp_path, progress=StopAt(3, number))
+    run(tmp_path, resume=True)
+    assert_same_weights(straight, tmp_path)
+
+
+def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
+    script = (
+        "import signal; from pathlib import Path; from tests.test_train import StopAt, run; "
+        f"run(Path({str(tmp_path)!r}), progress=StopAt(5, signal.SIGKILL))"
+    )
+    root = Path(__file__).parents[1]
+    killed = subprocess.run([sys.executable, "-c", script], cwd=root, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "weights" / "last.safetensors").exists()
+    run(tmp_path, resume=True)  # from the save at step 4
+    assert_same_weights(straight, tmp_path)
+    steps = [row["step"] for row in MetricsFile(tmp_path / "metrics.csv", []).rows()]
+    assert steps == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_resuming_with_a_moving_average_and_accumulation(tmp_path: Path) -> None:
+    config = replace(CONFIG, ema=0.9, accumulate=2)
+    run(tmp_path / "a", config)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b", config, progress=StopAt(3, signal.SIGINT))
+    run(tmp_path / "b", config, resume=True)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    last, state = (load_file(tmp_path / "a" / "weights" / f"{n}.safetensors") for n in ("last", "resume"))
+    key = "head.fc7.weight"
+    assert torch.equal(last[key], state[f"average.module.{key}"])
+    assert not torch.equal(last[key], state[f"model.{key}"])
+
+
+def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="resume.safetensors: no such checkpoint"):
+        run(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="a run can only be resumed as it was: steps 6, .* got steps 7"):
+        run(straight, replace(CONFIG, steps=7), resume=True)
+
+
+def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
+    class Broken(TwoStageDetector):
+        """Its second batch has a NaN loss."""
+
+        calls = 0
+
+        def losses(self, images: list[Tensor], targets: list[Targets]) -> dict[str, Tensor]:
+            """As the parent's."""
+            Broken.calls += 1
+            found = super().losses(images, targets)
+            return found | ({"box": found["box"] * torch.nan} if Broken.calls == 2 else {})
+
+    detector = build_detector(MODEL, 6)
+    detector.__class__ = Broken
+    data = Shapes(10)
+    with pytest.raises(NonFiniteLoss, match=r"loss 'box' is nan at step 1, on the images \S+, \S+") as error:
+        train(detector, data, data, CONFIG, tmp_path)
+    named = str(error.value).split("images ")[1].split(", ")
+    assert set(named) <= {record.name for record in data.records}
+
+
+def test_data_that_does_not_fit(tmp_path: Path) -> None:
+    detector = build_detector(MODEL, 6)
+    few = Shapes(10).keep_classes(["circle", "star"])
+    with pytest.raises(ValueError, match=r"validation: expected the classes \('circle', 'star'\), got"):
+        train(detector, few, Shapes(3), CONFIG, tmp_path)
+    with pytest.raises(ValueError, match="batch_size: expected at most the 1 images of the data, got 2"):
+        train(detector, Shapes(1), Shapes(1), CONFIG, tmp_path)
