@@ -16,6 +16,7 @@ def test_rows_of_two_kinds(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,loss,val_ap", "1,0.5,", "2,,0.25"]
     with pytest.raises(ValueError, match="other"):
         table.append({"step": 3, "other": 1.0})
+    table.close()
 
 
 def test_resuming_drops_later_rows(tmp_path: Path) -> None:
@@ -28,3 +29,18 @@ def test_resuming_drops_later_rows(tmp_path: Path) -> None:
     again.append({"step": 3, "val_ap": 1.0})
     assert [row["step"] for row in again.rows()] == [1, 2, 3]
     assert again.rows()[-1] == {"step": 3, "val_ap": 1.0}
+    first.close()
+    again.close()
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no TensorBoard")
+    table = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    table.start(0)
+    table.append({"step": 1, "loss": 0.5})
+    table.append({"step": 2, "val_ap": 0.25})
+    table.close()
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5)]
+    assert [(e.step, e.value) for e in events.Scalars("val_ap")] == [(2, 0.25)]

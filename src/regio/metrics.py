@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 __all__ = ["MetricsFile"]
 
@@ -14,13 +16,14 @@ class MetricsFile:
 
     Columns are those of the first row and `later`, which rows of another kind fill: an evaluation fills other columns
     than a training step, and cells without a value are empty. Each row is flushed, so that a killed run leaves all of
-    its rows.
+    its rows. Where TensorBoard is installed, the same numbers go into its event files beside the table.
     """
 
     def __init__(self, path: Path, later: list[str]) -> None:
         self.path = path
         self.later = later
         self.columns: list[str] = []
+        self._events: Any = None
 
     def start(self, step: int) -> None:
         """Begin after `step`: rows of later steps, left by a run that was killed after its last save, are dropped."""
@@ -30,6 +33,10 @@ class MetricsFile:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._events = SummaryWriter(str(self.path.parent), purge_step=step + 1)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row. Raises ValueError for a column the file does not have."""
@@ -38,6 +45,14 @@ class MetricsFile:
                 self.columns = [*row, *self.later]
                 csv.DictWriter(file, self.columns).writeheader()
             csv.DictWriter(file, self.columns).writerow({k: _short(v) for k, v in row.items()})
+        for name, value in row.items():
+            if self._events is not None and name != "step":
+                self._events.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        """End the event files."""
+        if self._events is not None:
+            self._events.close()
 
     def rows(self) -> list[dict[str, float]]:
         """All rows, empty cells left out."""

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -160,7 +160,7 @@ class _Run:
             self.table.start(self.step)
         evaluation: Evaluation | None = None
         evaluate_steps = max(1, round(self.config.evaluate_every * self.epoch_steps))
-        with _stop_requests() as stop_requested, self.progress:
+        with _stop_requests() as stop_requested, self.progress, closing(self.table):
             self.progress.start(self.step, self.steps)
             batches = iter(self.loader(transform))
             while self.step < self.steps:
