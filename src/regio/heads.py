@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +49,9 @@ class BoxHead(nn.Module):
         """Classes and boxes of region features [R, C, *bins]."""
         y = F.relu(self.fc6(y.flatten(1)))
         y = F.relu(self.fc7(y))
-        return HeadOutput(self.class_logits(y).float(), self.box_deltas(y).float().unflatten(1, (-1, 4)))
+        logits, deltas = self.class_logits(y), self.box_deltas(y)
+        precise = torch.promote_types(logits.dtype, torch.float32)  # scores and boxes are never in half precision
+        return HeadOutput(logits.to(precise), deltas.to(precise).unflatten(1, (-1, 4)))
 
     def losses(self, output: HeadOutput, sample: RegionSample) -> dict[str, Tensor]:
         """The losses `class` and `box` of a sample. Only the box of the true class enters."""

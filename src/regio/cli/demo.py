@@ -19,7 +19,7 @@ CONFIG = override(
     RunConfig("shapes"),
     [
         *("short_side=160", "long_side=240", "channels=64", "hidden=256", "anchor_sizes=[16, 32, 64, 128]"),
-        *("steps=400", "batch_size=8", "optimizer.lr=1e-3", "evaluate_every=4", "sampled_regions=64"),
+        *("steps=600", "batch_size=8", "optimizer.lr=1e-3", "evaluate_every=4", "sampled_regions=64"),
     ],
 )
 """The run of the demo: a few minutes on two cores."""

@@ -105,8 +105,10 @@ class RPN(nn.Module):
         objectness, deltas = [], []
         for x in maps:
             hidden = F.relu(self.conv(x.data), inplace=True)
-            objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float())
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4).float())
+            logits, delta = self.objectness(hidden), self.deltas(hidden)
+            precise = torch.promote_types(logits.dtype, torch.float32)
+            objectness.append(logits.permute(0, 2, 3, 1).flatten(1).to(precise))
+            deltas.append(delta.permute(0, 2, 3, 1).reshape(len(hidden), -1, 4).to(precise))
         return objectness, deltas
 
     @torch.no_grad()

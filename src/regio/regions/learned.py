@@ -262,17 +262,22 @@ class LearnedRegionFeatures(RegionExtractor):
         return embed((at + 0.5) * (x.stride / (self.unit or x.stride)), self.embedding_channels)
 
     @torch.no_grad()
-    def initialise_as_grid(self, deviation: float = 1.0, reach: float = 32.0) -> Self:
+    def initialise_as_grid(self, deviation: float = 0.5, reach: float = 96.0) -> Self:
         """Set the geometric term so that part k starts as a Gaussian about the centre of bin k; returns the module.
 
-        Let a bin centre be c = (1 - t) x1 + t x2. Since (1 - t) (u - x1)^2 + t (u - x2)^2 = (u - c)^2 + t (1 - t) (x2
-        - x1)^2 and the last term is the same for all u, the softmax of ``-((1 - t) (u - x1)^2 + t (u - x2)^2) / (2
-        deviation^2)`` is that Gaussian. Squares are sums of cosines, z^2 / 2 = const - sum_i a_i cos(w_i z) for |z|
-        up to about `reach`, and cos(w (u - x)) is an inner product of embeddings: Eq. 8 holds all of it without
-        approximation but that of the square.
+        Let a bin centre be c = (1 - t) x1 + t x2. Since
 
-        deviation, reach: in units of the embedded coordinates (cells by default). A random start needs thousands of
-        steps before the parts read different places; from here they do at once. It is not the paper's.
+            (1 - t) (u - x1)^2 + t (u - x2)^2 = (u - c)^2 + t (1 - t) (x2 - x1)^2
+
+        and the last term is the same for all u, the softmax of minus the left side over 2 deviation^2 is that Gaussian.
+        A square is a sum of cosines up to a constant, z^2 / 2 = -sum_i a_i cos(w_i z) for |z| < reach, and cos(w (u - x))
+        is an inner product of embeddings: Eq. 8 holds all of it, and only that sum is an approximation.
+
+        deviation, reach: in units of the embedded coordinates (cells by default); reach should be the longer side of the
+        map at least. The start is not the paper's: from N(0, 0.01) the parts need thousands of steps to read different
+        places, from here they do at once. The matrices W_im and V, shared by all parts, then only select frequencies and
+        are fixed (``requires_grad`` is False): a sum of large cosines that nearly cancel is upset by any step of an
+        optimizer that moves the three factors together. W_k_box, one matrix a part, is learned.
 
         Raises ValueError without a geometric term or with box numbers other than `corners`, and where there are fewer
         than 8 embedding or 4 key channels.
@@ -284,26 +289,24 @@ class LearnedRegionFeatures(RegionExtractor):
                 "at least 8 embedding channels and 4 key channels"
             )
         chosen, amplitude = _parabola(self.embedding_channels, frequencies, reach)
-        amplitude = amplitude.to(self.part_weight) / deviation**2
-        scale = float(amplitude.abs().max()) ** (1 / 3)  # the same size in all three factors
-        wave = torch.stack([2 * chosen, 2 * chosen + 1], 1).flatten()  # the channels of E in use, 2 F of them
-        used = torch.arange(2 * frequencies)
-        for coordinate in range(4):
-            rows = coordinate * 2 * frequencies + used
-            self.box_weight[rows] = 0
-            self.box_weight[rows, coordinate * self.embedding_channels + wave] = scale
+        wave = torch.stack([2 * chosen, 2 * chosen + 1], 1).flatten()  # the channels of E in use: sines and cosines
+        used = torch.arange(len(wave))
+        for matrix, coordinates in ((self.position_weight, 2), (self.box_weight, 4)):
+            matrix.zero_().requires_grad_(False)
+            for i in range(coordinates):
+                matrix[i * len(wave) + used, i * self.embedding_channels + wave] = _GAIN
+        strength = (amplitude / (_GAIN * deviation) ** 2).repeat_interleave(2).to(self.part_weight)
+        down, across = ((torch.arange(n).to(strength) + 0.5) / n for n in self.bins)
+        shares = across.repeat(self.bins[0]), down.repeat_interleave(self.bins[1])  # t of each part along x and y
         self.part_weight.zero_()
-        vertical, horizontal = ((torch.arange(n) + 0.5) / n for n in self.bins)
-        share = [horizontal.repeat(self.bins[0]), vertical.repeat_interleave(self.bins[1])]  # t of each part, by axis
-        for axis in range(2):
-            keys = axis * 2 * frequencies + used
-            self.position_weight[keys] = 0
-            self.position_weight[keys, axis * self.embedding_channels + wave] = scale
-            t = share[axis].to(amplitude)[:, None]
-            of_wave = amplitude.repeat_interleave(2) / scale**2
-            self.part_weight[:, keys, axis * 2 * frequencies + used] = (1 - t) * of_wave
-            self.part_weight[:, keys, (axis + 2) * 2 * frequencies + used] = t * of_wave
+        for axis, t in enumerate(shares):
+            keys = axis * len(wave) + used
+            self.part_weight[:, keys, axis * len(wave) + used] = (1 - t)[:, None] * strength
+            self.part_weight[:, keys, (axis + 2) * len(wave) + used] = t[:, None] * strength
         return self
+
+
+_GAIN = 0.2  # of the fixed matrices: by its square a step in W_k_box moves the logits; that of the random start is alike
 
 
 def _parabola(channels: int, count: int, reach: float) -> tuple[Tensor, Tensor]:
@@ -318,5 +321,5 @@ def _parabola(channels: int, count: int, reach: float) -> tuple[Tensor, Tensor]:
     target = -(z**2) / 2
     weight = 1 / (1 - target)
     waves = (torch.cos(z[:, None] * w[chosen]) - 1) * weight[:, None]
-    normal = waves.t() @ waves + 1e-4 * torch.eye(count, dtype=torch.float64)
+    normal = waves.t() @ waves + 1e-2 * torch.eye(count, dtype=torch.float64)
     return chosen, torch.linalg.solve(normal, waves.t() @ (target * weight))

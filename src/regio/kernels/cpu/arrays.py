@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regio.kernels.cpu import memory
+
 __all__ = ["boxes_of_each_level", "cells", "image_index", "plain"]
 
 Array = np.ndarray[Any, Any]
@@ -15,7 +17,10 @@ Array = np.ndarray[Any, Any]
 
 def cells(x: Tensor, dtype: torch.dtype) -> Array:
     """A map [N, C, H, W] as the flat array of its channels-last cells; no copy where it is stored like that."""
-    return x.detach().permute(0, 2, 3, 1).to(dtype).contiguous().view(-1).numpy()
+    stored = x.detach().permute(0, 2, 3, 1)
+    if stored.dtype != dtype or not stored.is_contiguous():
+        stored = memory.empty(tuple(stored.shape), dtype).copy_(stored)  # one pass for both
+    return stored.view(-1).numpy()
 
 
 def plain(*tensors: Tensor) -> tuple[Array, ...]:
