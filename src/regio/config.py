@@ -239,8 +239,9 @@ def _assign(config: Any, path: tuple[str, ...], value: Any, key: str) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """`config` as plain values for YAML or JSON; an optimizer or a schedule carries its `name`."""
     result: dict[str, Any] = {}
-    for table in (OPTIMIZERS, SCHEDULES):
-        result |= dict([("name", name) for name, kind in table.items() if type(config) is kind])
+    for name, kind in {**OPTIMIZERS, **SCHEDULES}.items():
+        if type(config) is kind:
+            result["name"] = name
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
         if dataclasses.is_dataclass(value):

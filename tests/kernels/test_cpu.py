@@ -131,7 +131,8 @@ def test_import_does_not_load_numba() -> None:
 NMS = """
 import torch
 from regio.kernels.nms import nms
-print(nms(torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.], [5., 5., 6., 6.]]), torch.tensor([.5, .6, .7]), .5).tolist())
+boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.], [5., 5., 6., 6.]])
+print(nms(boxes, torch.tensor([.5, .6, .7]), .5).tolist())
 """
 
 

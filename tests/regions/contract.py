@@ -9,7 +9,8 @@
         def reference(self, extractor, x, r):
             ...nested loops in float64, returning [R, C, *bins]...
 
-`make` gives a module in its default dtype; the contract converts it. The attributes below say where an extractor differs.
+`make` gives a module in its default dtype; the contract converts it. The attributes say where an extractor
+differs.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """Learned region features: the contract, the equality of modes, supports, sampling and the grid initialisation."""
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
@@ -26,6 +27,15 @@ def learned(channels: int = 3, bins: tuple[int, int] = (2, 3), **options: object
         for parameter in module.parameters():
             parameter.mul_(40)
     return module
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The maps here are small: sharing them between threads takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def position(z: float, channels: int) -> list[float]:
@@ -107,7 +117,7 @@ def test_modes_agree(support: Support, terms: dict[str, bool]) -> None:
     for out, gradients in results[1:]:
         torch.testing.assert_close(out, results[0][0], rtol=1e-5, atol=1e-6)
         for a, b in zip(gradients, results[0][1], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
 def test_modes_agree_with_large_logits() -> None:
@@ -149,7 +159,7 @@ def test_parameter_shapes_and_start_are_the_papers() -> None:
         "appearance_weight": (49, 256),
     }
     for p in e.parameters():
-        assert abs(float(p.std()) - 0.01) < 3e-4
+        assert abs(float(p.detach().std()) - 0.01) < 3e-4
 
 
 def test_support_by_hand() -> None:
@@ -298,9 +308,20 @@ def test_initialise_as_grid_puts_each_part_at_its_bin(channels: tuple[int, int])
     torch.testing.assert_close(deviation, torch.full((3, 5), 1.5), rtol=0.1, atol=0)
 
 
-def test_gradients_flow_after_initialise_as_grid() -> None:
+def test_only_the_matrices_of_the_parts_learn_after_initialise_as_grid() -> None:
     x, r = feature_map(3, torch.float32), regions(BOXES, torch.float32)
     e = LearnedRegionFeatures(3, (2, 3), 64, 32).initialise_as_grid()
     e(x, r).square().sum().backward()
-    for name, p in e.named_parameters():
-        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any(), name
+    gradients = {name: p.grad for name, p in e.named_parameters() if p.grad is not None}
+    assert set(gradients) == {"part_weight", "appearance_weight"}
+    assert all(torch.isfinite(g).all() and g.any() for g in gradients.values())
+
+
+def test_weights_stay_normalised_after_initialise_as_grid() -> None:
+    """Boxes of any place and size, as peaked as the start makes them."""
+    x, r = feature_map(3, torch.float32), regions(BOXES, torch.float32)
+    e = LearnedRegionFeatures(3, (2, 3), 64, 32).initialise_as_grid()
+    with torch.no_grad():
+        close(e.weights(x, r).sum((3, 4)), torch.ones(len(BOXES), 1, 6), 1e-5)
+        ones = FeatureMap(torch.ones_like(x.data), x.stride)
+        close(e(ones, r), torch.ones(len(BOXES), 3, 2, 3), 1e-5)

@@ -168,7 +168,7 @@ def _describe(
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     model = config.model
     console.print(
-        f"[bold]{model.backbone}[/], {model.neck}, [bold]{model.extractor}[/]: {trained / 1e6:.1f} M trained parameters, "
+        f"[bold]{model.backbone}[/], {model.neck}, [bold]{model.extractor}[/]: {trained / 1e6:.1f} M parameters train, "
         f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes; "
         f"into {folder}",
         highlight=False,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["as_pyramid", "check_shape", "coordinate_dtype"]
+__all__ = ["as_pyramid", "check_shape", "coordinate_dtype", "is_channels_last", "like_maps"]
 
 
 def as_pyramid(x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None) -> tuple[list[Tensor], Tensor]:
@@ -50,3 +50,14 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) 
 def coordinate_dtype(x: Tensor) -> torch.dtype:
     """The dtype of coordinates, weights and sums: float64 for float64 features, float32 for all others."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the cells of `x` [N, C, H, W] are stored one after the other, each with all its channels."""
+    return x.permute(0, 2, 3, 1).is_contiguous()
+
+
+def like_maps(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Empty tensors for the gradients of `maps`: channels-last where the map is, contiguous otherwise."""
+    formats = (torch.channels_last if is_channels_last(x) else torch.contiguous_format for x in maps)
+    return [torch.empty_like(x, memory_format=f) for x, f in zip(maps, formats, strict=True)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_shape, coordinate_dtype
+from regio.kernels.maps import as_pyramid, check_shape, coordinate_dtype, like_maps
 
 __all__ = ["pool_max", "pool_max_reference"]
 
@@ -22,7 +23,8 @@ def pool_max(
     right: Tensor,
     level: Tensor | None = None,
 ) -> Tensor:
-    """``y[r, c, i, j] = max of x[image[r], c, v, u] over top[r, i] <= v < bottom[r, i], left[r, j] <= u < right[r, j]``.
+    """``y[r, c, i, j] = max of x[image[r], c, v, u] over
+    top[r, i] <= v < bottom[r, i], left[r, j] <= u < right[r, j]``.
 
     x: [N, C, H, W], or a sequence of such maps with `level` [R] int64 naming the map of each box. image: [R] int64.
     top, bottom: [R, Kh] int64; left, right: [R, Kw] int64, in cells; what lies outside the map is left out.
@@ -80,7 +82,7 @@ def _pool_max(
     sides, result = arrays.plain(top, bottom, left, right), out.numpy()
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
         fixed = (arrays.cells(x, dtype), tuple(x.shape[1:]), index, which, *sides, result)
-        threads.share(lambda begin, end, fixed=fixed: pool.forward(*fixed, begin, end), len(which), shares=4)
+        threads.share(partial(pool.forward, *fixed), len(which), shares=4)
     return out.to(maps[0].dtype)
 
 
@@ -110,14 +112,14 @@ def _pool_max_backward(
         n, c, h, w = x.shape
         grad_x = memory.zeros((n, h, w, c), dtype)
         fixed = (arrays.cells(x, dtype), (c, h, w), index, which, *sides, g, grad_x.view(-1).numpy())
-        threads.share(lambda begin, end, fixed=fixed: pool.backward(*fixed, begin, end), c, grain=16)
-        grads.append(grad_x.to(x.dtype).permute(0, 3, 1, 2))
+        threads.share(partial(pool.backward, *fixed), c, grain=16)
+        grads.append(arrays.gradient(grad_x, x))
     return grads
 
 
 @_pool_max_backward.register_fake
 def _(grad, maps, image, level, top, bottom, left, right):  # type: ignore[no-untyped-def]
-    return [torch.empty_like(x, memory_format=torch.channels_last) for x in maps]
+    return like_maps(maps)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_shape, coordinate_dtype
+from regio.kernels.maps import as_pyramid, check_shape, coordinate_dtype, like_maps
 from regio.kernels.sample_points import sample_points_reference
 
 __all__ = ["sample_grid", "sample_grid_reference"]
@@ -90,7 +91,7 @@ def _sample_grid(
     axes, result = arrays.plain(rows, row_coef, columns, column_coef), out.numpy()
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
         fixed = (arrays.cells(x, rows.dtype), tuple(x.shape[1:]), index, which, *axes, result)
-        threads.share(lambda begin, end, fixed=fixed: sample_grid.forward(*fixed, begin, end), len(which), shares=4)
+        threads.share(partial(sample_grid.forward, *fixed), len(which), shares=4)
     return out.to(maps[0].dtype)
 
 
@@ -119,14 +120,14 @@ def _backward_maps(
         n, c, h, w = x.shape
         grad_x = memory.zeros((n, h, w, c), rows.dtype)
         fixed = (grad_x.view(-1).numpy(), (c, h, w), index, which, *axes, g)
-        threads.share(lambda begin, end, fixed=fixed: sample_grid.backward_map(*fixed, begin, end), c, grain=16)
-        grads.append(grad_x.to(x.dtype).permute(0, 3, 1, 2))
+        threads.share(partial(sample_grid.backward_map, *fixed), c, grain=16)
+        grads.append(arrays.gradient(grad_x, x))
     return grads
 
 
 @_backward_maps.register_fake
 def _(grad, maps, image, level, rows, row_coef, columns, column_coef):  # type: ignore[no-untyped-def]
-    return [torch.empty_like(x, memory_format=torch.channels_last) for x in maps]
+    return like_maps(maps)
 
 
 @torch.library.custom_op("regio::sample_grid_backward_axes", mutates_args=(), device_types="cpu")
@@ -149,9 +150,7 @@ def _backward_axes(
     results = [t.numpy() for t in grads]
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
         fixed = (arrays.cells(x, rows.dtype), tuple(x.shape[1:]), index, which, *axes, g, *results)
-        threads.share(
-            lambda begin, end, fixed=fixed: sample_grid.backward_axes(*fixed, begin, end), len(which), shares=4
-        )
+        threads.share(partial(sample_grid.backward_axes, *fixed), len(which), shares=4)
     return grads
 
 

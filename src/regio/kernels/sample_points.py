@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_shape, coordinate_dtype
+from regio.kernels.maps import as_pyramid, check_shape, coordinate_dtype, like_maps
 
 __all__ = ["sample_points", "sample_points_reference"]
 
@@ -74,7 +75,7 @@ def _sample_points(maps: Sequence[Tensor], image: Tensor, level: Tensor, points:
     samples, result = arrays.plain(points, coef), out.numpy()
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
         fixed = (arrays.cells(x, points.dtype), tuple(x.shape[1:]), index, which, *samples, result)
-        threads.share(lambda begin, end, fixed=fixed: sample_points.forward(*fixed, begin, end), len(which), shares=4)
+        threads.share(partial(sample_points.forward, *fixed), len(which), shares=4)
     return out.to(maps[0].dtype)
 
 
@@ -96,14 +97,14 @@ def _backward_maps(
         n, c, h, w = x.shape
         grad_x = memory.zeros((n, h, w, c), points.dtype)
         fixed = (grad_x.view(-1).numpy(), (c, h, w), index, which, *samples, g)
-        threads.share(lambda begin, end, fixed=fixed: sample_points.backward_map(*fixed, begin, end), c, grain=16)
-        grads.append(grad_x.to(x.dtype).permute(0, 3, 1, 2))
+        threads.share(partial(sample_points.backward_map, *fixed), c, grain=16)
+        grads.append(arrays.gradient(grad_x, x))
     return grads
 
 
 @_backward_maps.register_fake
 def _(grad, maps, image, level, points, coef):  # type: ignore[no-untyped-def]
-    return [torch.empty_like(x, memory_format=torch.channels_last) for x in maps]
+    return like_maps(maps)
 
 
 @torch.library.custom_op("regio::sample_points_backward_points", mutates_args=(), device_types="cpu")
@@ -119,9 +120,7 @@ def _backward_points(
     results = [t.numpy() for t in grads]
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
         fixed = (arrays.cells(x, points.dtype), tuple(x.shape[1:]), index, which, *samples, g, *results)
-        threads.share(
-            lambda begin, end, fixed=fixed: sample_points.backward_points(*fixed, begin, end), len(which), shares=4
-        )
+        threads.share(partial(sample_points.backward_points, *fixed), len(which), shares=4)
     return grads
 
 

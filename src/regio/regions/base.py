@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regio.types import FeatureMap, Regions
 
-__all__ = ["RegionExtractor", "contract", "level_by_level"]
+__all__ = ["RegionExtractor", "contract", "level_by_level", "rows_and_columns"]
 
 
 class RegionExtractor(nn.Module, ABC):
@@ -51,6 +51,14 @@ class RegionExtractor(nn.Module, ABC):
         The default takes one level after the other; extractors whose kernel reads all levels at once override it.
         """
         return level_by_level([self] * len(maps), maps, r, level)
+
+
+def rows_and_columns(bins: int | tuple[int, int]) -> tuple[int, int]:
+    """`bins` as (rows, columns), one number standing for both. Raises ValueError unless they are positive."""
+    rows, columns = (bins, bins) if isinstance(bins, int) else bins
+    if rows < 1 or columns < 1:
+        raise ValueError(f"bins: expected positive numbers (rows, columns), got {(rows, columns)}")
+    return rows, columns
 
 
 def level_by_level(

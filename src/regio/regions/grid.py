@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regio.kernels.maps import coordinate_dtype
 from regio.kernels.sample_grid import sample_grid
-from regio.regions.base import RegionExtractor
+from regio.regions.base import RegionExtractor, rows_and_columns
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RoIAlign", "RoIAlignMax", "SampleGrid"]
@@ -35,9 +35,7 @@ class _Aligned(RegionExtractor):
 
     def __init__(self, bins: int | tuple[int, int] = (7, 7), samples: int = 2, aligned: bool = True) -> None:
         super().__init__()
-        self.bins = (bins, bins) if isinstance(bins, int) else tuple(bins)
-        if min(self.bins) < 1:
-            raise ValueError(f"bins: expected positive numbers (rows, columns), got {self.bins}")
+        self.bins = rows_and_columns(bins)
         if samples < 0:
             raise ValueError(f"samples: expected a number along each axis, or 0 to adapt it to the box, got {samples}")
         self.samples = samples

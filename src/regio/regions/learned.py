@@ -270,14 +270,14 @@ class LearnedRegionFeatures(RegionExtractor):
             (1 - t) (u - x1)^2 + t (u - x2)^2 = (u - c)^2 + t (1 - t) (x2 - x1)^2
 
         and the last term is the same for all u, the softmax of minus the left side over 2 deviation^2 is that Gaussian.
-        A square is a sum of cosines up to a constant, z^2 / 2 = -sum_i a_i cos(w_i z) for |z| < reach, and cos(w (u - x))
-        is an inner product of embeddings: Eq. 8 holds all of it, and only that sum is an approximation.
+        A square is a sum of cosines up to a constant, z^2 / 2 = -sum_i a_i cos(w_i z) for |z| < reach, and the cosine
+        of w (u - x) is an inner product of embeddings: Eq. 8 holds all of it, and only that sum is an approximation.
 
-        deviation, reach: in units of the embedded coordinates (cells by default); reach should be the longer side of the
-        map at least. The start is not the paper's: from N(0, 0.01) the parts need thousands of steps to read different
-        places, from here they do at once. The matrices W_im and V, shared by all parts, then only select frequencies and
-        are fixed (``requires_grad`` is False): a sum of large cosines that nearly cancel is upset by any step of an
-        optimizer that moves the three factors together. W_k_box, one matrix a part, is learned.
+        deviation, reach: in units of the embedded coordinates (cells by default); reach should be the longer side of
+        the map at least. The start is not the paper's: from N(0, 0.01) the parts need thousands of steps to read
+        different places, from here they do at once. The matrices W_im and V, shared by all parts, then only select
+        frequencies and are fixed (``requires_grad`` is False): a sum of large cosines that nearly cancel is upset by
+        any step of an optimizer that moves the three factors together. W_k_box, one matrix a part, is learned.
 
         Raises ValueError without a geometric term or with box numbers other than `corners`, and where there are fewer
         than 8 embedding or 4 key channels.
@@ -306,7 +306,9 @@ class LearnedRegionFeatures(RegionExtractor):
         return self
 
 
-_GAIN = 0.2  # of the fixed matrices: by its square a step in W_k_box moves the logits; that of the random start is alike
+_GAIN = (
+    0.2  # of the fixed matrices: by its square a step in W_k_box moves the logits; that of the random start is alike
+)
 
 
 def _parabola(channels: int, count: int, reach: float) -> tuple[Tensor, Tensor]:
@@ -321,5 +323,5 @@ def _parabola(channels: int, count: int, reach: float) -> tuple[Tensor, Tensor]:
     target = -(z**2) / 2
     weight = 1 / (1 - target)
     waves = (torch.cos(z[:, None] * w[chosen]) - 1) * weight[:, None]
-    normal = waves.t() @ waves + 1e-2 * torch.eye(count, dtype=torch.float64)
+    normal = waves.t() @ waves + 1e-4 * torch.eye(count, dtype=torch.float64)
     return chosen, torch.linalg.solve(normal, waves.t() @ (target * weight))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class Levels(nn.Module):
 
     def _of(self, maps: Sequence[FeatureMap]) -> list[RegionExtractor]:
         """The extractor of each map."""
-        if not maps or len(self.extractors) not in (1, len(maps)):
-            raise ValueError(f"maps: expected {len(self.extractors) if maps else 'at least one'}, got {len(maps)}")
-        return list(self.extractors) * (len(maps) if len(self.extractors) == 1 else 1)  # type: ignore[arg-type]
+        own = [cast(RegionExtractor, e) for e in self.extractors]
+        if not maps or len(own) not in (1, len(maps)):
+            raise ValueError(f"maps: expected {len(own) if maps else 'at least one'}, got {len(maps)}")
+        return own * len(maps) if len(own) == 1 else own

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regio.kernels.maps import coordinate_dtype
 from regio.kernels.pool import pool_max
-from regio.regions.base import RegionExtractor
+from regio.regions.base import RegionExtractor, rows_and_columns
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RoIPool"]
@@ -28,9 +28,7 @@ class RoIPool(RegionExtractor):
 
     def __init__(self, bins: int | tuple[int, int] = (7, 7)) -> None:
         super().__init__()
-        self.bins = (bins, bins) if isinstance(bins, int) else tuple(bins)
-        if min(self.bins) < 1:
-            raise ValueError(f"bins: expected positive numbers (rows, columns), got {self.bins}")
+        self.bins = rows_and_columns(bins)
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}"

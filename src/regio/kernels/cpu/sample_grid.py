@@ -96,8 +96,8 @@ def forward(
 
 @compiled
 def backward_map(
-    grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array, columns: Array,
-    column_coef: Array, grad: Array, begin: int, end: int
+    grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array,
+    columns: Array, column_coef: Array, grad: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """Add the gradient of the channels [begin, end) to grad_x: no other thread touches them, whatever the boxes."""
     channels, height, width = shape
