@@ -94,6 +94,10 @@ def spread(values: list[float]) -> float:
     return third - first
 
 
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(math.log(v) for v in values))
+
+
 def copy_bandwidth() -> float:
     """Bytes a millisecond, read and written together, of copying 256 MB."""
     source, target = torch.ones(1 << 26), torch.ones(1 << 26)
@@ -148,9 +152,8 @@ def main() -> None:
     bandwidth = copy_bandwidth()
     about = machine() | {"copy_gigabytes_a_second": round(bandwidth / 1e6, 1)}
     print("  ".join(f"{k} {v}" for k, v in about.items()))
-    print(
-        f"{'':34}{'boxes':>6}{'chan.':>6}{'ours ms (IQR)':>18}{'torchvision ms (IQR)':>24}{'ratio':>8}{'copy ms':>9}{'x copy':>8}"
-    )
+    head = f"{'':36}{'boxes':>6}{'chan.':>6}{'ours ms (IQR)':>17}{'torchvision ms (IQR)':>25}{'ratio':>8}"
+    print(f"{head}{'copy ms':>9}{'x copy':>8}")
     kinds = [
         ("RoIAlign 2 x 2", RoIAlign(7), lambda x, rois: roi_align(x, rois, 7, 1 / STRIDE, 2, True)),
         ("RoIPool", RoIPool(7), lambda x, rois: roi_pool(x, rois, 7, 1 / STRIDE)),
@@ -162,13 +165,13 @@ def main() -> None:
                 title = f"{name} {'forward + backward' if backward else 'forward'}"
                 row = compare(title, extractor, theirs, boxes, channels, backward, bandwidth, arguments.repeats)
                 rows.append(row)
-                print(
-                    f"{title:34}{boxes:6}{channels:6}{row.ours:10.1f} ({row.ours_iqr:4.1f}){row.torchvision:16.1f} "
-                    f"({row.torchvision_iqr:5.1f}){row.ratio:8.1f}{row.copy_limit:9.2f}{row.ours / row.copy_limit:8.1f}",
-                    flush=True,
-                )
-    print(f"losses: {sum(row.ratio < 1 for row in rows)} of {len(rows)}; "
-          f"geometric mean of the ratios {math.exp(statistics.fmean(math.log(row.ratio) for row in rows)):.1f}")  # fmt: skip
+                line = f"{title:36}{row.boxes:6}{row.channels:6}{row.ours:9.1f} ({row.ours_iqr:5.1f})"
+                line += f"{row.torchvision:16.1f} ({row.torchvision_iqr:6.1f}){row.ratio:8.1f}"
+                print(f"{line}{row.copy_limit:9.2f}{row.ours / row.copy_limit:8.1f}", flush=True)
+    losses = sum(row.ratio < 1 for row in rows)
+    print(
+        f"losses: {losses} of {len(rows)}; geometric mean of the ratios {geometric_mean([r.ratio for r in rows]):.1f}"
+    )
     if arguments.json:
         table = [asdict(row) | {"ratio": row.ratio} for row in rows]
         arguments.json.write_text(json.dumps({"machine": about, "rows": table}, indent=2) + "\n")

@@ -89,9 +89,9 @@ def test_same_losses(shared_data: Path) -> None:
     image, target = voc_photo(shared_data / "voc2012_100", "2007_000063", names)
     other, two = voc_photo(shared_data / "voc2012_100", "2007_000121", names)
     images, targets = [image.double() / 255, other.double() / 255], [target, two]
-    theirs = distinctive(image / 255, 128).double()
+    theirs = distinctive(image / 255, 96).double()
     ours = fasterrcnn_resnet50_fpn_from_torchvision(theirs.state_dict(), norm_eps=1e-5).double()
-    ours.preprocess = replace(ours.preprocess, short_side=128)
+    ours.preprocess = replace(ours.preprocess, short_side=96)
     everything = BalancedSampler(10**6, 1.0)
     ours.proposals.sampler = everything  # type: ignore[attr-defined]
     ours.sampler = replace(ours.sampler, sampler=everything)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
+from regio.kernels.depthwise import depthwise_conv
+
 __all__ = ["FoldedConv", "FrozenBatchNorm", "freeze_batch_norm"]
 
 
@@ -71,6 +73,7 @@ class FoldedConv(nn.Conv2d):
         )
         self.weight, self.bias = conv.weight, conv.bias
         self.pads_like_tensorflow = isinstance(conv, Conv2dSame)
+        self.depthwise = conv.groups == conv.in_channels == conv.out_channels and not isinstance(conv.padding, str)
         self.__dict__["norm"] = norm  # not a child: it has one parent already
         norm.folded = True
 
@@ -81,6 +84,8 @@ class FoldedConv(nn.Conv2d):
         bias = shift if self.bias is None else shift + self.bias * scale
         if self.pads_like_tensorflow:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        if self.depthwise:
+            return depthwise_conv(x, weight, bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 

@@ -82,7 +82,7 @@ class Regions:
 
     def __post_init__(self) -> None:
         _require_boxes("boxes", self.boxes)
-        _require_column("image", self.image, len(self.boxes), torch.int64, self.boxes.device)
+        _require_column("image", self.image, self.boxes.shape[0], torch.int64, self.boxes.device)
 
     def __len__(self) -> int:
         return len(self.boxes)

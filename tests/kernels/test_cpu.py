@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import regio
+from regio.kernels.cpu.memory import zeros
 from regio.kernels.cpu.threads import share
 from regio.regions import RoIAlign, RoIPool
 from regio.regions.base import RegionExtractor
@@ -121,6 +122,15 @@ def test_forked_workers_run_kernels(two_threads: None) -> None:
     items = list(loader)
     assert len(items) == 4
     assert all(torch.equal(item, expected) for item in items)
+
+
+def test_large_results_are_ordinary_tensors() -> None:
+    """Also where the asked-for pages start and end inside them."""
+    for shape in ((0, 5), (3,), (700, 1001), (3, 1 << 20)):
+        tensor = zeros(shape, torch.float64)
+        assert tensor.shape == shape
+        assert tensor.dtype == torch.float64
+        assert not tensor.any()
 
 
 def test_import_does_not_load_numba() -> None:

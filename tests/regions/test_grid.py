@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from regio.regions.base import RegionExtractor
 from regio.regions.grid import RoIAlign, RoIAlignMax
+from regio.regions.pool import RoIPool
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, ExtractorContract, close, feature_map, regions
 
@@ -148,3 +150,21 @@ def test_inductor() -> None:
     e, x, r = RoIAlign(3), feature_map(dtype=torch.float32), regions(dtype=torch.float32)
     compiled = torch.compile(lambda data, boxes, image: e(FeatureMap(data, 4), Regions(boxes, image)), fullgraph=True)
     close(compiled(x.data, r.boxes, r.image), e(x, r), 1e-5)
+
+
+@pytest.mark.parametrize("extractor", [RoIAlign(3), RoIPool(3)])
+def test_exports_with_any_number_of_boxes(extractor: RegionExtractor) -> None:
+    class Read(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extractor = extractor
+
+        def forward(self, data: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
+            return self.extractor(FeatureMap(data, 4), Regions(boxes, image))
+
+    x, r = feature_map(dtype=torch.float32), regions(dtype=torch.float32)
+    count = torch.export.Dim("count")
+    shapes = (None, {0: count}, {0: count})
+    exported = torch.export.export(Read(), (x.data, r.boxes, r.image), dynamic_shapes=shapes).module()
+    some = r[torch.tensor([4, 0, 2])]
+    assert torch.equal(exported(x.data, some.boxes, some.image), extractor(x, some))

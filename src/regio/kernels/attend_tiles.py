@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["Tile", "TiledSoftmax"]
 
-_TILE = 2**20  # numbers in a tile of weights or of gathered features: 4 MiB in float32
+_TILE = 2**21  # numbers in a tile of weights or of gathered features: 8 MiB in float32
 _WORTH_GATHERING = 0.5  # of the map; a larger support is read as the whole map, with zeros outside the support
 
 

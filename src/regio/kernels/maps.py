@@ -35,7 +35,7 @@ def as_pyramid(x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None
     for name, column in (("image", image), ("level", level)):
         if column.ndim != 1 or column.dtype != torch.int64:
             raise ValueError(f"{name}: expected [R] int64, got {list(column.shape)} {column.dtype}")
-        check_shape(name, column, (len(image),), maps[0])
+        check_shape(name, column, image.shape, maps[0])
     return maps, level
 
 

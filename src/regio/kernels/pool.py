@@ -39,7 +39,7 @@ def pool_max(
     for name, side, like in sides:
         if side.ndim != 2 or side.dtype != torch.int64:
             raise ValueError(f"{name}: expected [R, bins] int64, got {list(side.shape)} {side.dtype}")
-        check_shape(name, side, (len(image), like.shape[1]), maps[0])
+        check_shape(name, side, (image.shape[0], like.shape[1]), maps[0])
     if maps[0].device.type != "cpu":
         return pool_max_reference(maps, image, top, bottom, left, right, level)
     return _pool_max(maps, image, level, top, bottom, left, right).unflatten(2, (top.shape[1], left.shape[1]))
@@ -66,7 +66,7 @@ def pool_max_reference(
             for j in range(len(u0)):
                 block = cells[:, max(v0[i], 0) : max(v1[i], 0), max(u0[j], 0) : max(u1[j], 0)].flatten(1)
                 y.append(block.max(1).values if block.shape[1] else cells.new_zeros(len(cells)))
-    shape = (len(image), top.shape[1], left.shape[1], maps[0].shape[1])
+    shape = (image.shape[0], top.shape[1], left.shape[1], maps[0].shape[1])
     return (torch.stack(y) if y else maps[0].new_zeros(0)).reshape(shape).permute(0, 3, 1, 2)
 
 

@@ -31,6 +31,7 @@ def sample_grid(
     rows and columns.
 
     x: [N, C, H, W], or a sequence of such maps with `level` [R] int64 naming the map of each box. image: [R] int64.
+    A float32 or float64 map that is stored channels-last is read in place; any other is copied to that form first.
     rows, row_coef: [R, Kh, S]. columns, column_coef: [R, Kw, T]. Coordinates are in cells, integer i at the centre of
     cell i; outside the map x is zero. Pad a box that has fewer samples with coef 0.
 
@@ -44,7 +45,7 @@ def sample_grid(
     for name, positions, coef in (("row", rows, row_coef), ("column", columns, column_coef)):
         if positions.ndim != 3:
             raise ValueError(f"{name}s: expected shape [R, bins, samples], got {list(positions.shape)}")
-        check_shape(f"{name}s", positions, (len(image), *positions.shape[1:]), maps[0])
+        check_shape(f"{name}s", positions, (image.shape[0], *positions.shape[1:]), maps[0])
         check_shape(f"{name}_coef", coef, tuple(positions.shape), maps[0])
         bins.append(positions.shape[1])
     dtype = coordinate_dtype(maps[0])
@@ -65,11 +66,11 @@ def sample_grid_reference(
 ) -> Tensor:
     """`sample_grid` in plain PyTorch, by `sample_points_reference` on the products of rows and columns."""
     (kh, s), (kw, t) = rows.shape[1:], columns.shape[1:]
-    shape = (len(rows), kh, kw, s, t)
+    shape = (rows.shape[0], kh, kw, s, t)
     v = rows[:, :, None, :, None].expand(shape)
     u = columns[:, None, :, None, :].expand(shape)
     coef = row_coef[:, :, None, :, None] * column_coef[:, None, :, None, :]
-    points = torch.stack([u, v], dim=-1).reshape(len(rows), kh * kw, s * t, 2)
+    points = torch.stack([u, v], dim=-1).reshape(rows.shape[0], kh * kw, s * t, 2)
     y = sample_points_reference(x, image, points, coef.reshape(points.shape[:3]), level)
     return y.unflatten(2, (kh, kw))
 
@@ -86,7 +87,7 @@ def _sample_grid(
 ) -> Tensor:
     from regio.kernels.cpu import arrays, memory, sample_grid, threads
 
-    out = memory.empty((len(rows), maps[0].shape[1], rows.shape[1] * columns.shape[1]), rows.dtype)
+    out = memory.empty((rows.shape[0], maps[0].shape[1], rows.shape[1] * columns.shape[1]), rows.dtype)
     index = arrays.image_index(image, maps[0].shape[0])
     axes, result = arrays.plain(rows, row_coef, columns, column_coef), out.numpy()
     for x, which in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):

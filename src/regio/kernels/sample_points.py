@@ -32,7 +32,7 @@ def sample_points(
     maps, level = as_pyramid(x, image, level)
     if points.ndim != 4:
         raise ValueError(f"points: expected shape [R, K, S, 2], got {list(points.shape)}")
-    check_shape("points", points, (len(image), *points.shape[1:3], 2), maps[0])
+    check_shape("points", points, (image.shape[0], *points.shape[1:3], 2), maps[0])
     check_shape("coef", coef, tuple(points.shape[:3]), maps[0])
     dtype = coordinate_dtype(maps[0])
     points, coef = points.to(dtype), coef.to(dtype)

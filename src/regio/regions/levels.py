@@ -56,8 +56,8 @@ class Levels(nn.Module):
         if strides != [2 ** (finest + i) for i in range(len(maps))]:
             raise ValueError(f"maps: expected strides that double, powers of two, finest first, got {strides}")
         size = area(r.boxes.detach()).sqrt()
-        k = torch.floor(self.canonical_level + torch.log2(size / self.canonical_size) + self.eps)
-        return (k.clamp(finest, finest + len(maps) - 1) - finest).to(torch.int64)
+        k = self.canonical_level + torch.log2(size / self.canonical_size) + self.eps
+        return (k - finest).clamp(0, len(maps) - 1).to(torch.int64)  # of what is not negative, this is the floor
 
     def forward(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
         """Region features [R, C, *bins] from maps of the same batch and channels.

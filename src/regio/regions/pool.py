@@ -68,14 +68,22 @@ class RoIPool(RegionExtractor):
 
 def _axis(first: Tensor, last: Tensor, bins: int, size: Tensor) -> tuple[Tensor, Tensor]:
     """Begin and end [R, bins] of the bins along one axis, cut to maps of `size` [R, 1]."""
-    step = ((last - first + 1).clamp(min=1) / bins)[:, None]
-    i = torch.arange(bins, device=first.device, dtype=first.dtype)
-    begin = torch.floor(i * step) + first[:, None]
-    end = torch.ceil((i + 1) * step) + first[:, None]
-    return tuple(torch.minimum(side.clamp(min=0), size).to(torch.int64) for side in (begin, end))  # type: ignore[return-value]
+    side = (last - first + 1).clamp(min=1)
+    step = (side.to(size.dtype) / bins)[:, None]
+    i = torch.arange(bins, device=first.device, dtype=size.dtype)
+    stop = (i + 1) * step
+    floor, ceil = (i * step).to(torch.int64), stop.to(torch.int64)
+    ceil = ceil + (ceil < stop)
+    cells = size.to(torch.int64)
+    begin, end = (torch.minimum((first[:, None] + offset).clamp(min=0), cells) for offset in (floor, ceil))
+    return begin, end
 
 
 def _round_half_away(value: Tensor) -> Tensor:
-    """C's `round`: 2.5 to 3 and -2.5 to -3, where `torch.round` takes both to the even neighbour."""
-    whole = value.trunc()
-    return whole + torch.where((value - whole).abs() >= 0.5, value.sign(), 0)
+    """C's `round`, int64: 2.5 to 3 and -2.5 to -3, where `torch.round` takes both to the even neighbour.
+
+    Beyond 2^30 cells, far outside any map, it stays at 2^30.
+    """
+    value = value.clamp(-(2**30), 2**30)
+    whole = value.to(torch.int64)  # towards zero
+    return whole + ((value - whole).abs() >= 0.5) * value.sign().to(torch.int64)
