@@ -72,8 +72,8 @@ def open_dataset(path: str | Path, split: str = "train", *, strict: bool = False
 def divide(dataset: DetectionDataset, split: str) -> DetectionDataset:
     """The "train" part (four fifths) or the "val" part (one fifth, rounded up) of `dataset`.
 
-    Images are ranked by a hash of their file name, and the first fifth is "val": the same on every machine and in every
-    session, and not the first photos of a series. The order of the dataset is kept.
+    Images are ranked by a hash of their file name, and the first fifth is "val": the same on every machine and every
+    time, and not the first photos of a series. The order of the dataset is kept.
 
     Raises ValueError for another split, and for fewer than two images.
     """
