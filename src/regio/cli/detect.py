@@ -67,7 +67,7 @@ def detect(
         found.append(_as_dict(file, image, detections, card.class_names))
         if pictures:
             (folder / "pictures").mkdir(parents=True, exist_ok=True)
-            picture = draw_detections(image, detections, card.class_names, score_threshold=score or 0.5)
+            picture = draw_detections(image, detections, card.class_names, 0.5 if score is None else score)
             picture.save(folder / "pictures" / names[file])
     took = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
