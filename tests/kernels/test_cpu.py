@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import regio
+from regio.kernels.cpu import memory
 from regio.kernels.cpu.memory import zeros
 from regio.kernels.cpu.threads import share
 from regio.regions import RoIAlign, RoIPool
@@ -124,8 +125,32 @@ def test_forked_workers_run_kernels(two_threads: None) -> None:
     assert all(torch.equal(item, expected) for item in items)
 
 
+def test_memory_of_a_result_is_used_again_once_it_is_free() -> None:
+    memory.release()
+    first = memory.empty((1 << 20,), torch.float32)
+    place, view = first.data_ptr(), first[5:].view(-1, 1)
+    assert memory.empty((1 << 20,), torch.float32).data_ptr() != place
+    del first
+    view.fill_(3)  # a view keeps it
+    assert memory.empty((1 << 20,), torch.float32).data_ptr() != place
+    del view
+    again = memory.empty((1000, 1001), torch.float32)
+    assert again.data_ptr() == place
+    assert memory.empty((1 << 20,), torch.float32).data_ptr() != place
+    memory.release()
+
+
+def test_kept_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_MOST", 20 << 20)
+    memory.release()
+    several = [memory.empty((4 << 20,), torch.uint8) for _ in range(8)]
+    del several
+    assert 0 < sum(b.nbytes for b in memory._free) <= 20 << 20
+    memory.release()
+    assert not memory._free
+
+
 def test_large_results_are_ordinary_tensors() -> None:
-    """Also where the asked-for pages start and end inside them."""
     for shape in ((0, 5), (3,), (700, 1001), (3, 1 << 20)):
         tensor = zeros(shape, torch.float64)
         assert tensor.shape == shape

@@ -124,28 +124,75 @@ def test_sums_are_float32(dtype: torch.dtype) -> None:
     assert torch.equal(out, expected.to(dtype))
 
 
+GROUPS = {"points": [2, 0, 1], "grid": [0, 1, 2, 2, 1, 0]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_groups_of_channels(dtype: torch.dtype) -> None:
+    """Part k reads the channels of its group: the same as all channels, and the group chosen afterwards."""
+    image, points, coef, level = random_samples()
+    x = maps(21, dtype)
+    y = sample_points(x, image, points, coef, level)
+    out = sample_points(x, image, points, coef, level, groups=GROUPS["points"])
+    assert torch.equal(out, torch.stack([y[:, 7 * g : 7 * g + 7, k] for k, g in enumerate(GROUPS["points"])], 2))
+    image, *axes, level = random_grid()
+    y = sample_grid(x, image, *axes, level).flatten(2)
+    out = sample_grid(x, image, *axes, level, groups=GROUPS["grid"]).flatten(2)
+    assert torch.equal(out, torch.stack([y[:, 7 * g : 7 * g + 7, k] for k, g in enumerate(GROUPS["grid"])], 2))
+
+
+def test_gradients_of_groups() -> None:
+    image, *samples, level = random_samples()
+    inputs = [*maps(6), *samples]
+    inputs = [t.requires_grad_() for t in inputs]
+
+    def points(a: Tensor, b: Tensor, *samples: Tensor) -> Tensor:
+        return sample_points([a, b], image, *samples, level, groups=GROUPS["points"])
+
+    assert torch.autograd.gradcheck(points, inputs, atol=1e-6)
+    image, *axes, level = random_grid()
+    inputs = [t.requires_grad_() for t in [*maps(6), *axes]]
+
+    def grid(a: Tensor, b: Tensor, *axes: Tensor) -> Tensor:
+        return sample_grid([a, b], image, *axes, level, groups=GROUPS["grid"])
+
+    assert torch.autograd.gradcheck(grid, inputs, atol=1e-6)
+
+
+def test_bad_groups_raise() -> None:
+    image, points, coef, level = random_samples()
+    with pytest.raises(ValueError, match=r"groups: expected 3 numbers from 0, one a part, got \[0, 1\]"):
+        sample_points(maps(), image, points, coef, level, groups=[0, 1])
+    with pytest.raises(ValueError, match="x: expected channels in 3 equal groups, got 5 channels"):
+        sample_points(maps(), image, points, coef, level, groups=[0, 1, 2])
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_registration_of_points() -> None:
+@pytest.mark.parametrize("groups", [[0, 0, 0], GROUPS["points"]])
+def test_registration_of_points(groups: list[int]) -> None:
     image, points, coef, level = random_samples(torch.float32)
-    x = [m.requires_grad_() for m in maps(dtype=torch.float32)]
-    samples = image, level, points.requires_grad_(), coef.requires_grad_()
+    x = [m.requires_grad_() for m in maps(6, dtype=torch.float32)]
+    samples = image, level, [points.requires_grad_(), coef.requires_grad_()], groups
     torch.library.opcheck(points_module._sample_points, (x, *samples))
-    grad = torch.randn(5, 5, 3)
-    frozen = [m.detach() for m in x], *(t.detach() for t in samples)
-    torch.library.opcheck(points_module._backward_maps, (grad, *frozen))
-    torch.library.opcheck(points_module._backward_points, (grad, *frozen))
+    check_backward("sample_points", torch.randn(5, 2 if any(groups) else 6, 3), x, image, level, [points, coef], groups)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_registration_of_grid() -> None:
+@pytest.mark.parametrize("groups", [[0] * 6, GROUPS["grid"]])
+def test_registration_of_grid(groups: list[int]) -> None:
     image, rows, columns, row_coef, column_coef, level = random_grid(torch.float32)
-    x = [m.requires_grad_() for m in maps(dtype=torch.float32)]
-    samples = image, level, rows.requires_grad_(), row_coef, columns, column_coef.requires_grad_()
-    torch.library.opcheck(grid_module._sample_grid, (x, *samples))
-    grad = torch.randn(5, 5, 6)
-    frozen = [m.detach() for m in x], *(t.detach() for t in samples)
-    torch.library.opcheck(grid_module._backward_maps, (grad, *frozen))
-    torch.library.opcheck(grid_module._backward_axes, (grad, *frozen))
+    x = [m.requires_grad_() for m in maps(6, dtype=torch.float32)]
+    axes = [rows.requires_grad_(), row_coef, columns, column_coef.requires_grad_()]
+    torch.library.opcheck(grid_module._sample_grid, (x, image, level, axes, groups))
+    check_backward("sample_grid", torch.randn(5, 2 if any(groups) else 6, 6), x, image, level, axes, groups)
+
+
+def check_backward(
+    name: str, grad: Tensor, x: list[Tensor], image: Tensor, level: Tensor, arguments: list[Tensor], groups: list[int]
+) -> None:
+    frozen = [m.detach() for m in x], image, level, [a.detach() for a in arguments], groups
+    for function in ("backward_maps", "backward_arguments"):
+        torch.library.opcheck(getattr(torch.ops.regio, f"{name}_{function}").default, (grad, *frozen))
 
 
 @pytest.mark.parametrize(

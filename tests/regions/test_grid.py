@@ -27,9 +27,7 @@ def bilinear(cells: Tensor, v: float, u: float) -> Tensor:
     return total
 
 
-def samples_of(
-    extractor: RoIAlign | RoIAlignMax, x: FeatureMap, box: Tensor, image: int, i: int, j: int
-) -> list[Tensor]:
+def samples_of(extractor: RoIAlign, x: FeatureMap, box: Tensor, image: int, i: int, j: int) -> list[Tensor]:
     """The samples of bin (i, j), by the definition."""
     shift = 0.5 if extractor.aligned else 0.0
     x1, y1, x2, y2 = (float(c) / x.stride - shift for c in box)
@@ -55,10 +53,13 @@ class AlignContract(ExtractorContract):
         for n, (box, image) in enumerate(zip(r.boxes, r.image.tolist(), strict=True)):
             for i in range(extractor.bins[0]):
                 for j in range(extractor.bins[1]):
-                    values = samples_of(extractor, x, box, image, i, j)
+                    values = samples_of(self.align(extractor), x, box, image, i, j)
                     if values:
                         out[n, :, i, j] = self.reduce(torch.stack(values))
         return out
+
+    def align(self, extractor: RoIAlign | RoIAlignMax) -> RoIAlign:
+        return extractor if isinstance(extractor, RoIAlign) else extractor.align
 
     def reduce(self, values: Tensor) -> Tensor:
         return values.mean(0)

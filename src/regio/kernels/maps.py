@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["as_pyramid", "check_shape", "coordinate_dtype", "is_channels_last", "like_maps"]
+__all__ = [
+    "as_pyramid",
+    "check_groups",
+    "check_shape",
+    "coordinate_dtype",
+    "group_count",
+    "is_channels_last",
+    "like_maps",
+    "select_groups",
+]
 
 
 def as_pyramid(x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None) -> tuple[list[Tensor], Tensor]:
@@ -45,6 +54,33 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) 
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
     if value.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, that of x, got {value.device}")
+
+
+def check_groups(groups: Sequence[int] | None, parts: int, maps: Sequence[Tensor]) -> list[int]:
+    """The channel group of each of `parts` parts; None is one group of all channels.
+
+    Raises ValueError unless there is one a part, none is negative, and the channels divide into max(groups) + 1.
+    """
+    if groups is None:
+        return [0] * parts
+    if len(groups) != parts or any(g < 0 for g in groups):
+        raise ValueError(f"groups: expected {parts} numbers from 0, one a part, got {list(groups)}")
+    if maps[0].shape[1] % group_count(groups):
+        raise ValueError(f"x: expected channels in {group_count(groups)} equal groups, got {maps[0].shape[1]} channels")
+    return list(groups)
+
+
+def group_count(groups: Sequence[int]) -> int:
+    """Into how many groups the channels are divided."""
+    return max(groups) + 1 if len(groups) else 1
+
+
+def select_groups(y: Tensor, groups: Sequence[int]) -> Tensor:
+    """From features [R, G * C, K] of all channels, those of each part's group: [R, C, K]."""
+    if not any(groups):
+        return y
+    by_group = y.unflatten(1, (group_count(groups), -1))
+    return torch.stack([by_group[:, g, :, k] for k, g in enumerate(groups)], 2)
 
 
 def coordinate_dtype(x: Tensor) -> torch.dtype:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype
-from regio.kernels.sample_grid import sample_grid
 from regio.regions.base import RegionExtractor, rows_and_columns
+from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, SamplePoints, boxes_in_cells
 from regio.types import FeatureMap, Regions
 
-__all__ = ["RoIAlign", "RoIAlignMax", "SampleGrid"]
+__all__ = ["RoIAlign", "RoIAlignMax"]
 
 
-@dataclass(frozen=True)
-class SampleGrid:
-    """Where a regular grid of samples lies, in the cells of each box's map.
+class RoIAlign(ReadingExtractor):
+    """The mean of regularly spaced bilinear samples in each bin (He et al. 2017, section 3).
 
-    rows: [R, Kh, S], columns: [R, Kw, T]. row_coef and column_coef have the same shapes: one over the number of
-    samples, or 0 for a sample that reads nothing.
+    bins: (rows, columns), or one number for both. samples: along each axis of a bin; 0 takes ceil(bin side in cells),
+    which differs from box to box (and does not go through `torch.compile` in one graph). aligned: False gives the
+    convention of the first publications, which leaves out the half-pixel shift between the pixel and the cell grid
+    and forces sides to at least one cell.
+
+    A sample outside [-1, size] counts as zero; one nearer is moved onto the border cell. Features and boxes receive
+    gradients.
     """
-
-    rows: Tensor
-    columns: Tensor
-    row_coef: Tensor
-    column_coef: Tensor
-
-
-class _Aligned(RegionExtractor):
-    """The samples of RoIAlign, which its mean and its maximum share."""
 
     def __init__(self, bins: int | tuple[int, int] = (7, 7), samples: int = 2, aligned: bool = True) -> None:
         super().__init__()
@@ -45,24 +38,17 @@ class _Aligned(RegionExtractor):
         return f"bins={self.bins}, samples={self.samples}, aligned={self.aligned}"
 
     def grid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> SampleGrid:
-        """The samples of every box, in cells of ``maps[level]``."""
-        boxes = r.boxes.to(coordinate_dtype(maps[0].data))
-        if len(maps) > 1:
-            size = boxes.new_tensor([x.size for x in maps])[level]
-            height, width = size[:, 0, None, None], size[:, 1, None, None]
-            boxes = boxes * boxes.new_tensor([1 / x.stride for x in maps])[level, None]
-        else:
-            height, width = boxes.new_tensor(maps[0].size)
-            boxes = boxes * (1 / maps[0].stride)
+        """The samples of every box, in cells of ``maps[level]``, before the border rule."""
+        boxes, _ = boxes_in_cells(maps, r, level)
         if self.aligned:
             boxes = boxes - 0.5  # the centre of cell 0 is at half a cell
         x1, y1, x2, y2 = boxes.unbind(1)
-        rows, row_coef = self._axis(y1, y2, self.bins[0], height)
-        columns, column_coef = self._axis(x1, x2, self.bins[1], width)
+        rows, row_coef = self._axis(y1, y2, self.bins[0])
+        columns, column_coef = self._axis(x1, x2, self.bins[1])
         return SampleGrid(rows, columns, row_coef, column_coef)
 
-    def _axis(self, low: Tensor, high: Tensor, bins: int, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [R, bins, S] and coefs along one axis, for sides [R] in cells."""
+    def _axis(self, low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+        """Positions and coefs [R, bins, S] along one axis, for sides [R] in cells."""
         side = high - low if self.aligned else (high - low).clamp(min=1)
         step = (side / bins)[:, None, None]
         if self.samples:
@@ -73,45 +59,39 @@ class _Aligned(RegionExtractor):
         s = torch.arange(most, device=low.device, dtype=low.dtype)
         bin_start = low[:, None, None] + torch.arange(bins, device=low.device)[:, None] * step
         positions = bin_start + (s + 0.5) / count.clamp(min=1) * step
-        # Up to one cell outside the map a sample reads the border; further out it reads zero.
-        reads = (s < count) & (positions >= -1) & (positions <= size)
-        positions = torch.minimum(positions.clamp(min=0), size - 1)
-        return positions, (1 / count.clamp(min=1)).where(reads, 0)
+        return positions, (1 / count.clamp(min=1)).where(s < count, 0).expand_as(positions)
 
-
-class RoIAlign(_Aligned):
-    """The mean of regularly spaced bilinear samples in each bin (He et al. 2017, section 3).
-
-    bins: (rows, columns), or one number for both. samples: along each axis of a bin; 0 takes ceil(bin side in cells),
-    which differs from box to box (and does not go through `torch.compile` in one graph). aligned: False gives the
-    convention of the first publications, which leaves out the half-pixel shift between the pixel and the cell grid
-    and forces sides to at least one cell.
-
-    A sample outside [-1, size] counts as zero; one nearer is moved onto the border cell. Features and boxes receive
-    gradients.
-    """
-
-    def forward(self, x: FeatureMap, r: Regions) -> Tensor:
-        """Region features [R, C, *bins]."""
-        return self.pyramid([x], r, torch.zeros_like(r.image))
-
-    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
-        """Region features [R, C, *bins], box i read from ``maps[level[i]]``."""
-        r.check(maps[0])
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """Where the samples lie; see `ReadingExtractor.reading`. The border rule comes after the shift."""
+        _, size = boxes_in_cells(maps, r, level)
         g = self.grid(maps, r, level)
-        data = [x.data for x in maps]
-        return sample_grid(data, r.image, g.rows, g.columns, g.row_coef, g.column_coef, level)
-
-    def weights(self, x: FeatureMap, r: Regions) -> Tensor:
-        """The weights [R, 1, K, H, W]: hat functions of the rows times hat functions of the columns."""
-        r.check(x)
-        g = self.grid([x], r, torch.zeros_like(r.image))
-        row = (g.row_coef[..., None] * _hat(g.rows, x.size[0])).sum(2)
-        column = (g.column_coef[..., None] * _hat(g.columns, x.size[1])).sum(2)
-        return torch.einsum("rih,rjw->rijhw", row, column).flatten(1, 2).unsqueeze(1)
+        if shift is None:
+            return border_grid(g, size)
+        return border_points(g.points(shift), size)
 
 
-class RoIAlignMax(_Aligned):
+def border_grid(g: SampleGrid, size: Tensor) -> SampleGrid:
+    """RoIAlign's border rule on maps of `size` (height, width), [R, 2] or [1, 2]."""
+    rows, row_coef = _at_border(g.rows, g.row_coef, size[:, 0, None, None])
+    columns, column_coef = _at_border(g.columns, g.column_coef, size[:, 1, None, None])
+    return SampleGrid(rows, columns, row_coef, column_coef)
+
+
+def border_points(p: SamplePoints, size: Tensor) -> SamplePoints:
+    """RoIAlign's border rule on maps of `size` (height, width), [R, 2] or [1, 2]."""
+    u, v = p.points.unbind(-1)
+    u, coef = _at_border(u, p.coef, size[:, 1, None, None, None])
+    v, coef = _at_border(v, coef, size[:, 0, None, None, None])
+    return SamplePoints(torch.stack([u, v], -1), coef)
+
+
+def _at_border(positions: Tensor, coef: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Up to one cell outside the map a sample reads the border; further out it reads zero."""
+    reads = (positions >= -1) & (positions <= size)
+    return torch.minimum(positions.clamp(min=0), size - 1), coef.where(reads, 0)
+
+
+class RoIAlignMax(RegionExtractor):
     """The largest of the bilinear samples in each bin (He et al. 2017, table 2c).
 
     Arguments as in `RoIAlign`, but for a fixed number of samples. The weights are the hat functions of the sample that
@@ -119,9 +99,11 @@ class RoIAlignMax(_Aligned):
     """
 
     def __init__(self, bins: int | tuple[int, int] = (7, 7), samples: int = 2, aligned: bool = True) -> None:
-        super().__init__(bins, samples, aligned)
+        super().__init__()
         if samples < 1:
             raise ValueError(f"samples: expected a positive number along each axis of a bin, got {samples}")
+        self.align = RoIAlign(bins, samples, aligned)
+        self.bins = self.align.bins
 
     def forward(self, x: FeatureMap, r: Regions) -> Tensor:
         """Region features [R, C, *bins]."""
@@ -130,37 +112,29 @@ class RoIAlignMax(_Aligned):
     def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
         """Region features [R, C, *bins], box i read from ``maps[level[i]]``."""
         r.check(maps[0])
-        return self._values(maps, r, level).amax(4)
+        y = self._samples(maps, r, level).features([x.data for x in maps], r.image, level)
+        return self._by_bin(y).amax(4)
 
-    def _values(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
-        """Every sample on its own: [R, C, *bins, S * S]."""
-        g = self.grid(maps, r, level)
+    def _samples(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> SampleGrid:
+        """Every sample as a part of its own, with coef 1, or 0 where it reads nothing."""
+        _, size = boxes_in_cells(maps, r, level)
+        g, n = border_grid(self.align.grid(maps, r, level), size), self.align.samples
         rows, columns, row_coef, column_coef = (
-            t.flatten(1)[..., None]
-            for t in (g.rows, g.columns, g.row_coef * self.samples, g.column_coef * self.samples)
+            t.flatten(1)[..., None] for t in (g.rows, g.columns, g.row_coef * n, g.column_coef * n)
         )
-        y = sample_grid([x.data for x in maps], r.image, rows, columns, row_coef, column_coef, level)
-        y = y.unflatten(3, (self.bins[1], self.samples)).unflatten(2, (self.bins[0], self.samples))
-        return y.transpose(3, 4).flatten(4)
+        return SampleGrid(rows, columns, row_coef, column_coef)
+
+    def _by_bin(self, samples: Tensor) -> Tensor:
+        """Samples [R, C, Kh * S, Kw * S, ...] as [R, C, Kh, Kw, S * S, ...]."""
+        (kh, kw), n = self.bins, self.align.samples
+        return samples.unflatten(3, (kw, n)).unflatten(2, (kh, n)).transpose(3, 4).flatten(4, 5)
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, C, K, H, W]."""
         r.check(x)
-        level = torch.zeros_like(r.image)
-        g = self.grid([x], r, level)
-        row = self.samples * g.row_coef[..., None] * _hat(g.rows, x.size[0])
-        column = self.samples * g.column_coef[..., None] * _hat(g.columns, x.size[1])
-        each = torch.einsum("rish,rjtw->rijsthw", row, column).flatten(3, 4)  # [R, Kh, Kw, S * S, H, W]
-        best = self._values([x], r, level).argmax(4)
-        picked = (
-            each[:, None]
-            .expand(-1, best.shape[1], *[-1] * 5)
-            .gather(4, best[..., None, None, None].expand(*best.shape, 1, *x.size))
-        )
-        return picked.squeeze(4).flatten(2, 3)
-
-
-def _hat(positions: Tensor, size: int) -> Tensor:
-    """``max(0, 1 - |p - q|)`` for the cells q < size: [..., size]."""
-    cells = torch.arange(size, device=positions.device, dtype=positions.dtype)
-    return (1 - (positions[..., None] - cells).abs()).clamp(min=0)
+        samples, level = self._samples([x], r, torch.zeros_like(r.image)), torch.zeros_like(r.image)
+        grid = samples.rows.shape[1], samples.columns.shape[1]
+        each = self._by_bin(samples.weights(x.data, r.image).unflatten(2, grid))  # [R, 1, Kh, Kw, S * S, H, W]
+        best = self._by_bin(samples.features([x.data], r.image, level)).argmax(4)
+        index = best[..., None, None, None].expand(*best.shape, 1, *x.size)
+        return each.expand(-1, best.shape[1], *[-1] * 5).gather(4, index).squeeze(4).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""RoIPool: the largest cell in each bin of a box that is rounded to whole cells."""
+"""RoIPool and RoIAveragePool: the largest cell, or the mean of the cells, of each bin of a box in whole cells."""
 
 from __future__ import annotations
 
@@ -7,83 +7,120 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype
-from regio.kernels.pool import pool_max
-from regio.regions.base import RegionExtractor, rows_and_columns
+from regio.regions.axes import at_border, crossed, largest
+from regio.regions.base import rows_and_columns
+from regio.regions.quantisation import Corners, Division, FastRCNNCorners, OverlappingBins, bin_ranges
+from regio.regions.reading import CellBlocks, Reading, ReadingExtractor, SampleGrid
 from regio.types import FeatureMap, Regions
 
-__all__ = ["RoIPool"]
+__all__ = ["RoIAveragePool", "RoIPool"]
 
 
-class RoIPool(RegionExtractor):
-    """Fast R-CNN's RoI max pooling (Girshick 2015, section 2.1), in the convention of its code.
+class RoIPool(ReadingExtractor):
+    """RoI max pooling: the largest cell of each bin (Girshick 2015, section 2.1).
 
-    The corners are divided by the stride and rounded, halves away from zero; both corner cells belong to the box, which
-    is at least one cell wide and high. Bin i of K takes the cells from ``floor(i h / K)`` up to, and without,
-    ``ceil((i + 1) h / K)``, so neighbouring bins may share a cell. A bin outside the map gives 0. Features receive
+    bins: (rows, columns), or one number for both. corners: which cells a box covers. division: how bins share them. The
+    defaults are Fast R-CNN's code and torchvision's `roi_pool`; ``RoIPool(2, HalfOpenCorners(), DisjointBins())`` is
+    the worked example of deepsense.ai. Only cells inside the map count; a bin without any gives 0. Features receive
     gradients, boxes none.
-
-    bins: (rows, columns), or one number for both.
     """
 
-    def __init__(self, bins: int | tuple[int, int] = (7, 7)) -> None:
+    def __init__(
+        self,
+        bins: int | tuple[int, int] = (7, 7),
+        corners: Corners = FastRCNNCorners(),  # noqa: B008 (frozen)
+        division: Division = OverlappingBins(),  # noqa: B008 (frozen)
+    ) -> None:
         super().__init__()
         self.bins = rows_and_columns(bins)
+        self.corners = corners
+        self.division = division
 
     def extra_repr(self) -> str:
-        return f"bins={self.bins}"
+        return f"bins={self.bins}, corners={self.corners}, division={self.division}"
 
-    def forward(self, x: FeatureMap, r: Regions) -> Tensor:
-        """Region features [R, C, *bins]."""
-        return self.pyramid([x], r, torch.zeros_like(r.image))
-
-    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
-        """Region features [R, C, *bins], box i read from ``maps[level[i]]``."""
-        r.check(maps[0])
-        return pool_max([x.data for x in maps], r.image, *self.cells(maps, r, level), level)
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """The cells of each bin; see `ReadingExtractor.reading`. Raises ValueError for a shift: a maximum over cells
+        cannot be moved by a fraction of one."""
+        if shift is not None:
+            raise ValueError("shift: expected None, a maximum over cells cannot be moved by a fraction of one")
+        return CellBlocks(*self.cells(maps, r, level))
 
     def cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The cells of each bin: top and bottom [R, rows], left and right [R, columns], int64, half-open."""
-        boxes = r.boxes.detach().to(coordinate_dtype(maps[0].data))
-        scale = boxes.new_tensor([1 / x.stride for x in maps])[level, None]
-        x1, y1, x2, y2 = _round_half_away(boxes * scale).unbind(1)
-        size = boxes.new_tensor([x.size for x in maps])[level]
-        top, bottom = _axis(y1, y2, self.bins[0], size[:, :1])
-        left, right = _axis(x1, x2, self.bins[1], size[:, 1:])
+        """The cells of each bin within the map: top and bottom [R, rows], left and right [R, columns], int64,
+        half-open."""
+        rows, columns, size = bin_ranges(maps, r, level, self.bins, self.corners, self.division)
+        top, bottom = (_within(edge, size[:, :1]) for edge in rows)
+        left, right = (_within(edge, size[:, 1:]) for edge in columns)
         return top, bottom, left, right
 
-    def weights(self, x: FeatureMap, r: Regions) -> Tensor:
-        """The weights [R, C, K, H, W]: 1 at the first of the largest cells of the bin, for each channel."""
-        r.check(x)
-        top, bottom, left, right = self.cells([x], r, torch.zeros_like(r.image))
-        v, u = (torch.arange(n, device=top.device) for n in x.size)
-        row = (v >= top[..., None]) & (v < bottom[..., None])
-        column = (u >= left[..., None]) & (u < right[..., None])
-        inside = (row[:, :, None, :, None] & column[:, None, :, None, :]).flatten(1, 2)[:, None].flatten(3)
-        values = x.data[r.image].flatten(2)[:, :, None].where(inside, -torch.inf)
-        largest = inside & (values == values.amax(3, keepdim=True))
-        first = largest & (largest.cumsum(3) == 1)
-        return first.unflatten(3, x.size).to(coordinate_dtype(x.data))
+
+def _within(edge: Tensor, size: Tensor) -> Tensor:
+    return torch.minimum(edge.clamp(min=0), size).to(torch.int64)
 
 
-def _axis(first: Tensor, last: Tensor, bins: int, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Begin and end [R, bins] of the bins along one axis, cut to maps of `size` [R, 1]."""
-    side = (last - first + 1).clamp(min=1)
-    step = (side.to(size.dtype) / bins)[:, None]
-    i = torch.arange(bins, device=first.device, dtype=size.dtype)
-    stop = (i + 1) * step
-    floor, ceil = (i * step).to(torch.int64), stop.to(torch.int64)
-    ceil = ceil + (ceil < stop)
-    cells = size.to(torch.int64)
-    begin, end = (torch.minimum((first[:, None] + offset).clamp(min=0), cells) for offset in (floor, ceil))
-    return begin, end
+class RoIAveragePool(ReadingExtractor):
+    """RoI average pooling: the mean of the cells of each bin (Gu et al. 2018, Eq. 3; Dai et al. 2017, Eq. 5).
 
+    Arguments as in `RoIPool`. count_outside: False takes the mean of the cells inside the map, and 0 where there is
+    none (the average of R-FCN's and torchvision's position-sensitive pooling). True divides by all cells of the bin,
+    those outside the map counting as zeros (the equations as written). A bin without cells gives 0.
 
-def _round_half_away(value: Tensor) -> Tensor:
-    """C's `round`, int64: 2.5 to 3 and -2.5 to -3, where `torch.round` takes both to the even neighbour.
+    Parts can be moved by a fraction of a cell: the cells of a bin become bilinear samples, which is deformable RoI
+    pooling as in Dai et al. 2017, Eq. 6. With count_outside a moved cell reads zeros outside the map (their Eq. 3);
+    without, those more than half a cell outside are left out, and the others read the border.
 
-    Beyond 2^30 cells, far outside any map, it stays at 2^30.
+    Features and shifts receive gradients, boxes none of their own. The cost of a box is bounded by that of the map,
+    however large the box.
     """
-    value = value.clamp(-(2**30), 2**30)
-    whole = value.to(torch.int64)  # towards zero
-    return whole + ((value - whole).abs() >= 0.5) * value.sign().to(torch.int64)
+
+    def __init__(
+        self,
+        bins: int | tuple[int, int] = (7, 7),
+        corners: Corners = FastRCNNCorners(),  # noqa: B008 (frozen)
+        division: Division = OverlappingBins(),  # noqa: B008 (frozen)
+        count_outside: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bins = rows_and_columns(bins)
+        self.corners = corners
+        self.division = division
+        self.count_outside = count_outside
+
+    def extra_repr(self) -> str:
+        return (
+            f"bins={self.bins}, corners={self.corners}, division={self.division}, count_outside={self.count_outside}"
+        )
+
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """The cells of each bin with coefs 1 / cells; see `ReadingExtractor.reading`."""
+        rows, columns, size = bin_ranges(maps, r, level, self.bins, self.corners, self.division)
+        height, width = (max(x.size[axis] for x in maps) for axis in (0, 1))
+        if shift is None:
+            still = size.new_zeros(())
+            grid_rows, row_coef = self._axis(*rows, still, size[:, 0, None], height)
+            grid_columns, column_coef = self._axis(*columns, still, size[:, 1, None], width)
+            return SampleGrid(grid_rows, grid_columns, row_coef, column_coef)
+        top, bottom = (edge[:, :, None] for edge in rows)
+        left, right = (edge[:, None, :] for edge in columns)
+        right_by, down_by = shift.to(size.dtype).unbind(-1)
+        return crossed(
+            *self._axis(top, bottom, down_by, size[:, 0, None, None], height),
+            *self._axis(left, right, right_by, size[:, 1, None, None], width),
+        )
+
+    def _axis(self, begin: Tensor, end: Tensor, shift: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """Positions and coefs [..., S] of the cells from `begin` to `end` [...], moved by `shift`, that read the map."""
+        fixed = shift.detach()
+        # Of the moved cells, those in (-1, size) read something; those in [-1/2, size - 1/2] are inside the map.
+        nearest = (-1 - fixed).floor() + 1 if self.count_outside else (-0.5 - fixed).ceil()
+        beyond = (size - fixed).ceil() if self.count_outside else (size - 0.5 - fixed).floor() + 1
+        first = torch.maximum(begin, nearest)
+        reads = (torch.minimum(end, beyond) - first).clamp(min=0)
+        cells = (end - begin if self.count_outside else reads)[..., None]
+        s = torch.arange(largest(reads, longest + 1), device=size.device, dtype=size.dtype)
+        positions = first[..., None] + s + shift[..., None]
+        coef = (1 / cells.clamp(min=1)).where(s < reads[..., None], 0)
+        if self.count_outside:
+            return positions, coef
+        return at_border(positions, coef, size[..., None], margin=0.5)

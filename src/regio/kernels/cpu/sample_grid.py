@@ -6,14 +6,18 @@ are merged first; a bin then reads the product of its row cells and its column c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from regio.kernels.cpu import launch, memory
 from regio.kernels.cpu.cells import BLOCK, add_cells, cell_product, put_transposed, sum_cells, take_transposed
 from regio.kernels.cpu.compile import compiled
+from regio.kernels.maps import group_count
 
-__all__ = ["backward_axes", "backward_map", "forward"]
+__all__ = ["backward_arguments", "backward_maps", "forward"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
@@ -69,12 +73,13 @@ def _bin_cells(
 
 
 @compiled
-def forward(
-    x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array, columns: Array,
-    column_coef: Array, out: Array, begin: int, end: int
+def _forward(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, rows: Array, row_coef: Array,
+    columns: Array, column_coef: Array, out: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """out[r] for r in which[begin:end]. x: flat channels-last cells; shape: (C, H, W); out: [R, C, Kh * Kw]."""
-    channels, height, width = shape
+    """out[r] for r in which[begin:end]. out: [R, C, Kh * Kw]."""
+    cell, height, width = shape
+    channels = out.shape[1]
     kh, kw = rows.shape[1], columns.shape[1]
     u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], x.dtype)
     v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], x.dtype)
@@ -84,23 +89,24 @@ def forward(
     for r in which[begin:end]:
         _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
         _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
-        origin = image[r] * height * width * channels
+        origin = image[r] * height * width * cell
         for first in range(0, channels, BLOCK):
             last = min(first + BLOCK, channels)
             for i in range(kh):
                 for j in range(kw):
-                    n = _bin_cells(origin + first, width, channels, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
+                    corner = origin + starts[i * kw + j] + first
+                    n = _bin_cells(corner, width, cell, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
                     sum_cells(x, at, w, n, tile, U((i * kw + j) * pitch), last - first)
             put_transposed(tile, pitch, out[r, first:last])
 
 
 @compiled
-def backward_map(
-    grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array,
-    columns: Array, column_coef: Array, grad: Array, begin: int, end: int
+def _backward_map(
+    grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, rows: Array,
+    row_coef: Array, columns: Array, column_coef: Array, grad: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """Add the gradient of the channels [begin, end) to grad_x: no other thread touches them, whatever the boxes."""
-    channels, height, width = shape
+    """Add the gradient of the channels [begin, end) of every group to grad_x."""
+    cell, height, width = shape
     kh, kw = rows.shape[1], columns.shape[1]
     u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], grad_x.dtype)
     v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], grad_x.dtype)
@@ -110,13 +116,14 @@ def backward_map(
     for r in which:
         _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
         _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
-        origin = image[r] * height * width * channels
+        origin = image[r] * height * width * cell
         for first in range(begin, end, BLOCK):
             last = min(first + BLOCK, end)
             take_transposed(tile, pitch, grad[r, first:last])
             for i in range(kh):
                 for j in range(kw):
-                    n = _bin_cells(origin + first, width, channels, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
+                    corner = origin + starts[i * kw + j] + first
+                    n = _bin_cells(corner, width, cell, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
                     add_cells(grad_x, at, w, n, tile, U((i * kw + j) * pitch), last - first)
 
 
@@ -140,13 +147,14 @@ def _axis_gradients(
 
 
 @compiled
-def backward_axes(
-    x: Array, shape: tuple[int, int, int], image: Array, which: Array, rows: Array, row_coef: Array, columns: Array,
-    column_coef: Array, grad: Array, grad_rows: Array, grad_row_coef: Array, grad_columns: Array,
+def _backward_axes(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, rows: Array, row_coef: Array,
+    columns: Array, column_coef: Array, grad: Array, grad_rows: Array, grad_row_coef: Array, grad_columns: Array,
     grad_column_coef: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """Gradients of the positions and coefs of the boxes which[begin:end]; the four outputs start at zero."""
-    channels, height, width = shape
+    cell, height, width = shape
+    channels = grad.shape[1]
     kh, kw = rows.shape[1], columns.shape[1]
     u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], x.dtype)
     v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], x.dtype)
@@ -163,9 +171,43 @@ def backward_axes(
             for j in range(kw):
                 for a in range(nu[i]):
                     for b in range(nv[j]):
-                        q = ((image[r] * height + u[i, a]) * width + v[j, b]) * channels
+                        q = ((image[r] * height + u[i, a]) * width + v[j, b]) * cell + starts[i * kw + j]
                         product = cell_product(x, U(q), tile, U((i * kw + j) * pitch), channels)
                         row_slope[i, a] += vw[j, b] * product
                         column_slope[j, b] += uw[i, a] * product
         _axis_gradients(rows[r], row_coef[r], u, nu, row_slope, grad_rows[r], grad_row_coef[r])
         _axis_gradients(columns[r], column_coef[r], v, nv, column_slope, grad_columns[r], grad_column_coef[r])
+
+
+def forward(
+    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
+) -> Tensor:
+    """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
+    rows, _, columns, _ = arguments
+    parts = rows.shape[1] * columns.shape[1]
+    out = memory.empty((len(rows), maps[0].shape[1] // group_count(groups), parts), rows.dtype)
+    return launch.features(_forward, out, maps, image, level, arguments, groups)
+
+
+def backward_maps(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """A gradient of each map."""
+    return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups)
+
+
+def backward_arguments(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """The gradients of rows, row_coef, columns and column_coef."""
+    return launch.argument_gradients(_backward_axes, grad, maps, image, level, arguments, groups)

@@ -1,15 +1,22 @@
-"""CPU kernels of `regio.kernels.sample_points`: the samples of a part are merged into distinct cells, then summed."""
+"""CPU kernels of `regio.kernels.sample_points`: the samples of a part are merged into distinct cells, then summed.
+
+Features are written with the channels last, as they are summed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from regio.kernels.cpu.cells import BLOCK, add_cells, cell_product, put_transposed, sum_cells, take_transposed
+from regio.kernels.cpu import launch, memory
+from regio.kernels.cpu.cells import add_cells, cell_product, sum_cells
 from regio.kernels.cpu.compile import compiled
+from regio.kernels.maps import group_count
 
-__all__ = ["backward_map", "backward_points", "forward"]
+__all__ = ["backward_arguments", "backward_maps", "forward"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
@@ -46,49 +53,43 @@ def _part_cells(points: Array, coef: Array, height: int, width: int, keep: bool,
 
 
 @compiled
-def forward(
-    x: Array, shape: tuple[int, int, int], image: Array, which: Array, points: Array, coef: Array, out: Array,
-    begin: int, end: int
+def _forward(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, points: Array, coef: Array,
+    out: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """out[r] for r in which[begin:end]. x: flat channels-last cells; shape: (C, H, W); out: [R, C, K]."""
-    channels, height, width = shape
+    """out[r] for r in which[begin:end]. out: [R, K, C]."""
+    pitch, height, width = shape
     parts, room = points.shape[1], 4 * points.shape[2]
+    channels = out.shape[2]
     cells, at, w = np.empty(room, np.int64), np.empty(room, U), np.empty(room, x.dtype)
-    pitch = min(BLOCK, channels) + 16  # not a power of two: the transposition would fall on few cache sets
-    tile = np.empty(parts * pitch, x.dtype)
+    flat = out.reshape(-1)
     for r in which[begin:end]:
         origin = image[r] * height * width
-        for first in range(0, channels, BLOCK):
-            last = min(first + BLOCK, channels)
-            for k in range(parts):
-                n = _part_cells(points[r, k], coef[r, k], height, width, False, cells, w)
-                for m in range(n):
-                    at[m] = U((origin + cells[m]) * channels + first)
-                sum_cells(x, at, w, n, tile, U(k * pitch), last - first)
-            put_transposed(tile, pitch, out[r, first:last])
+        for k in range(parts):
+            n = _part_cells(points[r, k], coef[r, k], height, width, False, cells, w)
+            for m in range(n):
+                at[m] = U((origin + cells[m]) * pitch + starts[k])
+            sum_cells(x, at, w, n, flat, U((r * parts + k) * channels), channels)
 
 
 @compiled
-def backward_map(
-    grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, points: Array, coef: Array, grad: Array,
-    begin: int, end: int
+def _backward_map(
+    grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, points: Array, coef: Array,
+    grad: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """Add the gradient of the channels [begin, end) to grad_x: no other thread touches them, whatever the boxes."""
-    channels, height, width = shape
+    """Add the gradient of the channels [begin, end) of every group to grad_x. grad: [R, K, C]."""
+    pitch, height, width = shape
     parts, room = points.shape[1], 4 * points.shape[2]
+    channels = grad.shape[2]
     cells, at, w = np.empty(room, np.int64), np.empty(room, U), np.empty(room, grad_x.dtype)
-    pitch = min(BLOCK, end - begin) + 16
-    tile = np.empty(parts * pitch, grad_x.dtype)
+    flat = grad.reshape(-1)
     for r in which:
         origin = image[r] * height * width
-        for first in range(begin, end, BLOCK):
-            last = min(first + BLOCK, end)
-            take_transposed(tile, pitch, grad[r, first:last])
-            for k in range(parts):
-                n = _part_cells(points[r, k], coef[r, k], height, width, False, cells, w)
-                for m in range(n):
-                    at[m] = U((origin + cells[m]) * channels + first)
-                add_cells(grad_x, at, w, n, tile, U(k * pitch), last - first)
+        for k in range(parts):
+            n = _part_cells(points[r, k], coef[r, k], height, width, False, cells, w)
+            for m in range(n):
+                at[m] = U((origin + cells[m]) * pitch + starts[k] + begin)
+            add_cells(grad_x, at, w, n, flat, U((r * parts + k) * channels + begin), end - begin)
 
 
 @compiled
@@ -115,24 +116,58 @@ def _sample_gradient(
 
 
 @compiled
-def backward_points(
-    x: Array, shape: tuple[int, int, int], image: Array, which: Array, points: Array, coef: Array, grad: Array,
-    grad_points: Array, grad_coef: Array, begin: int, end: int
+def _backward_samples(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, points: Array, coef: Array,
+    grad: Array, grad_points: Array, grad_coef: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """Gradients of the points and coefs of the boxes which[begin:end]."""
-    channels, height, width = shape
+    """Gradients of the points and coefs of the boxes which[begin:end]. grad: [R, K, C]."""
+    pitch, height, width = shape
     parts, room = points.shape[1], 4 * points.shape[2]
+    channels = grad.shape[2]
     cells, w, product = np.empty(room, np.int64), np.empty(room, x.dtype), np.empty(room, x.dtype)
-    pitch = channels + 16
-    tile = np.empty(parts * pitch, x.dtype)
+    flat = grad.reshape(-1)
     for r in which[begin:end]:
         origin = image[r] * height * width
-        take_transposed(tile, pitch, grad[r])
         for k in range(parts):
             n = _part_cells(points[r, k], coef[r, k], height, width, True, cells, w)
             for m in range(n):
-                product[m] = cell_product(x, U((origin + cells[m]) * channels), tile, U(k * pitch), channels)
+                q = U((origin + cells[m]) * pitch + starts[k])
+                product[m] = cell_product(x, q, flat, U((r * parts + k) * channels), channels)
             for s in range(points.shape[2]):
                 grad_coef[r, k, s] = _sample_gradient(
                     points[r, k, s], coef[r, k, s], cells, product, n, height, width, grad_points[r, k, s]
                 )
+
+
+def forward(
+    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
+) -> Tensor:
+    """Features [R, C, K], a view of [R, K, C]; see `regio.kernels.operation`."""
+    boxes, parts = arguments[1].shape[:2]
+    out = memory.empty((boxes, parts, maps[0].shape[1] // group_count(groups)), arguments[0].dtype)
+    return launch.features(_forward, out, maps, image, level, arguments, groups).transpose(1, 2)
+
+
+def backward_maps(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """A gradient of each map."""
+    return launch.map_gradients(_backward_map, grad.transpose(1, 2), maps, image, level, arguments, groups)
+
+
+def backward_arguments(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """The gradients of points and coef."""
+    by_part = grad.transpose(1, 2)
+    return launch.argument_gradients(_backward_samples, by_part, maps, image, level, arguments, groups)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from regio.kernels import pool as module
-from regio.kernels.pool import pool_max, pool_max_reference
+from regio.kernels import pool_max as module
+from regio.kernels.pool_max import pool_max, pool_max_reference
+
+GROUPS = [0, 1, 2, 2, 1, 0]
 
 
 def arguments(channels: int = 5, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -65,12 +67,24 @@ def test_empty_bin_is_zero_without_gradient() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_registration() -> None:
-    x, boxes, level = arguments(dtype=torch.float32)
+@pytest.mark.parametrize("groups", [[0] * 6, GROUPS])
+def test_registration(groups: list[int]) -> None:
+    x, boxes, level = arguments(6, torch.float32)
     image, *sides = boxes
-    torch.library.opcheck(module._pool_max, ([m.requires_grad_() for m in x], image, level, *sides))
-    frozen = [m.detach() for m in x]
-    torch.library.opcheck(module._pool_max_backward, (torch.randn(6, 5, 6), frozen, image, level, *sides))
+    torch.library.opcheck(module._pool_max, ([m.requires_grad_() for m in x], image, level, sides, groups))
+    frozen = [m.detach() for m in x], image, level, sides, groups
+    grad = torch.randn(6, 2 if any(groups) else 6, 6)
+    torch.library.opcheck(torch.ops.regio.pool_max_backward_maps.default, (grad, *frozen))
+
+
+def test_groups_of_channels() -> None:
+    x, boxes, level = arguments(6)
+    y, out = pool_max(x, *boxes, level), pool_max(x, *boxes, level, groups=GROUPS)
+    chosen = [y[:, 2 * g : 2 * g + 2].flatten(2)[..., k] for k, g in enumerate(GROUPS)]
+    assert torch.equal(out.flatten(2), torch.stack(chosen, 2))
+    assert torch.equal(pool_max_reference(x, *boxes, level, GROUPS), out)
+    inputs = [m.requires_grad_() for m in x]
+    assert torch.autograd.gradcheck(lambda *x: pool_max(x, *boxes, level, groups=GROUPS), inputs)
 
 
 @pytest.mark.parametrize("name", ["top", "left"])

@@ -1,4 +1,4 @@
-"""CPU kernels of `regio.kernels.pool`: a bin reads its block of cells in row-major order, all channels together.
+"""CPU kernels of `regio.kernels.pool_max`: a bin reads its block of cells in row-major order, all channels together.
 
 The backward kernel finds the largest cells again: that is cheaper than writing and reading as many indices as there
 are results.
@@ -6,14 +6,18 @@ are results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from regio.kernels.cpu import launch, memory
 from regio.kernels.cpu.cells import BLOCK, put_transposed, take_transposed
 from regio.kernels.cpu.compile import compiled
+from regio.kernels.maps import coordinate_dtype, group_count
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward_maps", "forward"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
@@ -39,12 +43,13 @@ def _maximum(
 
 
 @compiled
-def forward(
-    x: Array, shape: tuple[int, int, int], image: Array, which: Array, top: Array, bottom: Array, left: Array,
-    right: Array, out: Array, begin: int, end: int
+def _forward(
+    x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, top: Array, bottom: Array,
+    left: Array, right: Array, out: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """out[r] for r in which[begin:end]. x: flat channels-last cells; shape: (C, H, W); out: [R, C, Kh * Kw]."""
-    channels, height, width = shape
+    """out[r] for r in which[begin:end]. out: [R, C, Kh * Kw]."""
+    cell, height, width = shape
+    channels = out.shape[1]
     kh, kw = top.shape[1], left.shape[1]
     pitch = min(BLOCK, channels) + 16  # not a power of two: the transposition would fall on few cache sets
     tile = np.empty(kh * kw * pitch, x.dtype)
@@ -55,9 +60,9 @@ def forward(
                 v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
                 for j in range(kw):
                     u0, u1 = max(left[r, j], 0), min(right[r, j], width)
-                    at = U(((image[r] * height + v0) * width + u0) * channels + first)
+                    at = U(((image[r] * height + v0) * width + u0) * cell + starts[i * kw + j] + first)
                     to = U((i * kw + j) * pitch)
-                    _maximum(x, at, width * channels, channels, v1 - v0, u1 - u0, tile, to, n)
+                    _maximum(x, at, width * cell, cell, v1 - v0, u1 - u0, tile, to, n)
             put_transposed(tile, pitch, out[r, first : first + n])
 
 
@@ -81,12 +86,12 @@ def _arg_maximum(
 
 
 @compiled
-def backward(
-    x: Array, shape: tuple[int, int, int], image: Array, which: Array, top: Array, bottom: Array, left: Array,
-    right: Array, grad: Array, grad_x: Array, begin: int, end: int
+def _backward_map(
+    x: Array, grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, top: Array,
+    bottom: Array, left: Array, right: Array, grad: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """Add the gradient of the channels [begin, end) to grad_x: no other thread touches them, whatever the boxes."""
-    channels, height, width = shape
+    """Add the gradient of the channels [begin, end) of every group to grad_x."""
+    cell, height, width = shape
     kh, kw = top.shape[1], left.shape[1]
     block = min(BLOCK, end - begin)
     pitch = block + 16
@@ -102,8 +107,30 @@ def backward(
                     u0, u1 = max(left[r, j], 0), min(right[r, j], width)
                     if v0 >= v1 or u0 >= u1:
                         continue
-                    at = U(((image[r] * height + v0) * width + u0) * channels + first)
-                    _arg_maximum(x, at, width, channels, v1 - v0, u1 - u0, best, where, n)
+                    at = U(((image[r] * height + v0) * width + u0) * cell + starts[i * kw + j] + first)
+                    _arg_maximum(x, at, width, cell, v1 - v0, u1 - u0, best, where, n)
                     to = U((i * kw + j) * pitch)
                     for c in range(n):
-                        grad_x[at + U(where[U(c)]) * U(channels) + U(c)] += tile[to + U(c)]
+                        grad_x[at + U(where[U(c)]) * U(cell) + U(c)] += tile[to + U(c)]
+
+
+def forward(
+    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
+) -> Tensor:
+    """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
+    top, _, left, _ = arguments
+    parts = top.shape[1] * left.shape[1]
+    out = memory.empty((len(top), maps[0].shape[1] // group_count(groups), parts), coordinate_dtype(maps[0]))
+    return launch.features(_forward, out, maps, image, level, arguments, groups)
+
+
+def backward_maps(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """A gradient of each map."""
+    return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups, reads_map=True)

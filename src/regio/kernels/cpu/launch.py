@@ -1,0 +1,104 @@
+"""What the CPU kernels of all map operations have in common: level by level, in the threads' shares.
+
+A kernel is called as ``kernel(<map>, (C, H, W), image, boxes, starts, *arguments, <results>, begin, end)``: the map as
+flat channels-last cells, the numbers of the boxes on its level, and the first channel that each part reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regio.kernels.cpu import arrays, memory, threads
+from regio.kernels.maps import coordinate_dtype, group_count
+
+__all__ = ["argument_gradients", "features", "map_gradients"]
+
+Array = np.ndarray[Any, Any]
+Kernel = Callable[..., None]
+Levels = Iterator[tuple[Tensor, Array, tuple[Any, ...]]]
+
+
+def _levels(
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> Levels:
+    """Of each map: the map, the boxes on it, and the arguments that all kernels begin with, after the map."""
+    channels = maps[0].shape[1] // group_count(groups)
+    starts = np.array(groups, np.int64) * channels
+    index, where = arrays.image_index(image, maps[0].shape[0]), arrays.plain(*arguments)
+    for x, boxes in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
+        yield x, boxes, (tuple(x.shape[1:]), index, boxes, starts, *where)
+
+
+def features(
+    kernel: Kernel,
+    out: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> Tensor:
+    """Fill `out`, the boxes shared between the threads; returns it in the dtype of the maps."""
+    result = out.numpy()
+    for x, boxes, fixed in _levels(maps, image, level, arguments, groups):
+        run = partial(kernel, arrays.cells(x, out.dtype), *fixed, result)
+        threads.share(run, len(boxes), shares=4)
+    return out.to(maps[0].dtype)
+
+
+def map_gradients(
+    kernel: Kernel,
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+    *,
+    reads_map: bool = False,
+) -> list[Tensor]:
+    """A gradient of each map. A thread has its own channels of every group, whatever the boxes: no two threads write
+    to one place, and the order of the sums does not depend on them.
+
+    reads_map: the kernel also takes the map, before its gradient.
+    """
+    dtype, grads = coordinate_dtype(maps[0]), []
+    (g,) = arrays.plain(grad.to(dtype))
+    for x, _, fixed in _levels(maps, image, level, arguments, groups):
+        n, c, h, w = x.shape
+        grad_x = memory.zeros((n, h, w, c), dtype)
+        read = (arrays.cells(x, dtype),) if reads_map else ()
+        run = partial(kernel, *read, grad_x.view(-1).numpy(), *fixed, g)
+        channels = c // group_count(groups)
+        threads.share(run, channels, grain=16 if channels >= 64 else 4)
+        grads.append(arrays.gradient(grad_x, x))
+    return grads
+
+
+def argument_gradients(
+    kernel: Kernel,
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """A gradient of each argument, the boxes shared between the threads; the kernel adds to zeros."""
+    dtype = coordinate_dtype(maps[0])
+    (g,) = arrays.plain(grad.to(dtype))
+    grads = [torch.zeros(a.shape, dtype=dtype) for a in arguments]
+    results = [a.numpy() for a in grads]
+    for x, boxes, fixed in _levels(maps, image, level, arguments, groups):
+        threads.share(partial(kernel, arrays.cells(x, dtype), *fixed, g, *results), len(boxes), shares=4)
+    return grads

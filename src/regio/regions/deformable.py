@@ -1,0 +1,291 @@
+"""Deformable RoI pooling (Dai et al. 2017, section 2.2): each part of an extractor is moved by a learned offset.
+
+    y_k(b) = sum over p of w_k(b, p - shift_k) x(p),    shift_k = gamma * offset_k * (w, h)          (Eq. 6)
+
+Three forms are in use, and they are three extractors to move:
+
+    DeformableRoIPool(RoIAveragePool(7), 256)   the paper's: the mean over the integer cells of a bin
+    DeformableRoIPool(RoundedSamples(7), 256)   the operator that was released with the paper
+    DeformableRoIPool(RoIAlign(7), 256)         the aligned one, mmcv's `deform_roi_pool`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regio.kernels.maps import coordinate_dtype
+from regio.regions.base import RegionExtractor, rows_and_columns
+from regio.regions.position_sensitive import GroupedReading, PositionSensitive, whole_pixels
+from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, SamplePoints, boxes_in_cells
+from regio.types import FeatureMap, Regions
+
+__all__ = ["DeformablePositionSensitive", "DeformableRoIPool", "RoundedSamples", "deformed_reading"]
+
+
+class RoundedSamples(ReadingExtractor):
+    """Bilinear samples in the bins of a box of whole pixels: those of the operator released with deformable ConvNets.
+
+    The corners are rounded to whole pixels, halves away from zero, and the pixel of the second corner belongs to the
+    box; then they are divided by the stride, and half a cell is taken off. A side is at least 0.1 cells. Sample s of n
+    lies at s / n of its bin, without the half step that would centre the samples. One outside [-0.5, size - 0.5] does
+    not count in the mean; one between that and the map is moved onto the border cell. Features receive gradients, boxes
+    none.
+
+    bins: (rows, columns), or one number for both. samples: along each axis of a bin.
+    """
+
+    def __init__(self, bins: int | tuple[int, int] = (7, 7), samples: int = 4) -> None:
+        super().__init__()
+        self.bins = rows_and_columns(bins)
+        if samples < 1:
+            raise ValueError(f"samples: expected a positive number along each axis of a bin, got {samples}")
+        self.samples = samples
+
+    def extra_repr(self) -> str:
+        return f"bins={self.bins}, samples={self.samples}"
+
+    def box(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The corner (x1, y1) and the sides (w, h) of the rounded boxes, both [R, 2] in cells."""
+        dtype = coordinate_dtype(maps[0].data)
+        cells, _ = boxes_in_cells(maps, Regions(whole_pixels(r.boxes.to(dtype)), r.image), level)
+        return cells[:, :2] - 0.5, (cells[:, 2:] - cells[:, :2]).clamp(min=0.1)
+
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """Where the samples lie; see `ReadingExtractor.reading`."""
+        (x1, y1), (width, height) = (t.unbind(1) for t in self.box(maps, r, level))
+        rows, columns = self._along(y1, height, self.bins[0]), self._along(x1, width, self.bins[1])
+        _, size = boxes_in_cells(maps, r, level)
+        if shift is None:
+            rows, row_inside = _on_map(rows, size[:, 0, None, None])
+            columns, column_inside = _on_map(columns, size[:, 1, None, None])
+            return SampleGrid(rows, columns, _shares(row_inside, rows), _shares(column_inside, columns))
+        moved = SampleGrid(rows, columns, torch.ones_like(rows), torch.ones_like(columns)).points(shift)
+        points, inside = _on_map(moved.points, size.flip(1)[:, None, None, None])
+        return SamplePoints(points, _shares(inside.all(-1), points))
+
+    def _along(self, low: Tensor, side: Tensor, bins: int) -> Tensor:
+        """The samples [R, bins, S] along one axis of boxes from `low` [R] on, `side` [R] long."""
+        steps = torch.arange(bins * self.samples, device=low.device, dtype=low.dtype) / (bins * self.samples)
+        return (low[:, None] + steps * side[:, None]).unflatten(1, (bins, self.samples))
+
+
+def _on_map(positions: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions moved onto the cells of a map of `size`, and whether they were within half a cell of them."""
+    inside = (positions >= -0.5) & (positions <= size - 0.5)
+    return torch.minimum(positions.clamp(min=0), size - 1), inside
+
+
+def _shares(inside: Tensor, like: Tensor) -> Tensor:
+    """One over the number of samples inside, along the last axis, for each of them."""
+    return inside.to(like.dtype) / inside.sum(-1, keepdim=True).clamp(min=1)
+
+
+def sides_in_cells(extractor: ReadingExtractor, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+    """The (w, h) [R, 2] in cells that offsets are measured in: of the box, or of the rounded one that is sampled."""
+    if isinstance(extractor, PositionSensitive):
+        return sides_in_cells(extractor.extractor, maps, r, level)
+    if isinstance(extractor, RoundedSamples):
+        return extractor.box(maps, r, level)[1]
+    boxes, _ = boxes_in_cells(maps, r, level)
+    return boxes[:, 2:] - boxes[:, :2]
+
+
+def deformed_reading(
+    extractor: ReadingExtractor,
+    maps: Sequence[FeatureMap],
+    r: Regions,
+    level: Tensor,
+    offsets: Tensor,
+    gamma: float = 0.1,
+) -> Reading:
+    """The reading of `extractor` with each part moved by ``gamma * offset * (w, h)``, w and h the sides of the box.
+
+    offsets: [R, 2, Ph, Pw], channel 0 along x and 1 along y; part (i, j) of Kh x Kw takes the offset at (floor(i Ph /
+    Kh), floor(j Pw / Kw)). With a `PositionSensitive` extractor also [R, 2 D, Ph, Pw], channels 2d and 2d + 1 for the
+    d-th of D equal ranges of its output channels. Box i is read from ``maps[level[i]]``.
+
+    ``.features`` and ``.weights`` of the result are those of deformable pooling with given offsets. The regions are not
+    checked. Raises ValueError for offsets of another shape.
+    """
+    pairs = offsets.shape[1] // 2 if offsets.ndim == 4 else 0
+    if offsets.ndim != 4 or offsets.shape[:2] != (len(r), 2 * pairs) or 0 in offsets.shape[1:]:
+        raise ValueError(f"offsets: expected shape [{len(r)}, 2 D, rows, columns], got {list(offsets.shape)}")
+    if pairs > 1 and not isinstance(extractor, PositionSensitive):
+        raise ValueError(f"offsets: expected 2 channels, one offset a part for all channels, got {2 * pairs}")
+    rows, columns = (
+        torch.arange(k, device=offsets.device) * n // k
+        for k, n in zip(extractor.bins, offsets.shape[2:], strict=True)
+    )
+    each = offsets.unflatten(1, (pairs, 2))[:, :, :, rows[:, None], columns]  # [R, D, 2, Kh, Kw]
+    sides = sides_in_cells(extractor, maps, r, level)
+    shift = gamma * each.to(sides.dtype).permute(0, 1, 3, 4, 2) * sides[:, None, None, None]
+    return extractor.reading(maps, r, level, shift if pairs > 1 else shift.squeeze(1))
+
+
+class DeformableRoIPool(RegionExtractor):
+    """The features of an extractor whose parts are moved by offsets that a linear layer finds in its unmoved features.
+
+    extractor: what is pooled and moved; see the forms above. channels: of its features. offset_size: (rows, columns) of
+    offsets, or one number for both; None is one a part. gamma: the offsets' scale. The layer starts at zero, where the
+    features are those of the extractor. The paper learns it with `offset_lr_factor` times the learning rate of the
+    other layers in Faster R-CNN; an optimizer takes that as a group of its own:
+
+        {"params": pool.offset_parameters(), "lr": pool.offset_lr_factor * lr}
+
+    Features, parameters and, except where the extractor rounds them, boxes receive gradients. A sample at a whole
+    number of cells, which all those of the paper's form are at zero offset, has the derivative from above.
+    """
+
+    offset_lr_factor = 0.01
+
+    def __init__(
+        self,
+        extractor: ReadingExtractor,
+        channels: int,
+        offset_size: int | tuple[int, int] | None = None,
+        gamma: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels: expected a positive number, got {channels}")
+        self.extractor = extractor
+        self.bins = extractor.bins
+        self.channels = channels
+        self.offset_size = rows_and_columns(extractor.bins if offset_size is None else offset_size)
+        self.gamma = gamma
+        self.offset = nn.Linear(channels * prod(self.bins), 2 * prod(self.offset_size))
+        _start_at_zero(self.offset)
+
+    def extra_repr(self) -> str:
+        return f"offset_size={self.offset_size}, gamma={self.gamma}"
+
+    def forward(self, x: FeatureMap, r: Regions) -> Tensor:
+        """Region features [R, C, *bins]."""
+        return self.pyramid([x], r, torch.zeros_like(r.image))
+
+    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """Region features [R, C, *bins], box i read from ``maps[level[i]]``."""
+        return self.deformed(maps, r, level, self.offsets(maps, r, level))
+
+    def offsets(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """The learned offsets [R, 2, *offset_size], in gammas of the sides of the box; in float32 (float64 for float64
+        features) also under autocast, as they are coordinates."""
+        pooled = self.extractor.pyramid(maps, r, level)
+        if pooled.shape[1] != self.channels:
+            raise ValueError(f"x: expected {self.channels} channels a part, got {pooled.shape[1]}")
+        dtype = coordinate_dtype(pooled)
+        with torch.autocast(pooled.device.type, enabled=False):
+            flat = pooled.flatten(1).to(dtype)
+            offsets = F.linear(flat, self.offset.weight.to(dtype), self.offset.bias.to(dtype))
+        return offsets.unflatten(1, (2, *self.offset_size))
+
+    def deformed(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, offsets: Tensor) -> Tensor:
+        """Region features [R, C, *bins] with given offsets; see `deformed_reading`."""
+        r.check(maps[0])
+        reading = deformed_reading(self.extractor, maps, r, level, offsets, self.gamma)
+        return reading.features([x.data for x in maps], r.image, level)
+
+    def weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        """The weights [R, 1 or C, K, H, W]; they depend on x through the offsets."""
+        level = torch.zeros_like(r.image)
+        offsets = self.offsets([x], r, level)
+        return deformed_reading(self.extractor, [x], r, level, offsets, self.gamma).weights(x.data, r.image)
+
+    def samples(self, x: FeatureMap, r: Regions, offsets: Tensor) -> SamplePoints:
+        """Where the parts read with given offsets, for pictures: points [R, Kh, Kw, S, 2] as (column, row) in cells,
+        and their coefs [R, Kh, Kw, S]; the centre of cell i is at ``(i + 0.5) * x.stride`` image pixels.
+
+        With `offsets` of zeros these are the samples of the extractor itself.
+        """
+        return _samples(self.extractor, x, r, offsets, self.gamma)
+
+    def offset_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the offset layer, whose learning rate is `offset_lr_factor` of the others'."""
+        return list(self.offset.parameters())
+
+
+class DeformablePositionSensitive(RegionExtractor):
+    """Deformable position-sensitive RoI pooling (figure 4): R-FCN's features with moved parts.
+
+    Two 1 x 1 convolutions read the same map x. One gives the score maps, G * channels, which `extractor` pools: part k
+    reads group g(k). The other gives offset maps, 2 G' * classes, pooled by `offset_extractor` without a shift into an
+    offset a part for each of `classes` equal ranges of the channels. The layer of the offsets starts at zero and is
+    learned at the rate of the other layers.
+
+    In R-FCN the scores have ``channels = classes = C + 1``, and the box deltas 4 (or 8) channels with ``classes = 1``:
+    offsets for each class, or shared by all. The mean over the parts is `vote`.
+
+    Law: ``forward`` is the sum of `weights` times the score maps, as in `PositionSensitive`.
+    """
+
+    def __init__(
+        self,
+        extractor: PositionSensitive,
+        in_channels: int,
+        channels: int,
+        classes: int = 1,
+        offset_extractor: PositionSensitive | None = None,
+        gamma: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if classes < 1 or channels < 1 or channels % classes:
+            raise ValueError(f"channels: expected a positive multiple of {classes} classes, got {channels}")
+        self.extractor = extractor
+        self.offset_extractor = extractor if offset_extractor is None else offset_extractor
+        self.bins = extractor.bins
+        self.gamma = gamma
+        self.scores = nn.Conv2d(in_channels, prod(extractor.group_size) * channels, 1)
+        self.offset = nn.Conv2d(in_channels, prod(self.offset_extractor.group_size) * 2 * classes, 1)
+        _start_at_zero(self.offset)
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}"
+
+    def forward(self, x: FeatureMap, r: Regions) -> Tensor:
+        """Region features [R, channels, *bins]."""
+        return self.pyramid([x], r, torch.zeros_like(r.image))
+
+    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """Region features [R, channels, *bins], box i read from ``maps[level[i]]``."""
+        scores = [FeatureMap(self.scores(x.data), x.stride) for x in maps]
+        reading = self._reading(maps, r, level, scores)
+        return reading.features([s.data for s in scores], r.image, level)
+
+    def offsets(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """The learned offsets [R, 2 classes, rows, columns], in gammas of the sides of the box."""
+        return self.offset_extractor.pyramid([FeatureMap(self.offset(x.data), x.stride) for x in maps], r, level)
+
+    def weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        """The weights [R, 1 or channels, K, H, W] of the score maps, as in `PositionSensitive`."""
+        scores = FeatureMap(self.scores(x.data), x.stride)
+        return self._reading([x], r, torch.zeros_like(r.image), [scores]).weights(scores.data, r.image)
+
+    def samples(self, x: FeatureMap, r: Regions, offsets: Tensor) -> SamplePoints:
+        """As `DeformableRoIPool.samples`, for R * classes boxes: row ``r * classes + d`` is class d of box r."""
+        return _samples(self.extractor, FeatureMap(self.scores(x.data), x.stride), r, offsets, self.gamma)
+
+    def _reading(
+        self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]
+    ) -> Reading:
+        offsets = self.offsets(maps, r, level)  # checks the regions
+        return deformed_reading(self.extractor, scores, r, level, offsets, self.gamma)
+
+
+def _start_at_zero(layer: nn.Linear | nn.Conv2d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _samples(extractor: ReadingExtractor, x: FeatureMap, r: Regions, offsets: Tensor, gamma: float) -> SamplePoints:
+    r.check(x)
+    reading = deformed_reading(extractor, [x], r, torch.zeros_like(r.image), offsets, gamma)
+    while isinstance(reading, GroupedReading):
+        reading = reading.reading
+    if not isinstance(reading, SamplePoints):
+        raise TypeError(f"extractor: expected one that reads samples, got {type(reading).__name__}")
+    return reading

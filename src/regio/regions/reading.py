@@ -1,0 +1,166 @@
+"""Where boxes read a map: the part of an extractor that a wrapper can move or hand other channels to.
+
+A reading is in the cells of each box's map, integer i at the centre of cell i, and independent of the features.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regio.kernels.maps import coordinate_dtype
+from regio.kernels.pool_max import pool_max
+from regio.kernels.sample_grid import sample_grid
+from regio.kernels.sample_points import sample_points
+from regio.regions.base import RegionExtractor
+from regio.types import FeatureMap, Regions
+
+__all__ = ["CellBlocks", "Reading", "ReadingExtractor", "SampleGrid", "SamplePoints", "boxes_in_cells", "hat"]
+
+
+class Reading(ABC):
+    """The places that Kh x Kw parts of R boxes read, and their weights there."""
+
+    @abstractmethod
+    def features(
+        self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
+    ) -> Tensor:
+        """Region features [R, C, Kh, Kw] from maps [N, C, H_l, W_l], box i from image ``image[i]`` of
+        ``maps[level[i]]``.
+
+        groups: the channel group that each of the Kh * Kw parts reads, of maps with (max(groups) + 1) * C channels.
+        """
+
+    @abstractmethod
+    def weights(self, x: Tensor, image: Tensor) -> Tensor:
+        """The weights [R, 1 or C, K, H, W] on a single map [N, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class SampleGrid(Reading):
+    """Bilinear samples where rows and columns cross: part (i, j) sums ``row_coef[i, s] * column_coef[j, t]`` times the
+    sample at ``(columns[j, t], rows[i, s])``.
+
+    rows, row_coef: [R, Kh, S]. columns, column_coef: [R, Kw, T]. A coef of 0 is a sample that reads nothing. At whole
+    numbers a sample is one cell, so this also holds sums over blocks of cells with separable weights.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    row_coef: Tensor
+    column_coef: Tensor
+
+    def features(
+        self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
+    ) -> Tensor:
+        return sample_grid(maps, image, self.rows, self.columns, self.row_coef, self.column_coef, level, groups=groups)
+
+    def points(self, shift: Tensor) -> SamplePoints:
+        """The same samples, those of part (i, j) moved by ``shift[:, i, j]``, [R, Kh, Kw, 2] as (columns, rows)."""
+        (boxes, kh, s), (_, kw, t) = self.rows.shape, self.columns.shape
+        u = (self.columns[:, None] + shift[..., :1])[..., None, :].expand(-1, -1, -1, s, -1)
+        v = (self.rows[:, :, None] + shift[..., 1:])[..., None].expand(-1, -1, -1, -1, t)
+        coef = self.row_coef[:, :, None, :, None] * self.column_coef[:, None, :, None, :]
+        shape = (boxes, kh, kw, s * t)
+        return SamplePoints(torch.stack([u, v], -1).reshape(*shape, 2), coef.reshape(shape))
+
+    def weights(self, x: Tensor, image: Tensor) -> Tensor:
+        row = (self.row_coef[..., None] * hat(self.rows, x.shape[2])).sum(2)
+        column = (self.column_coef[..., None] * hat(self.columns, x.shape[3])).sum(2)
+        return torch.einsum("rih,rjw->rijhw", row, column).flatten(1, 2).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class SamplePoints(Reading):
+    """Bilinear samples anywhere. points: [R, Kh, Kw, S, 2] as (column, row). coef: [R, Kh, Kw, S]."""
+
+    points: Tensor
+    coef: Tensor
+
+    def features(
+        self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
+    ) -> Tensor:
+        y = sample_points(maps, image, self.points.flatten(1, 2), self.coef.flatten(1, 2), level, groups=groups)
+        return y.unflatten(2, tuple(self.coef.shape[1:3]))
+
+    def weights(self, x: Tensor, image: Tensor) -> Tensor:
+        u, v = self.points.flatten(1, 2).unbind(-1)
+        coef = self.coef.flatten(1, 2)[..., None]
+        return torch.einsum("rksh,rksw->rkhw", coef * hat(v, x.shape[2]), hat(u, x.shape[3]))[:, None]
+
+
+@dataclass(frozen=True)
+class CellBlocks(Reading):
+    """The largest cell of a block, channel by channel.
+
+    top, bottom: [R, Kh] int64; left, right: [R, Kw] int64, half-open. A block without cells gives 0. The weights are 1
+    at the first of the largest cells, in row-major order.
+    """
+
+    top: Tensor
+    bottom: Tensor
+    left: Tensor
+    right: Tensor
+
+    def features(
+        self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
+    ) -> Tensor:
+        return pool_max(maps, image, self.top, self.bottom, self.left, self.right, level, groups=groups)
+
+    def weights(self, x: Tensor, image: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        v, u = (torch.arange(n, device=self.top.device) for n in size)
+        row = (v >= self.top[..., None]) & (v < self.bottom[..., None])
+        column = (u >= self.left[..., None]) & (u < self.right[..., None])
+        inside = (row[:, :, None, :, None] & column[:, None, :, None, :]).flatten(1, 2)[:, None].flatten(3)
+        values = x[image].flatten(2)[:, :, None].where(inside, -torch.inf)
+        largest = inside & (values == values.amax(3, keepdim=True))
+        first = largest & (largest.cumsum(3) == 1)
+        return first.unflatten(3, size).to(coordinate_dtype(x))
+
+
+class ReadingExtractor(RegionExtractor):
+    """An extractor whose parts read places that the box determines: it is its `reading`."""
+
+    @abstractmethod
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """Where the boxes read, box i in the cells of ``maps[level[i]]``.
+
+        shift: [R, Kh, Kw, 2] as (columns, rows) moves each part by so many cells. Raises ValueError where parts cannot
+        be moved.
+        """
+
+    def forward(self, x: FeatureMap, r: Regions) -> Tensor:
+        """Region features [R, C, *bins], in the dtype of `x.data`."""
+        return self.pyramid([x], r, torch.zeros_like(r.image))
+
+    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """Region features [R, C, *bins], box i read from ``maps[level[i]]``, all levels in one call."""
+        r.check(maps[0])
+        return self.reading(maps, r, level).features([x.data for x in maps], r.image, level)
+
+    def weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        """The weights [R, 1 or C, K, H, W]."""
+        r.check(x)
+        return self.reading([x], r, torch.zeros_like(r.image)).weights(x.data, r.image)
+
+
+def boxes_in_cells(maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[Tensor, Tensor]:
+    """The boxes [R, 4] divided by the stride of their map, and the (height, width) [R, 2] or [1, 2] of that map, both
+    in cells and in the dtype of coordinates."""
+    boxes = r.boxes.to(coordinate_dtype(maps[0].data))
+    if len(maps) == 1:
+        return boxes * (1 / maps[0].stride), boxes.new_tensor([maps[0].size])
+    return boxes * boxes.new_tensor([1 / x.stride for x in maps])[level, None], boxes.new_tensor(
+        [x.size for x in maps]
+    )[level]
+
+
+def hat(positions: Tensor, size: int) -> Tensor:
+    """``max(0, 1 - |p - q|)`` for the cells q < size: [..., size]."""
+    cells = torch.arange(size, device=positions.device, dtype=positions.dtype)
+    return (1 - (positions[..., None] - cells).abs()).clamp(min=0)
