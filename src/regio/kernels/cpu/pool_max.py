@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from regio.kernels.cpu import launch, memory
-from regio.kernels.cpu.cells import BLOCK, put_transposed, take_transposed
+from regio.kernels.cpu.cells import BLOCK, add_to_maximum, maximum, transpose
 from regio.kernels.cpu.compile import compiled
+from regio.kernels.cpu.vectors import SIDE
 from regio.kernels.maps import coordinate_dtype, group_count
 
 __all__ = ["backward_maps", "forward"]
@@ -24,65 +25,27 @@ U = np.uintp
 
 
 @compiled
-def _maximum(
-    x: Array, at: int, row_step: int, step: int, rows: int, columns: int, tile: Array, to: int, n: int
-) -> None:
-    """``tile[to + c]`` = the largest of rows x columns cells from offset `at`, for c < n; 0 for no cells."""
-    if rows <= 0 or columns <= 0:
-        for c in range(n):
-            tile[to + U(c)] = 0
-        return
-    for c in range(n):
-        tile[to + U(c)] = x[at + U(c)]
-    for i in range(rows):
-        for j in range(columns):
-            q = at + U(i * row_step + j * step)
-            for c in range(n):
-                value, best = x[q + U(c)], tile[to + U(c)]
-                tile[to + U(c)] = value if value > best or value != value else best
-
-
-@compiled
 def _forward(
     x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, top: Array, bottom: Array,
     left: Array, right: Array, out: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """out[r] for r in which[begin:end]. out: [R, C, Kh * Kw]."""
     cell, height, width = shape
-    channels = out.shape[1]
+    channels, parts = out.shape[1:]
     kh, kw = top.shape[1], left.shape[1]
-    pitch = min(BLOCK, channels) + 16  # not a power of two: the transposition would fall on few cache sets
-    tile = np.empty(kh * kw * pitch, x.dtype)
+    pitch = min(BLOCK, channels) + SIDE  # not a power of two: the transposition would fall on few cache sets
+    tile, flat = np.empty(parts * pitch, x.dtype), out.reshape(-1)
     for r in which[begin:end]:
         for first in range(0, channels, BLOCK):
-            n = min(BLOCK, channels - first)
+            size = min(BLOCK, channels - first)
             for i in range(kh):
                 v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
                 for j in range(kw):
                     u0, u1 = max(left[r, j], 0), min(right[r, j], width)
                     at = U(((image[r] * height + v0) * width + u0) * cell + starts[i * kw + j] + first)
                     to = U((i * kw + j) * pitch)
-                    _maximum(x, at, width * cell, cell, v1 - v0, u1 - u0, tile, to, n)
-            put_transposed(tile, pitch, out[r, first : first + n])
-
-
-@compiled
-def _arg_maximum(
-    x: Array, at: int, width: int, step: int, rows: int, columns: int, best: Array, where: Array, n: int
-) -> None:
-    """The first of the largest cells, in row-major order: how many cells it lies after `at`, for each channel c < n."""
-    for c in range(n):
-        best[c] = x[at + U(c)]
-        where[c] = 0
-    for i in range(rows):
-        for j in range(columns):
-            cell = np.int32(i * width + j)  # 32 bits, as wide as the features: wider ones halve the speed
-            q = at + U((i * width + j) * step)
-            for c in range(n):
-                value = x[q + U(c)]
-                larger = (value > best[U(c)]) | (value != value)
-                best[U(c)] = value if larger else best[U(c)]
-                where[U(c)] = cell if larger else where[U(c)]
+                    maximum(x, at, width * cell, cell, v1 - v0, u1 - u0, tile, to, size)
+            transpose(tile, U(0), pitch, parts, size, flat, U((r * channels + first) * parts), parts)
 
 
 @compiled
@@ -92,15 +55,14 @@ def _backward_map(
 ) -> None:  # fmt: skip
     """Add the gradient of the channels [begin, end) of every group to grad_x."""
     cell, height, width = shape
+    channels, parts = grad.shape[1:]
     kh, kw = top.shape[1], left.shape[1]
-    block = min(BLOCK, end - begin)
-    pitch = block + 16
-    tile = np.empty(kh * kw * pitch, x.dtype)
-    best, where = np.empty(block, x.dtype), np.empty(block, np.int32)
+    pitch = min(BLOCK, end - begin) + SIDE
+    tile, flat = np.empty(parts * pitch, x.dtype), grad.reshape(-1)
     for r in which:
         for first in range(begin, end, BLOCK):
-            n = min(BLOCK, end - first)
-            take_transposed(tile, pitch, grad[r, first : first + n])
+            size = min(BLOCK, end - first)
+            transpose(flat, U((r * channels + first) * parts), parts, size, parts, tile, U(0), pitch)
             for i in range(kh):
                 v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
                 for j in range(kw):
@@ -108,10 +70,8 @@ def _backward_map(
                     if v0 >= v1 or u0 >= u1:
                         continue
                     at = U(((image[r] * height + v0) * width + u0) * cell + starts[i * kw + j] + first)
-                    _arg_maximum(x, at, width, cell, v1 - v0, u1 - u0, best, where, n)
                     to = U((i * kw + j) * pitch)
-                    for c in range(n):
-                        grad_x[at + U(where[U(c)]) * U(cell) + U(c)] += tile[to + U(c)]
+                    add_to_maximum(x, grad_x, at, width * cell, cell, v1 - v0, u1 - u0, tile, to, size)
 
 
 def forward(

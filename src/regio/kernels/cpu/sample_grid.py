@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from regio.kernels.cpu import launch, memory
-from regio.kernels.cpu.cells import BLOCK, add_cells, cell_product, put_transposed, sum_cells, take_transposed
+from regio.kernels.cpu.cells import BLOCK, add_grid, cell_product, sum_grid, transpose
 from regio.kernels.cpu.compile import compiled
+from regio.kernels.cpu.vectors import SIDE
 from regio.kernels.maps import group_count
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
@@ -31,7 +32,7 @@ def _axis_buffers(bins: int, cells: int, dtype: Any) -> tuple[Array, Array, Arra
 
 @compiled
 def _axis_cells(positions: Array, coef: Array, size: int, keep: bool, cells: Array, weights: Array, n: Array) -> None:
-    """Merge samples [K, S] into the distinct cells [K, 2 S] of each bin, their weights, and their number [K].
+    """Merge samples [K, S] into the distinct cells [K, L] of each bin, their weights, and their number [K].
 
     Cells of zero weight are left out unless `keep`: a derivative needs them.
     """
@@ -59,17 +60,11 @@ def _axis_cells(positions: Array, coef: Array, size: int, keep: bool, cells: Arr
 
 
 @compiled
-def _bin_cells(
-    origin: int, width: int, pitch: int, u: Array, uw: Array, nu: int, v: Array, vw: Array, nv: int, at: Array, w: Array
-) -> int:
-    """Offsets and weights of the cells (row in u) x (column in v); returns their number."""
-    n = 0
-    for a in range(nu):
-        for b in range(nv):
-            at[n] = U(origin + (u[a] * width + v[b]) * pitch)
-            w[n] = uw[a] * vw[b]
-            n += 1
-    return n
+def _offsets(cells: Array, n: Array, step: int, offsets: Array) -> None:
+    """``offsets[k * L + m] = cells[k, m] * step`` for cells [K, L]."""
+    for k in range(cells.shape[0]):
+        for m in range(n[k]):
+            offsets[k * cells.shape[1] + m] = U(cells[k, m] * step)
 
 
 @compiled
@@ -79,25 +74,27 @@ def _forward(
 ) -> None:  # fmt: skip
     """out[r] for r in which[begin:end]. out: [R, C, Kh * Kw]."""
     cell, height, width = shape
-    channels = out.shape[1]
+    channels, parts = out.shape[1:]
     kh, kw = rows.shape[1], columns.shape[1]
-    u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], x.dtype)
-    v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], x.dtype)
-    at, w = np.empty(u.shape[1] * v.shape[1], U), np.empty(u.shape[1] * v.shape[1], x.dtype)
-    pitch = min(BLOCK, channels) + 16  # not a power of two: the transposition would fall on few cache sets
-    tile = np.empty(kh * kw * pitch, x.dtype)
+    u, uw, nu = _axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
+    v, vw, nv = _axis_buffers(kw, min(2 * columns.shape[2], width), x.dtype)
+    row_at, column_at, row_w, column_w = np.empty(u.size, U), np.empty(v.size, U), uw.reshape(-1), vw.reshape(-1)
+    l, m = u.shape[1], v.shape[1]
+    pitch = min(BLOCK, channels) + SIDE  # not a power of two: the transposition would fall on few cache sets
+    tile, flat = np.empty(parts * pitch, x.dtype), out.reshape(-1)
     for r in which[begin:end]:
         _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
         _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
-        origin = image[r] * height * width * cell
+        _offsets(u, nu, width * cell, row_at)
+        _offsets(v, nv, cell, column_at)
         for first in range(0, channels, BLOCK):
-            last = min(first + BLOCK, channels)
+            size = min(BLOCK, channels - first)
             for i in range(kh):
                 for j in range(kw):
-                    corner = origin + starts[i * kw + j] + first
-                    n = _bin_cells(corner, width, cell, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
-                    sum_cells(x, at, w, n, tile, U((i * kw + j) * pitch), last - first)
-            put_transposed(tile, pitch, out[r, first:last])
+                    shift = U(image[r] * height * width * cell + starts[i * kw + j] + first)
+                    to = U((i * kw + j) * pitch)
+                    sum_grid(x, row_at, row_w, i * l, nu[i], column_at, column_w, j * m, nv[j], shift, tile, to, size)
+            transpose(tile, U(0), pitch, parts, size, flat, U((r * channels + first) * parts), parts)
 
 
 @compiled
@@ -107,24 +104,29 @@ def _backward_map(
 ) -> None:  # fmt: skip
     """Add the gradient of the channels [begin, end) of every group to grad_x."""
     cell, height, width = shape
+    channels, parts = grad.shape[1:]
     kh, kw = rows.shape[1], columns.shape[1]
-    u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], grad_x.dtype)
-    v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], grad_x.dtype)
-    at, w = np.empty(u.shape[1] * v.shape[1], U), np.empty(u.shape[1] * v.shape[1], grad_x.dtype)
-    pitch = min(BLOCK, end - begin) + 16
-    tile = np.empty(kh * kw * pitch, grad_x.dtype)
+    u, uw, nu = _axis_buffers(kh, min(2 * rows.shape[2], height), grad_x.dtype)
+    v, vw, nv = _axis_buffers(kw, min(2 * columns.shape[2], width), grad_x.dtype)
+    row_at, column_at, row_w, column_w = np.empty(u.size, U), np.empty(v.size, U), uw.reshape(-1), vw.reshape(-1)
+    l, m = u.shape[1], v.shape[1]
+    pitch = min(BLOCK, end - begin) + SIDE
+    tile, flat = np.empty(parts * pitch, grad_x.dtype), grad.reshape(-1)
     for r in which:
         _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
         _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
-        origin = image[r] * height * width * cell
+        _offsets(u, nu, width * cell, row_at)
+        _offsets(v, nv, cell, column_at)
         for first in range(begin, end, BLOCK):
-            last = min(first + BLOCK, end)
-            take_transposed(tile, pitch, grad[r, first:last])
+            size = min(BLOCK, end - first)
+            transpose(flat, U((r * channels + first) * parts), parts, size, parts, tile, U(0), pitch)
             for i in range(kh):
                 for j in range(kw):
-                    corner = origin + starts[i * kw + j] + first
-                    n = _bin_cells(corner, width, cell, u[i], uw[i], nu[i], v[j], vw[j], nv[j], at, w)
-                    add_cells(grad_x, at, w, n, tile, U((i * kw + j) * pitch), last - first)
+                    shift = U(image[r] * height * width * cell + starts[i * kw + j] + first)
+                    at = U((i * kw + j) * pitch)
+                    add_grid(
+                        grad_x, row_at, row_w, i * l, nu[i], column_at, column_w, j * m, nv[j], shift, tile, at, size
+                    )
 
 
 @compiled
@@ -156,17 +158,17 @@ def _backward_axes(
     cell, height, width = shape
     channels = grad.shape[1]
     kh, kw = rows.shape[1], columns.shape[1]
-    u, uw, nu = _axis_buffers(kh, 2 * rows.shape[2], x.dtype)
-    v, vw, nv = _axis_buffers(kw, 2 * columns.shape[2], x.dtype)
+    u, uw, nu = _axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
+    v, vw, nv = _axis_buffers(kw, min(2 * columns.shape[2], width), x.dtype)
     row_slope, column_slope = np.empty(u.shape, x.dtype), np.empty(v.shape, x.dtype)
-    pitch = channels + 16
-    tile = np.empty(kh * kw * pitch, x.dtype)
+    parts, pitch = kh * kw, channels + SIDE
+    tile, flat = np.empty(parts * pitch, x.dtype), grad.reshape(-1)
     for r in which[begin:end]:
         _axis_cells(rows[r], row_coef[r], height, True, u, uw, nu)
         _axis_cells(columns[r], column_coef[r], width, True, v, vw, nv)
         row_slope[:] = 0
         column_slope[:] = 0
-        take_transposed(tile, pitch, grad[r])
+        transpose(flat, U(r * channels * parts), parts, channels, parts, tile, U(0), pitch)
         for i in range(kh):
             for j in range(kw):
                 for a in range(nu[i]):
