@@ -10,7 +10,7 @@
             ...nested loops in float64, returning [R, C, *bins]...
 
 `make` gives a module in its default dtype; the contract converts it. The attributes say where an extractor
-differs.
+differs; `contraction` says how its weights enter, where that is not the plain sum over the cells of each channel.
 """
 
 import copy
@@ -59,6 +59,17 @@ box_strategy = st.tuples(coordinate, coordinate, coordinate, coordinate).map(
 )
 
 
+class OnTensors(torch.nn.Module):
+    """An extractor as a module of plain tensors, at stride 4."""
+
+    def __init__(self, extractor: RegionExtractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, data: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
+        return self.extractor(FeatureMap(data, 4), Regions(boxes, image))
+
+
 class ExtractorContract:
     """Laws of `RegionExtractor`. A subclass gives `make` and `reference`, and may change the attributes."""
 
@@ -66,8 +77,14 @@ class ExtractorContract:
     bins = (2, 3)  # not square, so that a swap of the axes shows
     box_gradient = True  # boxes receive gradients
     weights_sum_to_one = True  # of a box inside the image
+    exports_any_number_of_boxes = False  # or only as many as the example has
     tolerance = 1e-4  # float32 against float64, relative and absolute
-    low_precision_tolerance = 3e-2  # bfloat16 against float32
+    low_precision_tolerance = 3e-2  # bfloat16 and float16 against float32
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the maps that are read; `channels` is that of the features."""
+        return self.channels
 
     def make(self, channels: int, bins: tuple[int, int]) -> RegionExtractor:
         raise NotImplementedError
@@ -75,31 +92,35 @@ class ExtractorContract:
     def reference(self, extractor: RegionExtractor, x: FeatureMap, r: Regions) -> Tensor:
         raise NotImplementedError
 
+    def contraction(self, extractor: RegionExtractor, x: FeatureMap, r: Regions) -> Tensor:
+        """The features [R, C, K] by the definition, from the extractor's weights."""
+        return contract(extractor.weights(x, r), x, r)
+
     def extractor(self, dtype: torch.dtype = torch.float64) -> RegionExtractor:
         torch.manual_seed(0)
         return self.make(self.channels, self.bins).to(dtype)
 
     def test_shape_and_dtype(self) -> None:
         for dtype in (torch.float32, torch.float64):
-            out = self.extractor(dtype)(feature_map(self.channels, dtype), regions(dtype=dtype))
+            out = self.extractor(dtype)(feature_map(self.in_channels, dtype), regions(dtype=dtype))
             assert out.shape == (len(BOXES), self.channels, *self.bins)
             assert out.dtype == dtype
 
     def test_forward_is_the_contraction_of_weights(self) -> None:
-        e, x, r = self.extractor(), feature_map(self.channels), regions()
-        close(e(x, r), contract(e.weights(x, r), x, r).unflatten(2, self.bins), 1e-10)
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions()
+        close(e(x, r), self.contraction(e, x, r).unflatten(2, self.bins), 1e-10)
 
     def test_forward_equals_nested_loops(self) -> None:
-        e, x, r = self.extractor(), feature_map(self.channels), regions()
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions()
         close(e(x, r), self.reference(e, x, r), 1e-10)
 
     def test_float32_is_close_to_float64(self) -> None:
-        expected = self.extractor()(feature_map(self.channels), regions())
-        out = self.extractor(torch.float32)(feature_map(self.channels, torch.float32), regions(dtype=torch.float32))
+        expected = self.extractor()(feature_map(self.in_channels), regions())
+        out = self.extractor(torch.float32)(feature_map(self.in_channels, torch.float32), regions(dtype=torch.float32))
         close(out.double(), expected, self.tolerance)
 
     def test_weights_shape_and_sum(self) -> None:
-        e, x = self.extractor(), feature_map(self.channels)
+        e, x = self.extractor(), feature_map(self.in_channels)
         w = e.weights(x, regions([INSIDE, INSIDE]))
         assert w.shape[0] == 2
         assert w.shape[1] in (1, self.channels)
@@ -108,7 +129,7 @@ class ExtractorContract:
             close(w.sum((3, 4)), torch.ones_like(w.sum((3, 4))), 1e-10)
 
     def test_gradients(self) -> None:
-        e, x, r = self.extractor(), feature_map(self.channels), regions([INSIDE, BOXES[2], BOXES[3]])
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions([INSIDE, BOXES[2], BOXES[3]])
         names = [name for name, _ in e.named_parameters()]
         inputs = [x.data, r.boxes, *(p.detach() for p in e.parameters())]
         flags = [True, self.box_gradient, *(True for _ in names)]
@@ -119,20 +140,24 @@ class ExtractorContract:
             return torch.func.functional_call(e, dict(zip(names, parameters, strict=True)), arguments)
 
         assert torch.autograd.gradcheck(run, inputs, fast_mode=True, atol=1e-5)
-        assert torch.autograd.gradcheck(lambda data: run(data, *inputs[1:]).sum((2, 3)), inputs[:1], atol=1e-5)
+
+        def run_row(row: Tensor) -> Tensor:  # every entry of the Jacobian, for one row of cells
+            return run(torch.cat([x.data[:, :, :4], row, x.data[:, :, 5:]], 2), *inputs[1:]).sum((2, 3))
+
+        assert torch.autograd.gradcheck(run_row, x.data[:, :, 4:5].clone().requires_grad_(), atol=1e-5)
 
     def test_backward_is_deterministic(self) -> None:
         e, r = self.extractor(torch.float32), regions(BOXES * 3, torch.float32)
         gradients = []
         for _ in range(2):
-            x = feature_map(self.channels, torch.float32)
+            x = feature_map(self.in_channels, torch.float32)
             x.data.requires_grad_()
             e(x, r).square().sum().backward()
             gradients.append(x.data.grad)
         assert torch.equal(gradients[0], gradients[1])
 
     def test_zero_boxes(self) -> None:
-        e, x = self.extractor(), feature_map(self.channels)
+        e, x = self.extractor(), feature_map(self.in_channels)
         x.data.requires_grad_()
         out = e(x, regions([]))
         assert out.shape == (0, self.channels, *self.bins)
@@ -144,17 +169,17 @@ class ExtractorContract:
     def test_image_index_out_of_range_raises(self, index: int) -> None:
         r = Regions(torch.tensor([INSIDE], dtype=torch.float64), torch.tensor([index]))
         with pytest.raises(ValueError, match="image: expected an index in"):
-            self.extractor()(feature_map(self.channels), r)
+            self.extractor()(feature_map(self.in_channels), r)
 
     @pytest.mark.parametrize(
         "box", [[0.0, 0.0, float("nan"), 4.0], [0.0, 0.0, float("inf"), 4.0], [5.0, 0.0, 4.0, 4.0]]
     )
     def test_bad_box_raises(self, box: list[float]) -> None:
         with pytest.raises(ValueError, match="boxes: expected finite"):
-            self.extractor()(feature_map(self.channels), regions([INSIDE, box]))
+            self.extractor()(feature_map(self.in_channels), regions([INSIDE, box]))
 
     def test_each_box_reads_its_own_image(self) -> None:
-        e, x = self.extractor(), feature_map(self.channels)
+        e, x = self.extractor(), feature_map(self.in_channels)
         boxes = torch.tensor([INSIDE, INSIDE], dtype=torch.float64)
         out = e(x, Regions(boxes, torch.tensor([1, 0])))
         alone = e(FeatureMap(x.data[1:], x.stride), Regions(boxes[:1], torch.tensor([0])))
@@ -162,12 +187,12 @@ class ExtractorContract:
         assert not torch.allclose(out[0], out[1])
 
     def test_order_of_boxes_does_not_matter(self) -> None:
-        e, x, r = self.extractor(), feature_map(self.channels), regions()
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions()
         order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
         close(e(x, r[order]), e(x, r)[order], 1e-12)
 
     def test_memory_format_does_not_matter(self) -> None:
-        e, x, r = self.extractor(), feature_map(self.channels), regions()
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions()
         expected = e(x, r)
         padded = torch.nn.functional.pad(x.data, (1, 2, 3, 4))[:, :, 3:-4, 1:-2]
         for data in (x.data.to(memory_format=torch.channels_last), padded, x.data.mT.contiguous().mT):
@@ -179,15 +204,16 @@ class ExtractorContract:
             e(FeatureMap(plain, x.stride), r).sum().backward()
             close(gradient.grad, plain.grad, 1e-12)
 
-    def test_bfloat16_features(self) -> None:
-        x, r = feature_map(self.channels, torch.float32), regions(dtype=torch.float32)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_low_precision_features(self, dtype: torch.dtype) -> None:
+        x, r = feature_map(self.in_channels, torch.float32), regions(dtype=torch.float32)
         e = self.extractor(torch.float32)
-        rounded = FeatureMap(x.data.bfloat16().float(), x.stride)
-        low = FeatureMap(x.data.bfloat16().requires_grad_(), x.stride)
-        with torch.autocast("cpu", torch.bfloat16):
+        rounded = FeatureMap(x.data.to(dtype).float(), x.stride)
+        low = FeatureMap(x.data.to(dtype).requires_grad_(), x.stride)
+        with torch.autocast("cpu", dtype):
             out = e(low, r)
             mixed = e(x, r)
-        assert out.dtype == torch.bfloat16
+        assert out.dtype == dtype
         close(out.float(), e(rounded, r), self.low_precision_tolerance)
         close(mixed.float(), e(x, r), self.low_precision_tolerance)
         out.float().square().sum().backward()
@@ -197,11 +223,9 @@ class ExtractorContract:
         close(low.data.grad.float() / scale, rounded.data.grad / scale, self.low_precision_tolerance)
 
     def test_compiles_without_a_graph_break(self) -> None:
-        e, x, r = self.extractor(torch.float32), feature_map(self.channels, torch.float32), regions(dtype=torch.float32)
-
-        def run(data: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
-            return e(FeatureMap(data, x.stride), Regions(boxes, image))
-
+        """In one graph, with its backward; and exported, for any number of boxes where the attribute says so."""
+        e, x = self.extractor(torch.float32), feature_map(self.in_channels, torch.float32)
+        r, run = regions(dtype=torch.float32), OnTensors(e)
         torch.compiler.reset()
         compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
         data = [x.data.clone().requires_grad_() for _ in range(2)]
@@ -210,9 +234,14 @@ class ExtractorContract:
         out.square().sum().backward()
         expected.square().sum().backward()
         close(data[0].grad, data[1].grad, 1e-5)
+        count = {0: torch.export.Dim("count")} if self.exports_any_number_of_boxes else None
+        shapes = (None, count, count)
+        exported = torch.export.export(run, (x.data, r.boxes, r.image), dynamic_shapes=shapes).module()
+        some = r[torch.tensor([4, 0, 2])] if self.exports_any_number_of_boxes else r
+        close(exported(x.data, some.boxes, some.image), e(x, some), 1e-5)
 
     def test_copy_and_pickle(self) -> None:
-        e, x, r = self.extractor(), feature_map(self.channels), regions()
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions()
         stream = io.BytesIO()
         torch.save(e, stream)
         stream.seek(0)
@@ -222,7 +251,7 @@ class ExtractorContract:
     @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.differing_executors])
     @given(boxes=st.lists(box_strategy, min_size=1, max_size=5))
     def test_any_boxes(self, boxes: list[list[float]]) -> None:
-        e, x, r = self.extractor(), feature_map(self.channels), regions(boxes)
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions(boxes)
         out = e(x, r)
         assert torch.isfinite(out).all()
-        close(out, contract(e.weights(x, r), x, r).unflatten(2, self.bins), 1e-9)
+        close(out, self.contraction(e, x, r).unflatten(2, self.bins), 1e-9)

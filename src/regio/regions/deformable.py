@@ -4,9 +4,9 @@
 
 Three forms are in use, and they are three extractors to move:
 
-    DeformableRoIPool(RoIAveragePool(7), 256)   the paper's: the mean over the integer cells of a bin
-    DeformableRoIPool(RoundedSamples(7), 256)   the operator that was released with the paper
-    DeformableRoIPool(RoIAlign(7), 256)         the aligned one, mmcv's `deform_roi_pool`
+    DeformableRoIPool(RoIAveragePool(7, count_outside=True), 256)   the paper's: the mean over the whole cells of a bin
+    DeformableRoIPool(RoundedSamples(7), 256)                       the operator that was released with the paper
+    DeformableRoIPool(RoIAlign(7), 256)                             the aligned one, mmcv's `deform_roi_pool`
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regio.kernels.maps import coordinate_dtype
+from regio.regions.axes import at_border, crossed
 from regio.regions.base import RegionExtractor, rows_and_columns
 from regio.regions.position_sensitive import GroupedReading, PositionSensitive, whole_pixels
 from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, SamplePoints, boxes_in_cells
@@ -51,22 +52,19 @@ class RoundedSamples(ReadingExtractor):
 
     def box(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[Tensor, Tensor]:
         """The corner (x1, y1) and the sides (w, h) of the rounded boxes, both [R, 2] in cells."""
-        dtype = coordinate_dtype(maps[0].data)
-        cells, _ = boxes_in_cells(maps, Regions(whole_pixels(r.boxes.to(dtype)), r.image), level)
+        cells, _ = boxes_in_cells(maps, whole_pixels(r), level)
         return cells[:, :2] - 0.5, (cells[:, 2:] - cells[:, :2]).clamp(min=0.1)
 
     def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """Where the samples lie; see `ReadingExtractor.reading`."""
+        """Where the samples lie; see `ReadingExtractor.reading`. Those of a moved part count where they are then."""
         (x1, y1), (width, height) = (t.unbind(1) for t in self.box(maps, r, level))
         rows, columns = self._along(y1, height, self.bins[0]), self._along(x1, width, self.bins[1])
         _, size = boxes_in_cells(maps, r, level)
         if shift is None:
-            rows, row_inside = _on_map(rows, size[:, 0, None, None])
-            columns, column_inside = _on_map(columns, size[:, 1, None, None])
-            return SampleGrid(rows, columns, _shares(row_inside, rows), _shares(column_inside, columns))
-        moved = SampleGrid(rows, columns, torch.ones_like(rows), torch.ones_like(columns)).points(shift)
-        points, inside = _on_map(moved.points, size.flip(1)[:, None, None, None])
-        return SamplePoints(points, _shares(inside.all(-1), points))
+            on_rows, on_columns = (_counted(p, size[:, i, None, None]) for i, p in enumerate((rows, columns)))
+            return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
+        rows, columns = rows[:, :, None] + shift[..., 1:], columns[:, None] + shift[..., :1]
+        return crossed(*_counted(rows, size[:, 0, None, None, None]), *_counted(columns, size[:, 1, None, None, None]))
 
     def _along(self, low: Tensor, side: Tensor, bins: int) -> Tensor:
         """The samples [R, bins, S] along one axis of boxes from `low` [R] on, `side` [R] long."""
@@ -74,15 +72,10 @@ class RoundedSamples(ReadingExtractor):
         return (low[:, None] + steps * side[:, None]).unflatten(1, (bins, self.samples))
 
 
-def _on_map(positions: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions moved onto the cells of a map of `size`, and whether they were within half a cell of them."""
-    inside = (positions >= -0.5) & (positions <= size - 0.5)
-    return torch.minimum(positions.clamp(min=0), size - 1), inside
-
-
-def _shares(inside: Tensor, like: Tensor) -> Tensor:
-    """One over the number of samples inside, along the last axis, for each of them."""
-    return inside.to(like.dtype) / inside.sum(-1, keepdim=True).clamp(min=1)
+def _counted(positions: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [..., S] on a map of `size`, and for each one over the number of the S that are on the map."""
+    positions, counts = at_border(positions, torch.ones_like(positions), size, margin=0.5)
+    return positions, counts / counts.sum(-1, keepdim=True).clamp(min=1)
 
 
 def sides_in_cells(extractor: ReadingExtractor, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
@@ -112,14 +105,14 @@ def deformed_reading(
     ``.features`` and ``.weights`` of the result are those of deformable pooling with given offsets. The regions are not
     checked. Raises ValueError for offsets of another shape.
     """
-    pairs = offsets.shape[1] // 2 if offsets.ndim == 4 else 0
-    if offsets.ndim != 4 or offsets.shape[:2] != (len(r), 2 * pairs) or 0 in offsets.shape[1:]:
-        raise ValueError(f"offsets: expected shape [{len(r)}, 2 D, rows, columns], got {list(offsets.shape)}")
+    boxes = r.boxes.shape[0]
+    if offsets.ndim != 4 or offsets.shape[0] != boxes or offsets.shape[1] % 2 or 0 in offsets.shape[1:]:
+        raise ValueError(f"offsets: expected shape [{boxes}, 2 D, rows, columns], got {list(offsets.shape)}")
+    pairs = offsets.shape[1] // 2
     if pairs > 1 and not isinstance(extractor, PositionSensitive):
         raise ValueError(f"offsets: expected 2 channels, one offset a part for all channels, got {2 * pairs}")
     rows, columns = (
-        torch.arange(k, device=offsets.device) * n // k
-        for k, n in zip(extractor.bins, offsets.shape[2:], strict=True)
+        torch.arange(k, device=offsets.device) * n // k for k, n in zip(extractor.bins, offsets.shape[2:], strict=True)
     )
     each = offsets.unflatten(1, (pairs, 2))[:, :, :, rows[:, None], columns]  # [R, D, 2, Kh, Kw]
     sides = sides_in_cells(extractor, maps, r, level)
@@ -252,16 +245,23 @@ class DeformablePositionSensitive(RegionExtractor):
 
     def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
         """Region features [R, channels, *bins], box i read from ``maps[level[i]]``."""
+        r.check(maps[0])
         scores = [FeatureMap(self.scores(x.data), x.stride) for x in maps]
         reading = self._reading(maps, r, level, scores)
         return reading.features([s.data for s in scores], r.image, level)
 
     def offsets(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
-        """The learned offsets [R, 2 classes, rows, columns], in gammas of the sides of the box."""
-        return self.offset_extractor.pyramid([FeatureMap(self.offset(x.data), x.stride) for x in maps], r, level)
+        """The learned offsets [R, 2 classes, rows, columns], in gammas of the sides of the box; in float32 (float64 for
+        float64 features) also under autocast, as they are coordinates."""
+        dtype = coordinate_dtype(maps[0].data)
+        weight, bias = (p.to(dtype) for p in self.offset.parameters())
+        with torch.autocast(r.boxes.device.type, enabled=False):
+            fields = [FeatureMap(F.conv2d(x.data.to(dtype), weight, bias), x.stride) for x in maps]
+        return self.offset_extractor.pyramid(fields, r, level)
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, 1 or channels, K, H, W] of the score maps, as in `PositionSensitive`."""
+        r.check(x)
         scores = FeatureMap(self.scores(x.data), x.stride)
         return self._reading([x], r, torch.zeros_like(r.image), [scores]).weights(scores.data, r.image)
 
@@ -269,11 +269,8 @@ class DeformablePositionSensitive(RegionExtractor):
         """As `DeformableRoIPool.samples`, for R * classes boxes: row ``r * classes + d`` is class d of box r."""
         return _samples(self.extractor, FeatureMap(self.scores(x.data), x.stride), r, offsets, self.gamma)
 
-    def _reading(
-        self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]
-    ) -> Reading:
-        offsets = self.offsets(maps, r, level)  # checks the regions
-        return deformed_reading(self.extractor, scores, r, level, offsets, self.gamma)
+    def _reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]) -> Reading:
+        return deformed_reading(self.extractor, scores, r, level, self.offsets(maps, r, level), self.gamma)
 
 
 def _start_at_zero(layer: nn.Linear | nn.Conv2d) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import at_border, crossed, largest
+from regio.regions.axes import crossed, largest
 from regio.regions.base import rows_and_columns
 from regio.regions.quantisation import Corners, Division, FastRCNNCorners, OverlappingBins, bin_ranges
 from regio.regions.reading import CellBlocks, Reading, ReadingExtractor, SampleGrid
@@ -88,9 +88,7 @@ class RoIAveragePool(ReadingExtractor):
         self.count_outside = count_outside
 
     def extra_repr(self) -> str:
-        return (
-            f"bins={self.bins}, corners={self.corners}, division={self.division}, count_outside={self.count_outside}"
-        )
+        return f"bins={self.bins}, corners={self.corners}, division={self.division}, count_outside={self.count_outside}"
 
     def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
         """The cells of each bin with coefs 1 / cells; see `ReadingExtractor.reading`."""
@@ -110,7 +108,8 @@ class RoIAveragePool(ReadingExtractor):
         )
 
     def _axis(self, begin: Tensor, end: Tensor, shift: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """Positions and coefs [..., S] of the cells from `begin` to `end` [...], moved by `shift`, that read the map."""
+        """Positions and coefs [..., S] of the cells from `begin` to `end` [...], moved by `shift`, that read the map of
+        `size` cells, at most `longest`."""
         fixed = shift.detach()
         # Of the moved cells, those in (-1, size) read something; those in [-1/2, size - 1/2] are inside the map.
         nearest = (-1 - fixed).floor() + 1 if self.count_outside else (-0.5 - fixed).ceil()
@@ -123,4 +122,4 @@ class RoIAveragePool(ReadingExtractor):
         coef = (1 / cells.clamp(min=1)).where(s < reads[..., None], 0)
         if self.count_outside:
             return positions, coef
-        return at_border(positions, coef, size[..., None], margin=0.5)
+        return torch.minimum(positions.clamp(min=0), size[..., None] - 1), coef

@@ -4,8 +4,9 @@
 holds G groups of C channels, and part k reads group g(k). What other libraries ship as separate operators is an
 argument here:
 
-    PositionSensitive(RoIAlign((7, 7), samples=0))       torchvision's `ps_roi_align`
-    PositionSensitive(BlockAverage((7, 7), RFCNBlocks()))  R-FCN's pooling
+    PositionSensitive(RFCNAveragePool(7))          R-FCN's pooling
+    PositionSensitive(TorchvisionAveragePool(7))   torchvision's `ps_roi_pool`
+    PositionSensitive(RoIAlign(7, samples=0))      torchvision's `ps_roi_align`
 """
 
 from __future__ import annotations
@@ -18,10 +19,20 @@ import torch
 from torch import Tensor
 
 from regio.regions.base import rows_and_columns
+from regio.regions.pool import RoIAveragePool
+from regio.regions.quantisation import Corners, Division, HalfOpenCorners, OverlappingBins, round_half_away
 from regio.regions.reading import Reading, ReadingExtractor
 from regio.types import FeatureMap, Regions
 
-__all__ = ["GroupedReading", "PositionSensitive", "groups_of_parts", "vote"]
+__all__ = [
+    "GroupedReading",
+    "PositionSensitive",
+    "RFCNAveragePool",
+    "TorchvisionAveragePool",
+    "groups_of_parts",
+    "vote",
+    "whole_pixels",
+]
 
 
 def vote(features: Tensor) -> Tensor:
@@ -60,7 +71,7 @@ class GroupedReading(Reading):
             raise ValueError(f"groups: expected None, this reading has groups of its own, got {list(groups)}")
         level = level.repeat_interleave(self.classes)
         y = self.reading.features([self._by_class(m) for m in maps], self._images(image), level, self.groups)
-        return y.unflatten(0, (len(image), self.classes)).flatten(1, 2)
+        return y.unflatten(0, (image.shape[0], self.classes)).flatten(1, 2)
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
         """The weights [R, 1 or C, K, H, W] of the cells of group g(k) in part k."""
@@ -71,7 +82,7 @@ class GroupedReading(Reading):
             w = torch.stack([part[:, g] for g, part in zip(self.groups, parts, strict=True)], 2)
         if self.classes > 1:
             w = w.expand(-1, channels, -1, -1, -1)
-        return w.unflatten(0, (len(image), self.classes)).flatten(1, 2)
+        return w.unflatten(0, (image.shape[0], self.classes)).flatten(1, 2)
 
     def _images(self, image: Tensor) -> Tensor:
         """Where `_by_class` puts the channels that each of the R * classes boxes reads."""
@@ -157,3 +168,69 @@ class PositionSensitive(ReadingExtractor):
         if channels == 0 or channels % (count * classes):
             groups = f"{count} groups" if classes == 1 else f"{count} groups x {classes} classes"
             raise ValueError(f"x: expected a number of channels divisible by {groups}, got {channels}")
+
+
+def whole_pixels(r: Regions) -> Regions:
+    """Boxes rounded to whole pixels, halves away from zero, that hold the pixels of both corners. No gradient."""
+    corners = round_half_away(r.boxes.detach())
+    return Regions(torch.cat([corners[:, :2], corners[:, 2:] + 1], 1), r.image)
+
+
+class RFCNAveragePool(ReadingExtractor):
+    """The mean of the cells of each bin, with the bins of R-FCN's released code.
+
+    The corners are rounded to whole pixels, not cells, and the pixel of the second belongs to the box. Then the box, in
+    cells, is divided into equal bins, at least 0.1 cells long together, and a bin has all cells that it touches: from
+    ``floor(start + i h / K)`` up to, and without, ``ceil(start + (i + 1) h / K)``. Only cells inside the map count; a
+    bin without any gives 0. Features and shifts receive gradients, boxes none of their own.
+
+    bins: (rows, columns), or one number for both.
+    """
+
+    def __init__(self, bins: int | tuple[int, int] = (7, 7)) -> None:
+        super().__init__()
+        self.cells = RoIAveragePool(bins, _AsTheyAre(), _TouchedCells())
+        self.bins = self.cells.bins
+
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """The cells of each bin; see `ReadingExtractor.reading`."""
+        return self.cells.reading(maps, whole_pixels(r), level, shift)
+
+
+@dataclass(frozen=True)
+class _AsTheyAre(Corners):
+    """Sides that are not rounded, at least 0.1 cells long."""
+
+    def __call__(self, low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        return low, low + (high - low).clamp(min=0.1)
+
+
+@dataclass(frozen=True)
+class _TouchedCells(Division):
+    """All cells that the bins of a box touch, whose sides are not whole numbers."""
+
+    def __call__(self, begin: Tensor, end: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+        step = ((end - begin) / bins)[:, None]
+        i = torch.arange(bins, device=step.device, dtype=step.dtype)
+        return (i * step + begin[:, None]).floor(), ((i + 1) * step + begin[:, None]).ceil()
+
+
+class TorchvisionAveragePool(ReadingExtractor):
+    """The mean of the cells of each bin, with the bins of torchvision's `ps_roi_pool`.
+
+    The corners are rounded to cells, halves away from zero, and the cell of the second does not belong to the box; bins
+    may share a cell. The last row and the last column of the map are never read (the gradient of torchvision's operator
+    reaches them all the same; here it belongs to the forward). Features and shifts receive gradients, boxes none of
+    their own.
+
+    bins: (rows, columns), or one number for both.
+    """
+
+    def __init__(self, bins: int | tuple[int, int] = (7, 7)) -> None:
+        super().__init__()
+        self.cells = RoIAveragePool(bins, HalfOpenCorners(), OverlappingBins())
+        self.bins = self.cells.bins
+
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """The cells of each bin; see `ReadingExtractor.reading`."""
+        return self.cells.reading([FeatureMap(x.data[:, :, :-1, :-1], x.stride) for x in maps], r, level, shift)

@@ -119,8 +119,9 @@ class Division(ABC):
 
 @dataclass(frozen=True)
 class OverlappingBins(Division):
-    """Bin i of K over h cells is [floor(i h / K), ceil((i + 1) h / K)): no bin is empty, and neighbours may share a cell
-    (He et al. 2014; Girshick 2015; Dai et al. 2017, Eq. 5). Multiples of h / K, in floating point, as in torchvision."""
+    """Bin i of K over h cells is [floor(i h / K), ceil((i + 1) h / K)): no bin is empty, and neighbours may share a
+    cell (He et al. 2014; Girshick 2015; Dai et al. 2017, Eq. 5). Multiples of h / K in floating point, as in
+    torchvision: where i h / K is whole but for rounding, a bin may have a cell more than in exact arithmetic."""
 
     def __call__(self, begin: Tensor, end: Tensor, bins: int) -> Range:
         step = ((end - begin) / bins)[:, None]

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling: the bins of several grids over the same box, one after the other."""
+"""Spatial pyramid pooling: the bins of several grids over the same box, one grid after the other."""
 
 from __future__ import annotations
 
@@ -18,27 +18,72 @@ from regio.types import FeatureMap, Regions
 __all__ = ["JoinedReading", "SpatialPyramidPool"]
 
 
+class SpatialPyramidPool(ReadingExtractor):
+    """Spatial pyramid pooling: over each box n x n bins for each n of `levels`, and the largest cell of every bin (He
+    et al. 2014, sections 2.2 and 4.1).
+
+    levels: bins along a side of each grid. corners, division: as in `RoIPool`; the default corners are those of the
+    paper's appendix, `SPPNetReleasedCorners` those of its code, and `SlidingBins` is the pooling of its training for
+    classification. pool: ``pool(n, corners, division)`` makes the extractor of a grid; `RoIAveragePool` is the other.
+
+    Features [R, C, K, 1] with K = sum of n * n: the parts of the first grid row by row, then those of the second, and
+    so on. SPPnet's code keeps the grids apart, [C, n * n] of the first, then of the next: split K by grid before
+    flattening to load its fully connected layers. Law: with one level it is `pool` itself, its parts in one column.
+
+    Raises ValueError unless there are levels and they are positive.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[int] = (6, 3, 2, 1),
+        corners: Corners = SPPNetCorners(),  # noqa: B008 (frozen)
+        division: Division = OverlappingBins(),  # noqa: B008 (frozen)
+        pool: Callable[[int, Corners, Division], ReadingExtractor] = RoIPool,
+    ) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        if not self.levels or min(self.levels) < 1:
+            raise ValueError(f"levels: expected positive numbers of bins along a side, got {self.levels}")
+        self.pools = nn.ModuleList(pool(n, corners, division) for n in self.levels)
+        self.bins = (sum(n * n for n in self.levels), 1)
+
+    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+        """The cells of each bin; see `ReadingExtractor.reading`. shift: [R, K, 1, 2], for pools that can be moved."""
+        pools = [cast(ReadingExtractor, p) for p in self.pools]
+        parts = [prod(p.bins) for p in pools]
+        shifts: Sequence[Tensor | None] = [None] * len(pools)
+        if shift is not None:
+            shifts = [s.reshape(-1, *p.bins, 2) for s, p in zip(shift.split(parts, 1), pools, strict=True)]
+        readings = (p.reading(maps, r, level, s) for p, s in zip(pools, shifts, strict=True))
+        return JoinedReading(tuple(readings), tuple(parts))
+
+
 @dataclass(frozen=True)
 class JoinedReading(Reading):
-    """The parts of several readings as one column of K parts: features [R, C, K, 1]."""
+    """The parts of several readings one after the other, as one column: features [R, C, K, 1].
+
+    parts: how many each of the readings has.
+    """
 
     readings: tuple[Reading, ...]
+    parts: tuple[int, ...]
 
     def features(
         self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
     ) -> Tensor:
         if groups is None:
-            parts = [own.features(maps, image, level).flatten(2) for own in self.readings]
-            return torch.cat(parts, 2)[..., None]
-        # How many parts a reading has is known once it is asked, so each group map is read by all that it could serve.
-        raise ValueError("groups: expected None, the grids of a pyramid read all channels")
+            own = [reading.features(maps, image, level) for reading in self.readings]
+        else:
+            channels, own = maps[0].shape[1] // (max(groups) + 1), []
+            for reading, some in zip(self.readings, self._split(groups), strict=True):
+                # A reading takes as many groups as it names, so it is given no channels beyond those.
+                named = [x[:, : (max(some) + 1) * channels] for x in maps]
+                own.append(reading.features(named, image, level, some))
+        return torch.cat([y.flatten(2) for y in own], 2)[..., None]
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
-        parts = [own.weights(x, image) for own in self.readings]
-        return torch.cat(parts, 2)
+        return torch.cat([reading.weights(x, image) for reading in self.readings], 2)
 
-
-class SpatialPyramidPool(ReadingExtractor):
-    """SPPnet's spatial pyramid pooling (He et al. 2014, sections 2.2 and 4.1): n x n bins over the box for each n of
-    `levels`, the largest cell of each.
-    """
+    def _split(self, groups: Sequence[int]) -> list[list[int]]:
+        ends = torch.tensor(self.parts).cumsum(0).tolist()
+        return [list(groups[end - n : end]) for end, n in zip(ends, self.parts, strict=True)]

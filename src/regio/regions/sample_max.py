@@ -1,0 +1,73 @@
+"""The largest of the bilinear samples in each bin, where the extractor that places them takes their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regio.regions.base import RegionExtractor
+from regio.regions.reading import ReadingExtractor, SampleGrid
+from regio.types import FeatureMap, Regions
+
+__all__ = ["SampleMax"]
+
+
+class SampleMax(RegionExtractor):
+    """The largest of the samples in each bin, channel by channel (He et al. 2017, table 2c, of RoIAlign and RoIWarp).
+
+    extractor: one that takes the mean of the same number of samples in every bin, on a grid of rows and columns:
+    `RoIAlign` with a fixed number of samples, or `RoIWarp`. The weights are the hat functions of the sample that is
+    largest; a sample outside the map takes part with value zero. Features, and boxes as in `extractor`, receive
+    gradients.
+
+    Raises TypeError, when called, for an extractor that does not read a `SampleGrid`.
+    """
+
+    def __init__(self, extractor: ReadingExtractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.bins = extractor.bins
+
+    def forward(self, x: FeatureMap, r: Regions) -> Tensor:
+        """Region features [R, C, *bins]."""
+        return self.pyramid([x], r, torch.zeros_like(r.image))
+
+    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """Region features [R, C, *bins], box i read from ``maps[level[i]]``."""
+        r.check(maps[0])
+        return self._samples(maps, r, level, [x.data for x in maps]).amax(4)
+
+    def weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        """The weights [R, C, K, H, W]."""
+        r.check(x)
+        level = torch.zeros_like(r.image)
+        grid, count = self._grid([x], r, level)
+        one = grid.weights(x.data, r.image).unflatten(2, (grid.rows.shape[1], grid.columns.shape[1]))
+        each = self._by_bin(one, count)  # [R, 1, Kh, Kw, S * T, H, W]
+        best = self._samples([x], r, level, [x.data]).argmax(4)
+        index = best[..., None, None, None].expand(*best.shape, 1, *x.size)
+        return each.expand(-1, best.shape[1], *[-1] * 5).gather(4, index).squeeze(4).flatten(2, 3)
+
+    def _samples(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, data: Sequence[Tensor]) -> Tensor:
+        """The values of all samples, [R, C, Kh, Kw, S * T]."""
+        grid, count = self._grid(maps, r, level)
+        return self._by_bin(grid.features(data, r.image, level), count)
+
+    def _grid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[SampleGrid, tuple[int, int]]:
+        """Every sample as a part of its own, with coef 1, or 0 where it reads nothing; and the numbers (S, T) along
+        the axes of a bin."""
+        mean = self.extractor.reading(maps, r, level)
+        if not isinstance(mean, SampleGrid):
+            raise TypeError(f"extractor: expected one that reads a SampleGrid, got {type(mean).__name__}")
+        s, t = mean.rows.shape[2], mean.columns.shape[2]
+        rows, columns, row_coef, column_coef = (
+            axis.flatten(1)[..., None] for axis in (mean.rows, mean.columns, mean.row_coef * s, mean.column_coef * t)
+        )
+        return SampleGrid(rows, columns, row_coef, column_coef), (s, t)
+
+    def _by_bin(self, samples: Tensor, count: tuple[int, int]) -> Tensor:
+        """Samples [R, C, Kh * S, Kw * T, ...] as [R, C, Kh, Kw, S * T, ...]."""
+        (kh, kw), (s, t) = self.bins, count
+        return samples.unflatten(3, (kw, t)).unflatten(2, (kh, s)).transpose(3, 4).flatten(4, 5)
