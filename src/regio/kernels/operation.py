@@ -56,7 +56,8 @@ def map_operation(name: str, like: Operation, *, differentiable_arguments: bool)
         ctx.save_for_backward(*maps, image, level, *arguments)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        maps, (image, level, *arguments) = list(ctx.saved_tensors[: ctx.levels]), ctx.saved_tensors[ctx.levels :]
+        saved = ctx.saved_tensors  # once: under checkpointing they can be asked for only once
+        maps, (image, level, *arguments) = list(saved[: ctx.levels]), saved[ctx.levels :]
         need_maps, _, _, need_arguments, _ = ctx.needs_input_grad
         inputs = (grad, maps, image, level, arguments, ctx.groups)
         to_maps = backward_maps(*inputs) if any(need_maps) else [None] * len(maps)

@@ -26,7 +26,7 @@ def sample_points(
 
     x: [N, C, H, W], or a sequence of such maps with `level` [R] int64 naming the map of each box. image: [R] int64.
     points: [R, K, S, 2] as (u, v) = (column, row) in cells, integer i at the centre of cell i. coef: [R, K, S].
-    Outside the map x is zero, so a point that is not in (-1, W) x (-1, H), or not finite, reads zero. groups: K
+    Outside the map x is zero, so a point that is not in [-1, W) x [-1, H), or not finite, reads zero. groups: K
     numbers; x then has (max(groups) + 1) * C channels, and part k reads the C channels from groups[k] * C on.
 
     Returns [R, C, K] in the dtype of x, stored with the channels last; sums are float32 (float64 for float64 features).
@@ -67,7 +67,7 @@ def sample_points_reference(
     height, width = maps[0].shape[2:]
     cells = maps[0].permute(0, 2, 3, 1).to(points.dtype)  # [N, H, W, C]
     u, v = points.unbind(-1)
-    near = (u > -1) & (u < width) & (v > -1) & (v < height)
+    near = (u >= -1) & (u < width) & (v >= -1) & (v < height)
     u, v = u.where(near, 0), v.where(near, 0)
     left, top = u.detach().floor(), v.detach().floor()
     y = cells.new_zeros((*points.shape[:2], cells.shape[3]))

@@ -40,7 +40,7 @@ def _axis_cells(positions: Array, coef: Array, size: int, keep: bool, cells: Arr
         found = 0
         for s in range(positions.shape[1]):
             p = positions[k, s]
-            if not (p > -1 and p < size) or (coef[k, s] == 0 and not keep):
+            if not (p >= -1 and p < size) or (coef[k, s] == 0 and not keep):
                 continue
             low = int(np.floor(p))
             for cell in range(max(low, 0), min(low + 2, size)):

@@ -31,7 +31,7 @@ def _part_cells(points: Array, coef: Array, height: int, width: int, keep: bool,
     n = 0
     for s in range(points.shape[0]):
         u, v = points[s]
-        if not (u > -1 and u < width and v > -1 and v < height) or (coef[s] == 0 and not keep):
+        if not (u >= -1 and u < width and v >= -1 and v < height) or (coef[s] == 0 and not keep):
             continue
         left, top = int(np.floor(u)), int(np.floor(v))
         for row in range(max(top, 0), min(top + 2, height)):
@@ -99,7 +99,7 @@ def _sample_gradient(
     """Write the gradient of one sample's position; return that of its coef. product: <gradient, cell> of each cell."""
     u, v = point
     du, dv, value = weight * 0, weight * 0, weight * 0
-    if u > -1 and u < width and v > -1 and v < height:
+    if u >= -1 and u < width and v >= -1 and v < height:
         left, top = int(np.floor(u)), int(np.floor(v))
         for row in range(max(top, 0), min(top + 2, height)):
             for column in range(max(left, 0), min(left + 2, width)):

@@ -1,0 +1,61 @@
+"""nms, batched_nms and box_iou: parity with torchvision and bad input."""
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regio import ops
+
+INVERTED = torch.tensor([[4.0, 4, 0, 0], [4, 4, 0, 0], [1, 1, 3, 3], [0, 4, 4, 0], [1, 1, 1, 3], [1, 1, 1, 3]])
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), count=st.integers(0, 40), threshold=st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
+def test_nms_parity(seed: int, count: int, threshold: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.randint(0, 8, (count, 2), generator=generator)
+    boxes = torch.cat([corner, corner + torch.randint(-2, 8, (count, 2), generator=generator)], 1).float()
+    scores = torch.randperm(count, generator=generator).float()
+    assert torch.equal(ops.nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold))
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    expected = torchvision.ops.batched_nms(boxes, scores, labels, threshold)
+    for idxs in (labels, labels.int(), labels.float() / 2, labels.to(torch.uint8)):
+        assert torch.equal(ops.batched_nms(boxes, scores, idxs, threshold), expected)
+
+
+def test_inverted_boxes_as_torchvision() -> None:
+    scores = torch.arange(len(INVERTED)).float()
+    assert torch.equal(ops.nms(INVERTED, scores, 0.1), torchvision.ops.nms(INVERTED, scores, 0.1))
+
+
+@pytest.mark.parametrize("fmt", ["xyxy", "xywh", "cxcywh"])
+def test_box_iou_is_torchvisions(fmt: str) -> None:
+    expected = torchvision.ops.box_iou(INVERTED, INVERTED[:4], fmt)
+    torch.testing.assert_close(ops.box_iou(INVERTED, INVERTED[:4], fmt), expected, rtol=0, atol=0, equal_nan=True)
+    assert ops.box_iou(INVERTED[:0], INVERTED).shape == (0, 6)
+
+
+def test_bad_input_raises() -> None:
+    boxes, scores, idxs = torch.rand(3, 4), torch.rand(3), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="^boxes: expected shape"):
+        ops.nms(boxes[:, :3], scores, 0.5)
+    with pytest.raises(TypeError, match="^boxes: expected"):
+        ops.nms(boxes.int(), scores, 0.5)
+    with pytest.raises(ValueError, match="^scores: expected"):
+        ops.nms(boxes, scores[:2], 0.5)
+    with pytest.raises(ValueError, match="^scores: expected numbers, got NaN"):
+        ops.nms(boxes, scores / 0 * 0, 0.5)
+    with pytest.raises(ValueError, match="^idxs: expected shape"):
+        ops.batched_nms(boxes, scores, idxs[:2], 0.5)
+    with pytest.raises(ValueError, match="^idxs: expected device"):
+        ops.batched_nms(boxes, scores, idxs.to("meta"), 0.5)
+    with pytest.raises(ValueError, match="^boxes1: expected"):
+        ops.box_iou(boxes[0], boxes)
+    with pytest.raises(ValueError, match="^boxes2: expected"):
+        ops.box_iou(boxes, boxes[:, :3])
+    with pytest.raises(ValueError, match="^boxes2: expected device"):
+        ops.box_iou(boxes, boxes.to("meta"))
+    with pytest.raises(TypeError, match="^boxes1: expected"):
+        ops.box_iou([[0, 0, 1, 1]], boxes)
