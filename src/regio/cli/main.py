@@ -13,6 +13,7 @@ from rich.markup import escape
 from regio import __version__
 from regio.cli.demo import demo
 from regio.cli.detect import detect
+from regio.cli.explain import explain
 from regio.cli.train import train
 from regio.cli.val import val
 from regio.train import Interrupted
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, val, detect):
+for command in (demo, train, val, detect, explain):
     app.command(no_args_is_help=command is not demo)(command)
 
 

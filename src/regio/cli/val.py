@@ -25,7 +25,9 @@ def val(
     ],
     *,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
-    split: Annotated[str, typer.Option(help="Which images of DATA.")] = "val",
+    split: Annotated[
+        str | None, typer.Option(help="Which images of DATA (default: val, but all of a JSON file).")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
@@ -39,6 +41,7 @@ def val(
     detector, card = load_detector(path)
     place = pick_device(device)
     detector.to(place).eval()
+    split = split or ("all" if Path(data).is_file() else "val")
     dataset = open_dataset(data, split).keep_classes(card.class_names)
     folder = new_folder(project, name, "val")
     console.print(

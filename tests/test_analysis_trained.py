@@ -1,0 +1,138 @@
+"""Divergences over a data set."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from regio.analysis import (
+    SIZES,
+    divergence_of_checkpoints,
+    divergence_of_detector,
+    kl_between_parts,
+    kl_of_mask,
+    masks_to_cells,
+    weights_by_level,
+)
+from regio.backbones import efficientnet_lite0
+from regio.checkpoints import Card, save
+from regio.config import ModelConfig, build_detector, to_dict
+from regio.data import SHAPE_CLASSES, Shapes
+from regio.detector import TwoStageDetector
+from regio.regions import LearnedRegionFeatures, Levels, RoIPool
+from regio.regions.base import RegionExtractor
+from regio.systems import faster_rcnn
+from regio.types import FeatureMap, Regions
+
+SCENES = Shapes(3, seed=1).with_masks()
+
+
+def detector(extractor: RegionExtractor) -> TwoStageDetector:
+    """An untrained detector on a single map, at the size of the image."""
+    torch.manual_seed(0)
+    backbone = efficientnet_lite0(levels=(3,), output_stride=8, pretrained=False)
+    made = faster_rcnn(7, backbone, extractor, channels=8, hidden=16, short_side=160, long_side=400)
+    return made.eval()
+
+
+def learned() -> LearnedRegionFeatures:
+    torch.manual_seed(0)
+    return LearnedRegionFeatures(8, bins=(2, 2), embedding_channels=16, key_channels=8)
+
+
+def test_uniform_weights_are_alike_and_as_far_from_masks_as_masks_are_from_the_map() -> None:
+    """With zero parameters KL between parts is 0, and KL of a mask the logarithm of cells over its own spread."""
+    extractor = learned()
+    for parameter in extractor.parameters():
+        torch.nn.init.zeros_(parameter)
+    made = detector(extractor)
+    scenes = SCENES.subset([0])
+    found = divergence_of_detector(made, scenes)
+    with torch.no_grad():
+        batch = made.preprocess([scenes[0].image])
+        (x,) = made.neck(made.backbone(batch.data))
+        targets = made.preprocess.targets([scenes[0].targets], batch)[0]
+    p = masks_to_cells(targets.masks, x).flatten(1)  # type: ignore[arg-type]
+    p = p / p.sum(1, keepdim=True)
+    expected = math.log(p.shape[1]) + torch.special.xlogy(p, p).sum(1)
+    counts = [found.of_mask[name].count for name in SIZES]
+    total = sum(found.of_mask[name].count * found.of_mask[name].mean for name in SIZES if found.of_mask[name].count)
+    assert sum(counts) == len(targets) and found.unread == 0
+    assert total == pytest.approx(float(expected.sum()), rel=1e-6)
+    assert all(abs(each.mean) < 1e-9 for each in found.between_parts.values() if each.count)
+
+
+def test_statistics_are_those_of_each_object() -> None:
+    made = detector(learned())
+    found = divergence_of_detector(made, SCENES, diagonal=False)
+    between, of_mask, areas = [], [], []
+    for record, sample in zip(SCENES.records, SCENES, strict=True):
+        with torch.no_grad():
+            batch = made.preprocess([sample.image])
+            targets = made.preprocess.targets([sample.targets], batch)[0]
+            (x,) = made.neck(made.backbone(batch.data))
+            assert isinstance(made.extractor, Levels) and targets.masks is not None
+            weights = made.extractor.weights([x], Regions.from_list([targets.boxes]))[0]
+        between += kl_between_parts(weights, diagonal=False).tolist()
+        of_mask += kl_of_mask(weights, masks_to_cells(targets.masks, x)).tolist()
+        areas += record.area.tolist()
+    small = [i for i, area in enumerate(areas) if area < 32**2]
+    assert 0 < len(small) < len(areas)
+    assert found.between_parts["small"].count == found.of_mask["small"].count == len(small)
+    assert found.between_parts["small"].mean == pytest.approx(sum(between[i] for i in small) / len(small))
+    assert found.of_mask["small"].mean == pytest.approx(sum(of_mask[i] for i in small) / len(small))
+
+
+def test_boxes_of_the_annotations_that_read_nothing_are_counted() -> None:
+    """RoIPool rounds the corner (159, 159) of a 160-pixel image to cell 20 of 20: such a box has no cell at all."""
+    made = detector(RoIPool(1))
+    scenes = Shapes(1, seed=1)
+    height, width = scenes.sizes[0]
+    record = scenes.records[0]
+    record.boxes[0] = [width - 1, height - 1, width, height]
+    found = divergence_of_detector(made, scenes)
+    assert found.unread == 1
+    assert sum(each.count for each in found.between_parts.values()) == len(record) - 1
+    assert all(each.count == 0 for each in found.of_mask.values())  # a data set without masks
+
+
+def test_each_box_is_read_from_its_level() -> None:
+    torch.manual_seed(0)
+    levels = build_detector(ModelConfig(extractor="roi-pool", channels=8, hidden=16), 6, pretrained=False).extractor
+    assert isinstance(levels, Levels)
+    maps = [FeatureMap(torch.rand(1, 8, 128 // stride, 128 // stride), stride) for stride in (8, 16, 32)]
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 128, 128], [1, 1, 9, 9], [0, 0, 128, 64]])
+    r = Regions(boxes, torch.zeros(4, dtype=torch.int64))
+    seen = {}
+    for level, rows, weights in weights_by_level(levels, maps, r):
+        seen.update({row: (level, each) for row, each in zip(rows.tolist(), weights, strict=True)})
+    assert sorted(seen) == [0, 1, 2, 3]
+    for row, (level, each) in seen.items():
+        assert level == levels.assign(maps, r)[row]
+        torch.testing.assert_close(each[None], levels.weights(maps, r[torch.tensor([row])])[level])
+        assert each.sum() == 49 * 8  # every bin of every channel reads one cell
+
+
+def test_checkpoints_are_measured_one_by_one(tmp_path: Path) -> None:
+    paths = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = ModelConfig(channels=8, hidden=16, short_side=64, long_side=96, extractor="learned")
+        paths.append(tmp_path / f"{seed}.safetensors")
+        save(
+            paths[-1],
+            build_detector(model, 6, pretrained=False),
+            Card(SHAPE_CLASSES, tuple(range(1, 7)), to_dict(model)),
+        )
+    found = divergence_of_checkpoints(paths, SCENES.subset([0]))
+    assert list(found) == paths
+    first, second = (each.of_mask for each in found.values())
+    assert first != second and sum(each.count for each in first.values()) == len(SCENES.records[0])
+
+
+def test_only_detectors_with_levels_are_measured() -> None:
+    made = detector(learned())
+    made.extractor = learned()
+    with pytest.raises(TypeError, match="expected an extractor of type Levels, got LearnedRegionFeatures"):
+        divergence_of_detector(made, SCENES)
