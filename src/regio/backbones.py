@@ -267,7 +267,8 @@ def _names_by_output(body: nn.Module, gives: Sequence[Level]) -> list[set[str]]:
     ghost = copy.deepcopy(body).to("meta")
     names, parameters = zip(*ghost.requires_grad_(True).named_parameters(), strict=True)
     try:
-        outputs = ghost(torch.empty(1, 3, 64, 96, device="meta"))
+        with torch.inference_mode(False), torch.enable_grad():
+            outputs = ghost(torch.empty(1, 3, 64, 96, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"body: expected a network for images of any size; on one of 64 x 96 it fails: {error}"

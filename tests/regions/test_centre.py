@@ -11,7 +11,6 @@ from tests.regions.test_grid import bilinear
 
 
 class TestCentreFeature(ExtractorContract):
-    exports_any_number_of_boxes = True
     bins = (1, 1)
 
     def make(self, channels: int, bins: tuple[int, int]) -> CentreFeature:

@@ -104,7 +104,6 @@ def parent(form: str, bins: tuple[int, int] = (2, 3)) -> ReadingExtractor:
 
 
 class DeformableContract(ExtractorContract):
-    exports_any_number_of_boxes = True
     offset_size = (2, 3)
     part = staticmethod(paper_part)
     form = "paper"
@@ -138,7 +137,6 @@ class TestAlignedWithFewerOffsets(DeformableContract):
 
 class TestRoundedSamples(ExtractorContract):
     box_gradient = False
-    exports_any_number_of_boxes = True
 
     def make(self, channels: int, bins: tuple[int, int]) -> RoundedSamples:
         return RoundedSamples(bins)
@@ -150,7 +148,6 @@ class TestRoundedSamples(ExtractorContract):
 class PositionSensitiveContract(ExtractorContract):
     """Score and offset maps are convolutions of the map that is read."""
 
-    exports_any_number_of_boxes = True
     channels = 4
     classes = 2
     part = staticmethod(released_part)

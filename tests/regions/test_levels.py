@@ -8,9 +8,10 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from regio.regions.base import RegionExtractor, contract
-from regio.regions.grid import RoIAlign, RoIAlignMax
+from regio.regions.grid import RoIAlign
 from regio.regions.levels import Levels
 from regio.regions.pool import RoIPool
+from regio.regions.sample_max import SampleMax
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import close
 
@@ -60,7 +61,7 @@ def test_parity_with_torchvision() -> None:
     close(Levels(RoIAlign(7, aligned=False))(maps, ordered), expected, 1e-5)
 
 
-@pytest.mark.parametrize("extractor", [RoIAlign(2), RoIAlign(2, samples=0), RoIAlignMax(2), RoIPool(2)])
+@pytest.mark.parametrize("extractor", [RoIAlign(2), RoIAlign(2, samples=0), SampleMax(RoIAlign(2)), RoIPool(2)])
 def test_equals_each_box_on_its_own_level(extractor: RegionExtractor) -> None:
     maps, r = pyramid(), regions()
     e = Levels(extractor)

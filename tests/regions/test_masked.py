@@ -36,7 +36,6 @@ class MaskOfTheBox(RegionExtractor):
 
 
 class TestMaskedBins(ExtractorContract):
-    exports_any_number_of_boxes = True
     weights_sum_to_one = False
 
     def make(self, channels: int, bins: tuple[int, int]) -> MaskOfTheBox:

@@ -43,7 +43,6 @@ def half_open(low: float, high: float, bins: int) -> Bin:
 
 
 class PoolContract(ExtractorContract):
-    exports_any_number_of_boxes = True
     box_gradient = False
     axis = staticmethod(fast_rcnn)
 

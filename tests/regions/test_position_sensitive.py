@@ -46,7 +46,6 @@ def torchvision_bin(low: float, high: float, stride: float, size: int, i: int, b
 class GroupedContract(ExtractorContract):
     """The law of the weights with groups: ``y[r, c, k] = sum_p w[r, c, k, p] x_g(k)[c, p]``."""
 
-    exports_any_number_of_boxes = True
     groups = (0, 1, 2, 3, 4, 5)  # of the parts, row-major
     count = 6
     group_major = False

@@ -27,7 +27,6 @@ def mean_of_hat(cell: int, start: float, stop: float) -> float:
 
 
 class TestPrecise(ExtractorContract):
-    exports_any_number_of_boxes = True
     aligned = True
 
     def make(self, channels: int, bins: tuple[int, int]) -> PreciseRoIPool:

@@ -29,7 +29,6 @@ def released(low: float, high: float, size: int) -> tuple[int, int]:
 
 
 class TestPaper(ExtractorContract):
-    exports_any_number_of_boxes = True
     bins = (14, 1)
     box_gradient = False
     corners = staticmethod(centres_inside)

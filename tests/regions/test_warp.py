@@ -47,7 +47,6 @@ def warp(e: RoIWarp, x: FeatureMap, box: list[float], image: int, shift: Tensor 
 
 
 class TestRounded(ExtractorContract):
-    exports_any_number_of_boxes = True
     box_gradient = False
 
     def make(self, channels: int, bins: tuple[int, int]) -> RoIWarp:
@@ -66,8 +65,6 @@ class TestNotRounded(TestRounded):
 
 
 class TestMaximum(ExtractorContract):
-    exports_any_number_of_boxes = True
-
     def make(self, channels: int, bins: tuple[int, int]) -> SampleMax:
         return SampleMax(RoIWarp(bins, rounded=False))
 

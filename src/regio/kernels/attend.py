@@ -12,8 +12,9 @@ handed to one matrix product and forgotten; the division by their sum is done on
 cannot reach the last digit of the sum are left out, so that peaked weights cost little. The backward pass makes the
 tiles again.
 
-The whole of it is a few dozen tensor operations on tiles, the same on every device; on a CPU they take a tenth of the
-time of the matrix product, which leaves nothing for a compiled kernel to win.
+All this is a few dozen tensor operations on tiles. On a CPU they take a tenth of the time of the matrix product, which
+leaves nothing for a compiled kernel to win; on a CUDA device one kernel does the same with tiles that never leave the
+processor (`regio.kernels.cuda.attend`), but for listed cells, which are gathered here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from regio.kernels.attend_tiles import TiledSoftmax
+from regio.kernels.operation import has_kernel
 
 __all__ = ["attend", "attend_reference", "readable"]
 
@@ -90,7 +92,7 @@ def readable(support: Tensor, cells: Tensor | None, size: tuple[int, int]) -> Te
     inside = (u >= u0) & (u < u1) & (v >= v0) & (v < v1)
     if cells is None:
         return inside
-    listed = inside.new_zeros((len(cells), height * width + 1))  # the last takes the padding
+    listed = inside.new_zeros((cells.shape[0], height * width + 1))  # the last takes the padding
     listed.scatter_(1, cells.where(cells >= 0, height * width), True)
     return inside & listed[:, :-1].unflatten(1, size)
 
@@ -144,6 +146,10 @@ def _attend(
     cells: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
+    if cells is None and x.is_cuda and has_kernel(x):
+        from regio.kernels.cuda import attend as kernel
+
+        return kernel.forward(x, image, column, row, appearance, support, dtype)
     softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
     out = x.new_zeros((len(column), column.shape[1], x.shape[1]))
     for tile in softmax.tiles():
@@ -183,6 +189,10 @@ def _attend_backward(
 
     With y = sum_p w_p x_p and g the gradient of y: that of x_p is w_p g, that of logit p is w_p (<g, x_p> - <g, y>).
     """
+    if cells is None and x.is_cuda and has_kernel(x):
+        from regio.kernels.cuda import attend as kernel
+
+        return kernel.backward(gradient, x, image, column, row, appearance, support, dtype)
     softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
     gradient = gradient.transpose(1, 2)  # [R, K, C]
     to_features = torch.zeros_like(softmax.features, dtype=column.dtype)

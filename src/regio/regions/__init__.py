@@ -1,23 +1,65 @@
 """Region features: from a feature map and boxes to one feature a box."""
 
 from regio.regions.base import RegionExtractor, contract
-from regio.regions.grid import RoIAlign, RoIAlignMax
+from regio.regions.centre import CentreFeature
+from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples
+from regio.regions.grid import RoIAlign
 from regio.regions.learned import Dense, Exact, LearnedRegionFeatures, Sampled
 from regio.regions.levels import Levels
-from regio.regions.pool import RoIPool
+from regio.regions.masked import MaskedBins, MaskedRegions
+from regio.regions.pool import RoIAveragePool, RoIPool
+from regio.regions.position_sensitive import PositionSensitive, RFCNAveragePool, TorchvisionAveragePool, vote
+from regio.regions.precise import PreciseRoIPool
+from regio.regions.quantisation import (
+    DisjointBins,
+    FastRCNNCorners,
+    HalfOpenCorners,
+    OverlappingBins,
+    SlidingBins,
+    SPPNetCorners,
+    SPPNetReleasedCorners,
+)
+from regio.regions.reading import ReadingExtractor
+from regio.regions.sample_max import SampleMax
+from regio.regions.spatial_pyramid import SpatialPyramidPool
 from regio.regions.support import Box, WholeImage
+from regio.regions.triangular import TriangularBins
+from regio.regions.warp import RoIWarp
 
 __all__ = [
     "Box",
+    "CentreFeature",
+    "DeformablePositionSensitive",
+    "DeformableRoIPool",
     "Dense",
+    "DisjointBins",
     "Exact",
+    "FastRCNNCorners",
+    "HalfOpenCorners",
     "LearnedRegionFeatures",
     "Levels",
+    "MaskedBins",
+    "MaskedRegions",
+    "OverlappingBins",
+    "PositionSensitive",
+    "PreciseRoIPool",
+    "RFCNAveragePool",
+    "ReadingExtractor",
     "RegionExtractor",
     "RoIAlign",
-    "RoIAlignMax",
+    "RoIAveragePool",
     "RoIPool",
+    "RoIWarp",
+    "RoundedSamples",
+    "SPPNetCorners",
+    "SPPNetReleasedCorners",
+    "SampleMax",
     "Sampled",
+    "SlidingBins",
+    "SpatialPyramidPool",
+    "TorchvisionAveragePool",
+    "TriangularBins",
     "WholeImage",
     "contract",
+    "vote",
 ]

@@ -39,6 +39,8 @@ class RegionExtractor(nn.Module, ABC):
         """
         r.check(x)
         parts = []
+        if torch.compiler.is_compiling():  # the number of pieces must not depend on the number of boxes
+            return contract(self.weights(x, r), x, r).unflatten(2, self.bins)
         for rows in torch.arange(len(r), device=r.boxes.device).split(16):
             some = r[rows]
             parts.append(contract(self.weights(x, some), x, some))

@@ -66,6 +66,10 @@ class RoundedSamples(ReadingExtractor):
         rows, columns = rows[:, :, None] + shift[..., 1:], columns[:, None] + shift[..., :1]
         return crossed(*_counted(rows, size[:, 0, None, None, None]), *_counted(columns, size[:, 1, None, None, None]))
 
+    def sides(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """The (width, height) [R, 2] of the rounded boxes in cells."""
+        return self.box(maps, r, level)[1]
+
     def _along(self, low: Tensor, side: Tensor, bins: int) -> Tensor:
         """The samples [R, bins, S] along one axis of boxes from `low` [R] on, `side` [R] long."""
         steps = torch.arange(bins * self.samples, device=low.device, dtype=low.dtype) / (bins * self.samples)
@@ -76,16 +80,6 @@ def _counted(positions: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Positions [..., S] on a map of `size`, and for each one over the number of the S that are on the map."""
     positions, counts = at_border(positions, torch.ones_like(positions), size, margin=0.5)
     return positions, counts / counts.sum(-1, keepdim=True).clamp(min=1)
-
-
-def sides_in_cells(extractor: ReadingExtractor, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
-    """The (w, h) [R, 2] in cells that offsets are measured in: of the box, or of the rounded one that is sampled."""
-    if isinstance(extractor, PositionSensitive):
-        return sides_in_cells(extractor.extractor, maps, r, level)
-    if isinstance(extractor, RoundedSamples):
-        return extractor.box(maps, r, level)[1]
-    boxes, _ = boxes_in_cells(maps, r, level)
-    return boxes[:, 2:] - boxes[:, :2]
 
 
 def deformed_reading(
@@ -115,7 +109,7 @@ def deformed_reading(
         torch.arange(k, device=offsets.device) * n // k for k, n in zip(extractor.bins, offsets.shape[2:], strict=True)
     )
     each = offsets.unflatten(1, (pairs, 2))[:, :, :, rows[:, None], columns]  # [R, D, 2, Kh, Kw]
-    sides = sides_in_cells(extractor, maps, r, level)
+    sides = extractor.sides(maps, r, level)
     shift = gamma * each.to(sides.dtype).permute(0, 1, 3, 4, 2) * sides[:, None, None, None]
     return extractor.reading(maps, r, level, shift if pairs > 1 else shift.squeeze(1))
 

@@ -206,7 +206,7 @@ class LearnedRegionFeatures(RegionExtractor):
             logits = self._geometry(x, r) if self.geometry else torch.zeros((), device=x.data.device)
             if self.appearance_weight is not None:
                 logits = logits + self._appearance(x)[r.image]
-        logits = logits.expand(len(r), -1, *x.size).flatten(2).masked_fill(~inside, -torch.inf)
+        logits = logits.expand(r.boxes.shape[0], -1, *x.size).flatten(2).masked_fill(~inside, -torch.inf)
         return logits.softmax(2).masked_fill(~inside, 0.0).unflatten(2, x.size)[:, None]
 
     def terms(self, x: FeatureMap, r: Regions) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -218,7 +218,7 @@ class LearnedRegionFeatures(RegionExtractor):
         with torch.autocast(x.data.device.type, enabled=False):
             appearance = self._appearance(x) if self.appearance_weight is not None else None
             if not self.geometry:
-                zero = x.data.new_zeros((len(r), prod(self.bins), 1), dtype=coordinate_dtype(x.data))
+                zero = x.data.new_zeros((r.boxes.shape[0], prod(self.bins), 1), dtype=coordinate_dtype(x.data))
                 return zero.expand(-1, -1, width), zero.expand(-1, -1, height), appearance
             u, v = (self._embedded_centres(x, length) for length in (width, height))
             for_columns, for_rows = self.position_weight.to(u.dtype).chunk(2, 1)
@@ -230,8 +230,9 @@ class LearnedRegionFeatures(RegionExtractor):
         two."""
         part_weight = self.part_weight.to(code.dtype)
         parts, c_g, c_e = part_weight.shape
-        boxes, positions = len(code), len(keys)
-        if positions * c_e * (c_g + boxes) < boxes * c_g * (c_e + positions):  # multiplications, by part
+        boxes, positions = code.shape[0], keys.shape[0]
+        compiling = torch.compiler.is_compiling()  # then the choice must not depend on the number of boxes
+        if compiling or positions * c_e * (c_g + boxes) < boxes * c_g * (c_e + positions):  # multiplications, by part
             probes = keys @ part_weight  # [K, L, C_E]
             return (code @ probes.flatten(0, 1).t()).unflatten(1, (parts, positions))
         return (code @ part_weight.flatten(0, 1).t()).unflatten(1, (parts, c_g)) @ keys.t()

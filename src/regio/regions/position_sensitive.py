@@ -155,6 +155,10 @@ class PositionSensitive(ReadingExtractor):
         inner = self.extractor.reading(maps, r, level, shift)
         return GroupedReading(inner, self.groups, prod(self.group_size), self.group_major, classes)
 
+    def sides(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """Those of the extractor; see `ReadingExtractor.sides`."""
+        return self.extractor.sides(maps, r, level)
+
     def by_group(self, x: FeatureMap) -> Tensor:
         """The map as [N, G, C, H, W], a view."""
         self._check(x, 1)

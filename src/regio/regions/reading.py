@@ -59,15 +59,6 @@ class SampleGrid(Reading):
     ) -> Tensor:
         return sample_grid(maps, image, self.rows, self.columns, self.row_coef, self.column_coef, level, groups=groups)
 
-    def points(self, shift: Tensor) -> SamplePoints:
-        """The same samples, those of part (i, j) moved by ``shift[:, i, j]``, [R, Kh, Kw, 2] as (columns, rows)."""
-        (boxes, kh, s), (_, kw, t) = self.rows.shape, self.columns.shape
-        u = (self.columns[:, None] + shift[..., :1])[..., None, :].expand(-1, -1, -1, s, -1)
-        v = (self.rows[:, :, None] + shift[..., 1:])[..., None].expand(-1, -1, -1, -1, t)
-        coef = self.row_coef[:, :, None, :, None] * self.column_coef[:, None, :, None, :]
-        shape = (boxes, kh, kw, s * t)
-        return SamplePoints(torch.stack([u, v], -1).reshape(*shape, 2), coef.reshape(shape))
-
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
         row = (self.row_coef[..., None] * hat(self.rows, x.shape[2])).sum(2)
         column = (self.column_coef[..., None] * hat(self.columns, x.shape[3])).sum(2)
@@ -133,6 +124,11 @@ class ReadingExtractor(RegionExtractor):
         shift: [R, Kh, Kw, 2] as (columns, rows) moves each part by so many cells. Raises ValueError where parts cannot
         be moved.
         """
+
+    def sides(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """The (width, height) [R, 2] in cells of what is divided into parts: the box, unless that is rounded."""
+        boxes, _ = boxes_in_cells(maps, r, level)
+        return boxes[:, 2:] - boxes[:, :2]
 
     def forward(self, x: FeatureMap, r: Regions) -> Tensor:
         """Region features [R, C, *bins], in the dtype of `x.data`."""

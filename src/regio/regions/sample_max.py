@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regio.regions.base import RegionExtractor
+from regio.regions.grid import RoIAlign
 from regio.regions.reading import ReadingExtractor, SampleGrid
 from regio.types import FeatureMap, Regions
 
@@ -22,11 +23,14 @@ class SampleMax(RegionExtractor):
     largest; a sample outside the map takes part with value zero. Features, and boxes as in `extractor`, receive
     gradients.
 
-    Raises TypeError, when called, for an extractor that does not read a `SampleGrid`.
+    Raises ValueError for `RoIAlign` with an adaptive number of samples, and TypeError, when called, for an extractor
+    that does not read a `SampleGrid`.
     """
 
     def __init__(self, extractor: ReadingExtractor) -> None:
         super().__init__()
+        if isinstance(extractor, RoIAlign) and not extractor.samples:
+            raise ValueError(f"extractor: expected a fixed number of samples, got {extractor}")
         self.extractor = extractor
         self.bins = extractor.bins
 

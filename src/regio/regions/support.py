@@ -35,7 +35,7 @@ class WholeImage(Support):
 
     def __call__(self, x: FeatureMap, boxes: Tensor) -> Tensor:
         height, width = x.size
-        return torch.tensor([0, 0, width, height], device=boxes.device).repeat(len(boxes), 1)
+        return torch.tensor([0, 0, width, height], device=boxes.device).repeat(boxes.shape[0], 1)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import at_border
+from regio.regions.axes import at_border, crossed
 from regio.regions.base import rows_and_columns
 from regio.regions.quantisation import round_half_away
-from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, SamplePoints, boxes_in_cells
+from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, boxes_in_cells
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RoIWarp"]
@@ -47,21 +47,20 @@ class RoIWarp(ReadingExtractor):
         if self.rounded:
             boxes = round_half_away(boxes.detach())
         x1, y1, x2, y2 = boxes.unbind(1)
-        rows, row_coef = self._axis(y1, y2, self.bins[0])
-        columns, column_coef = self._axis(x1, x2, self.bins[1])
+        rows, columns = self._axis(y1, y2, self.bins[0]), self._axis(x1, x2, self.bins[1])
         if shift is None:
-            rows, row_coef = at_border(rows, row_coef, size[:, 0, None, None], margin=0.5)
-            columns, column_coef = at_border(columns, column_coef, size[:, 1, None, None], margin=0.5)
-            return SampleGrid(rows, columns, row_coef, column_coef)
-        moved = SampleGrid(rows, columns, row_coef, column_coef).points(shift.to(rows.dtype))
-        u, v = moved.points.unbind(-1)
-        u, coef = at_border(u, moved.coef, size[:, 1, None, None, None], margin=0.5)
-        v, coef = at_border(v, coef, size[:, 0, None, None, None], margin=0.5)
-        return SamplePoints(torch.stack([u, v], -1), coef)
+            on_rows = self._on_map(rows, size[:, 0, None, None])
+            on_columns = self._on_map(columns, size[:, 1, None, None])
+            return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
+        rows, columns = rows[:, :, None] + shift[..., 1:], columns[:, None] + shift[..., :1]
+        height, width = size[:, 0, None, None, None], size[:, 1, None, None, None]
+        return crossed(*self._on_map(rows, height), *self._on_map(columns, width))
 
-    def _axis(self, low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-        """Positions and coefs [R, bins, samples] along one axis, for sides [R] in cells."""
+    def _axis(self, low: Tensor, high: Tensor, bins: int) -> Tensor:
+        """Positions [R, bins, samples] along one axis, for sides [R] in cells."""
         count = bins * self.samples
         step = torch.arange(count, device=low.device, dtype=low.dtype) / count
-        positions = (low[:, None] + step * (high - low)[:, None]).unflatten(1, (bins, self.samples))
-        return positions, torch.full_like(positions, 1 / self.samples)
+        return (low[:, None] + step * (high - low)[:, None]).unflatten(1, (bins, self.samples))
+
+    def _on_map(self, positions: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        return at_border(positions, torch.full_like(positions, 1 / self.samples), size, margin=0.5)

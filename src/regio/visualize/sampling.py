@@ -21,7 +21,7 @@ from torch import Tensor
 
 from regio.regions.grid import RoIAlign
 from regio.regions.pool import RoIPool
-from regio.regions.reading import SamplePoints
+from regio.regions.reading import SampleGrid, SamplePoints
 from regio.types import FeatureMap, Regions
 from regio.visualize.weights import BESIDE, BOX, INK, outline, show_image
 
@@ -52,7 +52,8 @@ def quantisation_figure(
     r = Regions(boxes, torch.zeros(1, dtype=torch.int64, device=boxes.device))
     level = torch.zeros_like(r.image)
     top, bottom, left, right = (t[0].tolist() for t in pool.cells([x], r, level))
-    grid = align.grid([x], r, level)
+    grid = align.reading([x], r, level)
+    assert isinstance(grid, SampleGrid)
     rounded = (min(left) * x.stride, min(top) * x.stride, max(right) * x.stride, max(bottom) * x.stride)
     figure, (first, second) = _zoomed(image, x, _around([box, rounded], 1.2 * x.stride), 2, title, caption)
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 __all__ = ["SIDE", "Blocks", "narrow", "transpose_block", "wide"]
 
@@ -21,6 +21,8 @@ SIDE = 16  # of a square that is transposed
 
 _FLAGS = ("contract", "nsz", "reassoc")
 _INDEX = ir.IntType(64)
+
+intrinsic: Any = extending.intrinsic  # its own types do not say that the first argument is not passed
 
 
 class _Block:

@@ -1,0 +1,246 @@
+"""CUDA kernels of `regio.kernels.sample_points`: a program has some parts of a box and some channels, and goes through
+the samples with vectors of channels.
+
+Gradients of the maps are added with atomic operations, in no fixed order; under
+`torch.use_deterministic_algorithms(True)` each tile of a map looks for the boxes that read it, and sums in their order.
+An index of an image or a level out of range gives NaN: to look for one would make the CPU wait for the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from regio.kernels.cuda import launch
+from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, hat, map_tile, touches
+from regio.kernels.maps import group_count
+
+__all__ = ["backward_arguments", "backward_maps", "forward"]
+
+
+def forward(
+    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
+) -> Tensor:
+    """Features [R, C, K], stored as [R, K, C]."""
+    points, coef = (a.detach().contiguous() for a in arguments)
+    (boxes, parts, samples), channels = coef.shape, maps[0].shape[1] // group_count(groups)
+    out = maps[0].new_empty((boxes, parts, channels))
+    block = launch.tile(parts, channels)
+    grid = launch.programs(boxes, parts, channels, block)
+    with torch.cuda.device_of(image):
+        for _, fixed in launch.each_level(maps, image, level, groups):
+            _forward[grid](*fixed, points, coef, out, channels, parts, samples, GROUPED=bool(groups), **block)
+    return out.transpose(1, 2)
+
+
+def backward_maps(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """A gradient of each map."""
+    points, coef = (a.detach().contiguous() for a in arguments)
+    (boxes, parts, samples), channels = coef.shape, maps[0].shape[1] // group_count(groups)
+    grads = [launch.zero_sums(x) for x in maps]
+    if coef.numel() and torch.are_deterministic_algorithms_enabled():
+        grad = grad.transpose(1, 2).contiguous()
+        u, v = points.flatten(1, 2).unbind(2)
+        bounds = torch.stack([v.amin(1), u.amin(1), v.amax(1), u.amax(1)], 1)
+        with torch.cuda.device_of(image):
+            for sums, (x, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
+                _gather[launch.owners(x, groups)](
+                    sums, *fixed[1:], points, coef, bounds, grad, channels, boxes, parts, samples,
+                    GROUPED=bool(groups), **launch.OWNED,
+                )  # fmt: skip
+    else:
+        block = launch.tile(parts, channels)
+        grid = launch.programs(boxes, parts, channels, block)
+        with torch.cuda.device_of(image):
+            for sums, (_, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
+                _scatter[grid](
+                    sums, *fixed[1:], points, coef, grad, *grad.stride(), channels, parts, samples,
+                    GROUPED=bool(groups), **block,
+                )  # fmt: skip
+    return [launch.map_gradient(sums, x) for sums, x in zip(grads, maps, strict=True)]
+
+
+def backward_arguments(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """The gradients of points and coef; no two programs write to one place."""
+    points, coef = (a.detach().contiguous() for a in arguments)
+    (boxes, parts, samples), channels = coef.shape, maps[0].shape[1] // group_count(groups)
+    grads = [torch.empty_like(points), torch.empty_like(coef)]
+    block = launch.tile(parts, channels)
+    with torch.cuda.device_of(image):
+        for _, fixed in launch.each_level(maps, image, level, groups):
+            _sample_gradients[launch.programs(boxes, parts, block["CHANNELS"], block)](
+                *fixed, points, coef, grad, *grad.stride(), *grads, channels, parts, samples,
+                GROUPED=bool(groups), **block,
+            )  # fmt: skip
+    return grads
+
+
+@triton.jit
+def _sample(
+    points: tl.tensor, coef: tl.tensor, at: tl.tensor, real: tl.tensor, height: tl.tensor, width: tl.tensor
+) -> Any:
+    """The samples `at`: their coef, the cell at the top left, and how far they lie to the right of it and below.
+    The coef of a sample outside the map is 0."""
+    u = tl.load(points + 2 * at, mask=real, other=-2.0)
+    v = tl.load(points + 2 * at + 1, mask=real, other=-2.0)
+    near = (u >= -1) & (u < width) & (v >= -1) & (v < height)
+    u, v = tl.where(near, u, 0), tl.where(near, v, 0)
+    left, top = tl.floor(u), tl.floor(v)
+    weight = tl.load(coef + at, mask=near, other=0.0)
+    return weight, near, left.to(tl.int32), top.to(tl.int32), u - left, v - top
+
+
+@triton.jit
+def _corner(
+    near: tl.tensor, left: tl.tensor, top: tl.tensor, du: tl.tensor, dv: tl.tensor, height: tl.tensor, width: tl.tensor
+) -> Any:
+    """One of the four cells about a sample: whether it is in the map, and its number there."""
+    column, row = left + du, top + dv
+    inside = near & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return inside, (row * width + column).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def _forward(
+    x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
+    out: tl.tensor, channels: tl.tensor, parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr,
+    PARTS: tl.constexpr, CHANNELS: tl.constexpr
+) -> None:  # fmt: skip
+    r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
+    n, where = tl.load(image + r), tl.load(level + r)
+    if answers_for(where, this, levels):
+        known = (n >= 0) & (n < images) & (where == this)
+        readable = tl.where(known, parts, 0)
+        cell0 = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        acc = tl.zeros((PARTS, CHANNELS), coef.dtype.element_ty)
+        for s in range(samples):
+            at = (r * parts + k) * samples + s
+            weight, near, left, top, across, down = _sample(points, coef, at, k < readable, height, width)
+            for dv in tl.static_range(2):
+                for du in tl.static_range(2):
+                    inside, cell = _corner(near, left, top, du, dv, height, width)
+                    w = weight * (across if du else 1 - across) * (down if dv else 1 - down)
+                    reads = (inside & (w != 0))[:, None] & (c < channels)[None, :]
+                    value = tl.load((cell0 + cell * pitch)[:, None] + c[None, :], mask=reads, other=0.0)
+                    acc += tl.where(inside, w, 0)[:, None] * value.to(acc.dtype)
+        result = tl.where(known, acc, float("nan"))
+        to = ((r * parts + k) * channels)[:, None] + c[None, :]
+        tl.store(out + to, result.to(out.dtype.element_ty), mask=(k < parts)[:, None] & (c < channels)[None, :])
+
+
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def _scatter(
+    sums: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
+    grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor, channels: tl.tensor, parts: tl.tensor,
+    samples: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
+) -> None:  # fmt: skip
+    r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
+    n = tl.load(image + r)
+    if (n >= 0) & (n < images) & (tl.load(level + r) == this):
+        cell0 = sums + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        real = (k < parts)[:, None] & (c < channels)[None, :]
+        g = tl.load(grad + r * grad_r + (k * grad_k)[:, None] + (c * grad_c)[None, :], mask=real, other=0.0)
+        g = g.to(coef.dtype.element_ty)
+        for s in range(samples):
+            at = (r * parts + k) * samples + s
+            weight, near, left, top, across, down = _sample(points, coef, at, k < parts, height, width)
+            for dv in tl.static_range(2):
+                for du in tl.static_range(2):
+                    inside, cell = _corner(near, left, top, du, dv, height, width)
+                    w = weight * (across if du else 1 - across) * (down if dv else 1 - down)
+                    to = (cell0 + cell * pitch)[:, None] + c[None, :]
+                    tl.atomic_add(to, w[:, None] * g, mask=real & (inside & (w != 0))[:, None], sem="relaxed")
+
+
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def _gather(
+    sums: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
+    bounds: tl.tensor, grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor, parts: tl.tensor, samples: tl.tensor,
+    GROUPED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
+) -> None:  # fmt: skip
+    """grad: [R, K, C], contiguous."""
+    n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
+    q, c = tl.program_id(1) // blocks, tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    top, left, v, u = map_tile(tl.program_id(0), width, SIDE)
+    acc = tl.zeros((SIDE * SIDE, CHANNELS), coef.dtype.element_ty)
+    for first in range(0, boxes, BOXES):
+        some = first + tl.arange(0, BOXES).to(tl.int64)
+        near = touches(bounds, image, level, some, some < boxes, n, this, top, left, SIDE)
+        if tl.sum(near.to(tl.int32)) > 0:
+            for box in range(first, tl.minimum(first + BOXES, boxes)):
+                r = tl.full((), 0, tl.int64) + box
+                if touches(bounds, image, level, r, r < boxes, n, this, top, left, SIDE):
+                    for k in range(parts):
+                        if q == first_channel(group, k, k < parts, 1, GROUPED):
+                            w = tl.zeros((SIDE * SIDE,), coef.dtype.element_ty)
+                            for s in range(samples):
+                                at = (r * parts + k) * samples + s
+                                h = hat(tl.load(points + 2 * at), u) * hat(tl.load(points + 2 * at + 1), v)
+                                w += tl.where(h > 0, h * tl.load(coef + at), 0)
+                            g = tl.load(grad + (r * parts + k) * channels + c, mask=c < channels, other=0.0)
+                            acc += tl.where((w != 0)[:, None], w[:, None] * g.to(acc.dtype)[None, :], 0)
+    to = ((n * height + v) * width + u) * pitch + q * channels
+    tl.store(sums + to[:, None] + c[None, :], acc, mask=((v < height) & (u < width))[:, None] & (c < channels)[None, :])
+
+
+@triton.jit(do_not_specialize=launch.UNSPECIALIZED)
+def _sample_gradients(
+    x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
+    grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor, grad_points: tl.tensor,
+    grad_coef: tl.tensor, channels: tl.tensor, parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr,
+    PARTS: tl.constexpr, CHANNELS: tl.constexpr
+) -> None:  # fmt: skip
+    r, k, _ = box_tile(parts, CHANNELS, PARTS, CHANNELS)
+    n, where = tl.load(image + r), tl.load(level + r)
+    if answers_for(where, this, levels):
+        known = (n >= 0) & (n < images) & (where == this)
+        readable = tl.where(known, parts, 0)
+        cell0 = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        for s in range(samples):
+            at = (r * parts + k) * samples + s
+            weight, near, left, top, across, down = _sample(points, coef, at, k < readable, height, width)
+            value = tl.zeros((PARTS,), coef.dtype.element_ty)
+            along_u = tl.zeros((PARTS,), coef.dtype.element_ty)
+            along_v = tl.zeros((PARTS,), coef.dtype.element_ty)
+            for dv in tl.static_range(2):
+                for du in tl.static_range(2):
+                    inside, cell = _corner(near, left, top, du, dv, height, width)
+                    product = tl.zeros((PARTS,), coef.dtype.element_ty)
+                    for first in range(0, channels, CHANNELS):
+                        c = first + tl.arange(0, CHANNELS)
+                        reads = inside[:, None] & (c < channels)[None, :]
+                        g = tl.load(
+                            grad + r * grad_r + (k * grad_k)[:, None] + (c * grad_c)[None, :], mask=reads, other=0.0
+                        )
+                        y = tl.load((cell0 + cell * pitch)[:, None] + c[None, :], mask=reads, other=0.0)
+                        product += tl.sum(g.to(value.dtype) * y.to(value.dtype), 1)
+                    hat_u, hat_v = across if du else 1 - across, down if dv else 1 - down
+                    value += hat_u * hat_v * product
+                    along_u += (hat_v if du else -hat_v) * product
+                    along_v += (hat_u if dv else -hat_u) * product
+            tl.store(grad_coef + at, value, mask=k < parts)
+            tl.store(grad_points + 2 * at, weight * along_u, mask=k < parts)
+            tl.store(grad_points + 2 * at + 1, weight * along_v, mask=k < parts)
