@@ -55,7 +55,7 @@ def test_wrong_overrides(assignment: str, message: str) -> None:
 def test_unknown_keys_and_names() -> None:
     with pytest.raises(ValueError, match=r"ModelConfig: expected settings among .*got \['colour'\]"):
         from_dict(ModelConfig, {"colour": 1})
-    with pytest.raises(ValueError, match="extractor: expected one of roi-pool, roi-align, .*, got 'roi'"):
+    with pytest.raises(ValueError, match="extractor: expected one of roi-pool, roi-average-pool, .*, got 'roi'"):
         build_detector(ModelConfig(extractor="roi"), 2)
     with pytest.raises(ValueError, match="neck: expected one of single, fpn, got 'pyramid'"):
         build_detector(ModelConfig(neck="pyramid"), 2)

@@ -1,8 +1,10 @@
 """Learning-rate schedules by hand."""
 
 import pytest
+from torch import nn
 
 from regio.optimisation import SGD, AdamW, Cosine, Schedule, Step
+from regio.regions import DeformableRoIPool, RoIAlign
 
 
 @pytest.mark.parametrize("schedule", [Cosine(warmup=4), Step(warmup=4)])
@@ -26,10 +28,16 @@ def test_step_drops_after_two_thirds_and_eight_ninths() -> None:
 
 
 def test_optimizers_carry_their_numbers() -> None:
-    import torch
-
-    parameter = [torch.nn.Parameter(torch.zeros(2))]
-    sgd = SGD(0.02, 0.8, 1e-3).build(parameter).param_groups[0]
+    model = nn.Linear(2, 2)
+    sgd = SGD(0.02, 0.8, 1e-3).build(model).param_groups[0]
     assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.02, 0.8, 1e-3)
-    adam = AdamW(1e-3, 0.05).build(parameter).param_groups[0]
+    adam = AdamW(1e-3, 0.05).build(model).param_groups[0]
     assert (adam["lr"], adam["weight_decay"]) == (1e-3, 0.05)
+
+
+def test_a_module_may_name_parts_that_learn_at_other_rates() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), DeformableRoIPool(RoIAlign(7), 4))
+    model[0].bias.requires_grad_(False)
+    groups = SGD(0.5).build(model).param_groups
+    assert [group["lr"] for group in groups] == [0.5, 0.005]
+    assert [p for group in groups for p in group["params"]] == [model[0].weight, *model[1].offset_parameters()]

@@ -18,7 +18,20 @@ from regio.backbones import Backbone, efficientnet_lite0, timm_backbone, torchvi
 from regio.checkpoints import Card, load_weights, read_card
 from regio.detector import TwoStageDetector
 from regio.optimisation import SGD, AdamW, Cosine, OptimizerSpec, Schedule, Step
-from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
+from regio.regions import (
+    CentreFeature,
+    DeformableRoIPool,
+    LearnedRegionFeatures,
+    PreciseRoIPool,
+    RegionExtractor,
+    RoIAlign,
+    RoIAveragePool,
+    RoIPool,
+    RoIWarp,
+    SampleMax,
+    SpatialPyramidPool,
+    TriangularBins,
+)
 from regio.systems import faster_rcnn, faster_rcnn_fpn
 from regio.train import TrainConfig
 
@@ -49,7 +62,15 @@ NECKS: dict[str, Callable[..., TwoStageDetector]] = {"single": faster_rcnn, "fpn
 
 EXTRACTORS: dict[str, Callable[[int], RegionExtractor]] = {
     "roi-pool": lambda channels: RoIPool(7),
+    "roi-average-pool": lambda channels: RoIAveragePool(7),
+    "spatial-pyramid": lambda channels: SpatialPyramidPool(),
     "roi-align": lambda channels: RoIAlign(7, samples=2),
+    "roi-align-max": lambda channels: SampleMax(RoIAlign(7, samples=2)),
+    "roi-warp": lambda channels: RoIWarp(7, samples=2),
+    "precise-roi-pool": lambda channels: PreciseRoIPool(7),
+    "deformable-roi-pool": lambda channels: DeformableRoIPool(RoIAlign(7, samples=2), channels),
+    "centre": lambda channels: CentreFeature(),
+    "triangular": lambda channels: TriangularBins(8),
     "learned": lambda channels: LearnedRegionFeatures(channels),
     "learned-grid": lambda channels: LearnedRegionFeatures(channels).initialise_as_grid(),
 }

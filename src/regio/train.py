@@ -132,7 +132,7 @@ class _Run:
         self.steps = config.steps or math.ceil(config.epochs * self.epoch_steps)
         self.step, self.best = 0, -math.inf
 
-        optimizer = config.optimizer.build(p for p in detector.parameters() if p.requires_grad)
+        optimizer = config.optimizer.build(detector)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.average: AveragedModel | None = None
         if config.ema:

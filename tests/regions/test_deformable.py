@@ -306,7 +306,7 @@ def test_offset_layer() -> None:
     pool = DeformableRoIPool(RoIAlign(7), 16, offset_size=(3, 5))
     assert [tuple(p.shape) for p in pool.offset_parameters()] == [(30, 16 * 49), (30,)]
     assert not any(p.any() for p in pool.offset_parameters())
-    assert pool.offset_lr_factor == 0.01
+    assert pool.rate_factors == {"offset": 0.01}
     e = DeformablePositionSensitive(PositionSensitive(RoundedSamples(7)), 32, 21, classes=21)
     assert e.scores.out_channels == 49 * 21
     assert e.offset.out_channels == 2 * 49 * 21

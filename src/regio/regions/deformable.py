@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -119,16 +120,15 @@ class DeformableRoIPool(RegionExtractor):
 
     extractor: what is pooled and moved; see the forms above. channels: of its features. offset_size: (rows, columns) of
     offsets, or one number for both; None is one a part. gamma: the offsets' scale. The layer starts at zero, where the
-    features are those of the extractor. The paper learns it with `offset_lr_factor` times the learning rate of the
-    other layers in Faster R-CNN; an optimizer takes that as a group of its own:
-
-        {"params": pool.offset_parameters(), "lr": pool.offset_lr_factor * lr}
+    features are those of the extractor. The paper learns it with 0.01 times the learning rate of the other layers in
+    Faster R-CNN, which is what the optimizers of `regio.optimisation` do (`rate_factors`). For another optimizer it is
+    a group of its own, ``{"params": pool.offset_parameters(), "lr": 0.01 * lr}``.
 
     Features, parameters and, except where the extractor rounds them, boxes receive gradients. A sample at a whole
     number of cells, which all those of the paper's form are at zero offset, has the derivative from above.
     """
 
-    offset_lr_factor = 0.01
+    rate_factors: ClassVar[dict[str, float]] = {"offset": 0.01}  # see `regio.optimisation.rate_groups`
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class DeformableRoIPool(RegionExtractor):
         return _samples(self.extractor, x, r, offsets, self.gamma)
 
     def offset_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the offset layer, whose learning rate is `offset_lr_factor` of the others'."""
+        """The parameters of the offset layer, which have a learning rate of their own."""
         return list(self.offset.parameters())
 
 
