@@ -166,7 +166,7 @@ def pictures(reading: Reading) -> dict[str, Figure]:
     rows, columns = extractor.bins
     source = reading.source if len(reading.source) <= 50 else f"…{reading.source[-49:]}"
     where = f"{x.size[1]} x {x.size[0]} cells at stride {x.stride:g}; {source}"
-    title = f"{reading.name}: {rows} x {columns} parts"
+    title = f"{reading.name}: {f'{rows} x {columns}' if columns > 1 else rows} parts"
     weights = extractor.weights(x, r)[0]
     figures = {"weights.png": parts_figure(image, weights, extractor.bins, x.stride, box, title, where)}
     bins = extractor.bins if min(extractor.bins) > 1 else (7, 7)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
+from math import prod
 
 import matplotlib.patheffects as effects
 import numpy as np
@@ -37,7 +38,8 @@ def parts_figure(
     image: uint8 [3, h, w]. weights: [1 or C, K, H, W] with K = prod(bins), averaged over channels. stride: pixels per
     cell. Each map is divided by its maximum and blended half and half with the image in grey, so that colour means
     weight alone; cells beside the image, which padding adds, are shown as well. The parts are those a quarter of the
-    rows and columns away from the corners (fewer than four of a single row or column), drawn where they belong.
+    rows and columns away from the corners, drawn where they belong; of parts in a list, of four or more, four spread
+    over it.
     title, caption: two lines above.
 
     Raises ValueError when the weights are not of this shape.
@@ -57,9 +59,9 @@ def parts_figure(
     for (down, right), part in around.items():
         left = width - MARGIN - side if right else MARGIN
         top = HEADER + TITLE + down * (side / aspect + TITLE + GAP)
-        row, column = part // bins[1] + 1, part % bins[1] + 1
+        name = f"part {part + 1}" if 1 in bins else f"row {part // bins[1] + 1}, column {part % bins[1] + 1}"
         axes = _axes(figure, left, top, side, side / aspect)
-        _overlay(axes, grey, parts[part], stride, box, f"row {row}, column {column}", small=True)
+        _overlay(axes, grey, parts[part], stride, box, name, small=True)
     _scale(figure)
     return figure
 
@@ -147,6 +149,9 @@ def _parts(weights: Tensor, bins: tuple[int, int]) -> NDArray[np.float64]:
 
 def _four(bins: tuple[int, int]) -> dict[tuple[int, int], int]:
     """Parts to show on their own by their place, (0, 0) at the top left and (1, 1) at the bottom right."""
+    count = prod(bins)
+    if 1 in bins and count >= 4:  # parts in a list: four of them, spread over it
+        return {(i // 2, i % 2): (2 * i + 1) * count // 8 for i in range(4)}
     rows, columns = ((n // 4, n - 1 - n // 4) for n in bins)
     places = {(down, right): rows[down] * bins[1] + columns[right] for down, right in product((0, 1), (0, 1))}
     first = {part: place for place, part in reversed(places.items())}
