@@ -34,10 +34,7 @@ def main() -> None:
     classes = len(dataset.class_names)
     detectors = {f"regio {name}": build_detector(replace(config.model, extractor=name), classes) for name in EXTRACTORS}
     detectors["torchvision RoIAlign"] = TorchvisionDetector(config.model, classes)
-    optimizers = {
-        name: config.training.optimizer.build(p for p in detector.parameters() if p.requires_grad)
-        for name, detector in detectors.items()
-    }
+    optimizers = {name: config.training.optimizer.build(detector) for name, detector in detectors.items()}
     times: dict[str, list[float]] = {name: [] for name in detectors}
     size = config.training.batch_size
     for index in range(WARM_UP + ROUNDS):

@@ -27,15 +27,18 @@ def as_pyramid(x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None
     maps = [x] if isinstance(x, Tensor) else list(x)
     if not maps:
         raise ValueError("x: expected one map [N, C, H, W] or several, got an empty sequence")
+    first = maps[0]
     for m in maps:
         if m.ndim != 4:
             raise ValueError(f"x: expected shape [N, C, H, W], got {list(m.shape)}")
         if not m.dtype.is_floating_point:
             raise TypeError(f"x: expected a floating point dtype, got {m.dtype}")
-        if m.shape[:2] != maps[0].shape[:2] or m.dtype != maps[0].dtype or m.device != maps[0].device:
+        if m is first:
+            continue
+        if m.shape[:2] != first.shape[:2] or m.dtype != first.dtype or m.device != first.device:
             raise ValueError(
                 "x: expected maps that agree in batch size, channels, dtype and device, "
-                f"got {list(maps[0].shape)} {maps[0].dtype} {maps[0].device} and {list(m.shape)} {m.dtype} {m.device}"
+                f"got {list(first.shape)} {first.dtype} {first.device} and {list(m.shape)} {m.dtype} {m.device}"
             )
     if level is None:
         if len(maps) > 1:
@@ -44,7 +47,7 @@ def as_pyramid(x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None
     for name, column in (("image", image), ("level", level)):
         if column.ndim != 1 or column.dtype != torch.int64:
             raise ValueError(f"{name}: expected [R] int64, got {list(column.shape)} {column.dtype}")
-        check_shape(name, column, image.shape, maps[0])
+        check_shape(name, column, image.shape, first)
     return maps, level
 
 
@@ -57,12 +60,12 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) 
 
 
 def check_groups(groups: Sequence[int] | None, parts: int, maps: Sequence[Tensor]) -> list[int]:
-    """The channel group of each of `parts` parts; None is one group of all channels.
+    """The channel group of each of `parts` parts; none, as for None, is one group of all channels.
 
     Raises ValueError unless there is one a part, none is negative, and the channels divide into max(groups) + 1.
     """
     if groups is None:
-        return [0] * parts
+        return []
     if len(groups) != parts or any(g < 0 for g in groups):
         raise ValueError(f"groups: expected {parts} numbers from 0, one a part, got {list(groups)}")
     if maps[0].shape[1] % group_count(groups):

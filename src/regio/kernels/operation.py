@@ -7,18 +7,22 @@ The kernels of the operation `name` are three functions of the modules `regio.ke
     backward_maps(grad, maps, image, level, arguments, groups) -> a gradient of each map
     backward_arguments(grad, maps, image, level, arguments, groups) -> a gradient of each argument
 
-`arguments` are the tensors that say where the boxes read; `groups` is the channel group of each part.
+`arguments` are the tensors that say where the boxes read; `groups` is the channel group of each part, or empty where all
+parts read all channels.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from regio.kernels.maps import like_maps
 
@@ -27,6 +31,7 @@ __all__ = ["has_kernel", "map_operation"]
 Operation = Callable[[Sequence[Tensor], Tensor, Tensor, Sequence[Tensor], Sequence[int]], Tensor]
 
 _INPUTS = "Tensor[] maps, Tensor image, Tensor level, Tensor[] arguments, int[] groups"
+_library = torch.library.Library("regio", "FRAGMENT")
 _TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -38,45 +43,66 @@ def has_kernel(x: Tensor) -> bool:
 def map_operation(name: str, like: Operation, *, differentiable_arguments: bool) -> Operation:
     """Register `regio::name` and its two backward operations; `like` makes an empty result of the right shape,
     dtype and layout. Arguments that are not differentiable (whole numbers) have no `backward_arguments`."""
-    forward = _register(name, "forward", f"({_INPUTS}) -> Tensor", like)
     backward_maps = _register(
-        name, "backward_maps", f"(Tensor grad, {_INPUTS}) -> Tensor[]", lambda grad, maps, *rest: like_maps(maps)
+        f"{name}_backward_maps", f"(Tensor grad, {_INPUTS}) -> Tensor[]", lambda grad, maps, *rest: like_maps(maps)
     )
     if differentiable_arguments:
         backward_arguments = _register(
-            name,
-            "backward_arguments",
+            f"{name}_backward_arguments",
             f"(Tensor grad, {_INPUTS}) -> Tensor[]",
             lambda grad, maps, image, level, arguments, groups: [a.new_empty(a.shape) for a in arguments],
         )
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        maps, image, level, arguments, ctx.groups = inputs
-        ctx.levels = len(maps)
-        ctx.save_for_backward(*maps, image, level, *arguments)
+    class Recorded(Function):
+        @staticmethod
+        def forward(ctx: Any, groups: Sequence[int], levels: int, *tensors: Tensor) -> Tensor:
+            """tensors: the image and level of each box, the maps, the arguments."""
+            ctx.groups, ctx.levels = groups, levels
+            ctx.save_for_backward(*tensors)
+            image, level, *tensors = tensors
+            return below_autograd(tensors[:levels], image, level, tensors[levels:], groups)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # once: under checkpointing they can be asked for only once
-        maps, (image, level, *arguments) = list(saved[: ctx.levels]), saved[ctx.levels :]
-        need_maps, _, _, need_arguments, _ = ctx.needs_input_grad
-        inputs = (grad, maps, image, level, arguments, ctx.groups)
-        to_maps = backward_maps(*inputs) if any(need_maps) else [None] * len(maps)
-        to_arguments = backward_arguments(*inputs) if any(need_arguments) else [None] * len(arguments)
-        return to_maps, None, None, to_arguments, None
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            image, level, *tensors = ctx.saved_tensors  # once: under checkpointing they can be asked for only once
+            maps, arguments = tensors[: ctx.levels], tensors[ctx.levels :]
+            needed = ctx.needs_input_grad[4:]
+            inputs = (grad, maps, image, level, arguments, ctx.groups)
+            to_maps = backward_maps(*inputs) if any(needed[: ctx.levels]) else [None] * len(maps)
+            to_arguments = backward_arguments(*inputs) if any(needed[ctx.levels :]) else [None] * len(arguments)
+            return None, None, None, None, *to_maps, *to_arguments
 
-    forward.register_autograd(backward, setup_context=keep)
+    def below_autograd(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return forward(*inputs)
+
+    def with_autograd(
+        maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
+    ) -> Tensor:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *arguments)):
+            return Recorded.apply(groups, len(maps), image, level, *maps, *arguments)
+        return below_autograd(maps, image, level, arguments, groups)
+
+    # `register_autograd` does the same, but takes longer over lists of tensors than torchvision's RoIAlign over a box.
+    forward = _register(name, f"({_INPUTS}) -> Tensor", like)
+    _library.impl(name, with_autograd, "Autograd")
     return forward
 
 
-def _register(name: str, function: str, schema: str, like: Callable[..., Any]) -> Any:
+def _register(name: str, schema: str, like: Callable[..., Any]) -> Any:
+    module, _, rest = name.partition("_backward_")
+    function = f"backward_{rest}" if rest else "forward"
+
     def on(device: str) -> Callable[..., Any]:
-        def run(*inputs: Any) -> Any:
-            return getattr(import_module(f"regio.kernels.{device}.{name}"), function)(*inputs)
+        @cache
+        def kernel() -> Callable[..., Any]:
+            return getattr(import_module(f"regio.kernels.{device}.{module}"), function)
 
-        return run
+        return lambda *inputs: kernel()(*inputs)
 
-    full_name = f"regio::{name}" if function == "forward" else f"regio::{name}_{function}"
-    operation = torch.library.custom_op(full_name, on("cpu"), mutates_args=(), device_types="cpu", schema=schema)
-    operation.register_kernel("cuda", on("cuda"))
-    operation.register_fake(like)
-    return operation
+    _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, on(device.lower()), device)
+    torch.library.register_fake(f"regio::{name}", like, lib=_library)
+    return getattr(torch.ops.regio, name).default

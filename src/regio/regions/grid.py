@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import at_border, crossed, largest
+from regio.regions.axes import along_axes, at_border, crossed, largest
 from regio.regions.base import rows_and_columns
 from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, boxes_in_cells
 from regio.types import FeatureMap, Regions
@@ -40,35 +40,35 @@ class RoIAlign(ReadingExtractor):
     def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
         """Where the samples lie; see `ReadingExtractor.reading`. The border rule comes after the shift."""
         boxes, size = boxes_in_cells(maps, r, level)
+        low, high, size = along_axes(boxes, size)
+        side = high - low if self.aligned else (high - low).clamp(min=1)
         if self.aligned:
-            boxes = boxes - 0.5  # the centre of cell 0 is at half a cell
-        longest = [max(x.size[axis] for x in maps) for axis in (0, 1)]
-        rows, row_step = self._bins(boxes[:, 1], boxes[:, 3], self.bins[0])
-        columns, column_step = self._bins(boxes[:, 0], boxes[:, 2], self.bins[1])
+            low = low - 0.5  # the centre of cell 0 is at half a cell
+        longest = max(max(x.size) for x in maps)
+        kh, kw = self.bins
+        if shift is None and kh == kw:  # both axes at once
+            positions, coef = self._samples(*_bins(low, side, kh), size[..., None], longest)
+            return SampleGrid(positions[1], positions[0], coef[1], coef[0])
+        columns, column_step = _bins(low[0], side[0], kw)
+        rows, row_step = _bins(low[1], side[1], kh)
+        width, height = size[..., None]
         if shift is None:
-            on_rows = self._samples(rows, row_step, size[:, :1], longest[0])
-            on_columns = self._samples(columns, column_step, size[:, 1:], longest[1])
+            on_rows = self._samples(rows, row_step, height, longest)
+            on_columns = self._samples(columns, column_step, width, longest)
             return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
         rows, columns = rows[:, :, None] + shift[..., 1], columns[:, None] + shift[..., 0]
-        height, width = size[:, :1, None], size[:, 1:, None]
         return crossed(
-            *self._samples(rows, row_step[..., None], height, longest[0]),
-            *self._samples(columns, column_step[..., None], width, longest[1]),
+            *self._samples(rows, row_step[..., None], height[..., None], longest),
+            *self._samples(columns, column_step[..., None], width[..., None], longest),
         )
-
-    def _bins(self, low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-        """Where the bins [R, bins] of the sides low to high [R] begin, and their length [R, 1], in cells."""
-        side = high - low if self.aligned else (high - low).clamp(min=1)
-        step = (side / bins)[:, None]
-        return low[:, None] + torch.arange(bins, device=low.device) * step, step
 
     def _samples(self, start: Tensor, step: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """Positions and coefs [..., S] of the samples of bins that begin at `start` [...] and are `step` long, on maps
         of `size`, none above `longest`."""
         start, step, size = start[..., None], step[..., None], size[..., None]
         if self.samples:
-            s = torch.arange(self.samples, device=start.device, dtype=start.dtype)
-            positions = start + (s + 0.5) / self.samples * step
+            s = torch.arange(0.5, self.samples, device=start.device, dtype=start.dtype)
+            positions = torch.addcmul(start, step / self.samples, s)
             return at_border(positions, torch.full_like(positions, 1 / self.samples), size, margin=1)
         count = step.detach().ceil()  # a box without extent takes no sample
         spacing = step / count.clamp(min=1)
@@ -81,4 +81,11 @@ class RoIAlign(ReadingExtractor):
             largest((stop - first).clamp(min=0), 2 * longest + 6), device=start.device, dtype=start.dtype
         )
         coef = (1 / count.clamp(min=1)).where(s < stop, 0)
+        s = s.minimum(stop - 1)  # to pad a box that has fewer, its last sample, which leads to no other cells
         return at_border(start + (s + 0.5) * spacing, coef, size, margin=1)
+
+
+def _bins(low: Tensor, side: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Where the bins [..., bins] of sides [...] from `low` on begin, and their length [..., 1], in cells."""
+    step = (side / bins)[..., None]
+    return torch.addcmul(low[..., None], step, torch.arange(bins, device=low.device, dtype=low.dtype)), step

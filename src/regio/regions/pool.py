@@ -44,7 +44,8 @@ class RoIPool(ReadingExtractor):
         cannot be moved by a fraction of one."""
         if shift is not None:
             raise ValueError("shift: expected None, a maximum over cells cannot be moved by a fraction of one")
-        return CellBlocks(*self.cells(maps, r, level))
+        rows, columns, _ = bin_ranges(maps, r, level, self.bins, self.corners, self.division)
+        return CellBlocks(*(edge.to(torch.int64) for edge in (*rows, *columns)))
 
     def cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The cells of each bin within the map: top and bottom [R, rows], left and right [R, columns], int64,

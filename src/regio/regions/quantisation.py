@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regio.regions.axes import along_axes
 from regio.regions.reading import boxes_in_cells
 from regio.types import FeatureMap, Regions
 
@@ -38,8 +39,8 @@ class Corners(ABC):
 
     @abstractmethod
     def __call__(self, low: Tensor, high: Tensor, size: Tensor) -> Range:
-        """(begin, end) [R] of at least one cell, for the sides low <= high [R] of the boxes in cells, on maps of `size`
-        [R] or [1] cells. A range may lie outside the map."""
+        """(begin, end) [...] of at least one cell, for the sides low <= high [...] of boxes in cells, on maps of `size`
+        cells, which broadcasts with them. A range may lie outside the map."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ class OverlappingBins(Division):
     torchvision: where i h / K is whole but for rounding, a bin may have a cell more than in exact arithmetic."""
 
     def __call__(self, begin: Tensor, end: Tensor, bins: int) -> Range:
-        step = ((end - begin) / bins)[:, None]
-        i = _count(bins, step)
-        return begin[:, None] + (i * step).floor(), begin[:, None] + ((i + 1) * step).ceil()
+        begin, step = begin[:, None], ((end - begin) / bins)[:, None]
+        edges = _count(bins + 1, step) * step
+        return begin + edges[:, :-1].floor(), begin + edges[:, 1:].ceil()
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,16 @@ def bin_ranges(
     """The rows (begin, end) [R, Kh] and columns (begin, end) [R, Kw] of every bin, in cells of ``maps[level]`` and not
     cut to it, and the (height, width) [R, 2] or [1, 2] of that map."""
     boxes, size = boxes_in_cells(maps, r, level)
-    x1, y1, x2, y2 = boxes.detach().clamp(-(2**30), 2**30).unbind(1)  # so that no side overflows
-    rows = division(*corners(y1, y2, size[:, 0]), bins[0])
-    columns = division(*corners(x1, x2, size[:, 1]), bins[1])
-    return rows, columns, size
+    boxes = boxes.detach().clamp(-(2**30), 2**30)  # so that no side overflows
+    begin, end = corners(*along_axes(boxes, size))
+    if bins[0] != bins[1]:
+        return division(begin[1], end[1], bins[0]), division(begin[0], end[0], bins[1]), size
+    first, last = division(begin.flatten(), end.flatten(), bins[0])  # both axes as those of twice as many boxes
+    (left, top), (right, bottom) = (edge.view(*begin.shape, bins[0]) for edge in (first, last))
+    return (top, bottom), (left, right), size
 
 
 def round_half_away(value: Tensor) -> Tensor:
     """C's `round`: 2.5 to 3 and -2.5 to -3, where `torch.round` takes both to the even neighbour."""
-    whole = value.trunc()
-    return whole + ((value - whole).abs() >= 0.5) * value.sign()
+    below_half = 0.5 - torch.finfo(value.dtype).eps / 4  # the next number: 0.5 itself would take it to 1
+    return torch.add(value, value.sign(), alpha=below_half).trunc()

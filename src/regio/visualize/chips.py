@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +16,8 @@ __all__ = ["Chip", "Rectangle", "draw_chip", "font", "place_chips", "shorten"]
 Rectangle = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, half-open."""
 
-BUDGET = 1 / 6  # the share of the picture that chips may cover together
-UNREADABLE = 0.25  # a chip of which others cover more than this share is left out
+BUDGET = 1 / 8  # the share of the picture that chips may cover together
+UNREADABLE = 0.1  # a chip of which others cover more than this share is left out
 
 
 @dataclass(frozen=True)
@@ -45,40 +45,42 @@ def shorten(text: str, width: int, letters: ImageFont.FreeTypeFont) -> str:
     return text + "…"
 
 
-def place_chips(chips: list[Chip], size: tuple[int, int], text_size: int) -> list[tuple[Chip, Rectangle]]:
-    """Places for chips, first come first served, in a picture of `size` (width, height).
+def place_chips(chips: list[Chip], size: tuple[int, int], text_size: int) -> list[Rectangle | None]:
+    """A place for each chip, first come first served, in a picture of `size` (width, height); None without one.
 
     A chip goes where the fewest pixels of earlier chips and of its own box are under it: above the box, under it, or
-    just inside, to the left or to the right. No place is outside the picture; a text too long for it is cut. A chip
-    of which others would cover more than a quarter wherever it went is left out, so that the rest can be read; so are
-    all after those that cover a sixth of the picture, so that the picture can be seen. The first is always placed.
+    just inside, to the left or to the right. No place is outside the picture; one for a text too long for it is as
+    wide as the picture. A chip of which others would cover more than a tenth wherever it went has no place, so that
+    the rest can be read; nor have those after an eighth of the picture is covered, so that the picture can be seen.
+    The first always has one.
     """
     width, height = size
-    placed: list[tuple[Chip, Rectangle]] = []
+    taken: list[Rectangle] = []
+    places: list[Rectangle | None] = []
     for chip in chips:
-        if sum(_area(place) for _, place in placed) > BUDGET * width * height:
-            break
-        chip = replace(chip, text=shorten(chip.text, width - 2 * _padding(text_size), font(text_size)))
+        best, lowest = None, float("inf")
         extent = chip_size(chip.text, text_size)
-        best, lowest = (0, 0, 0, 0), float("inf")
-        for order, (left, top) in enumerate(_candidates(chip.box, extent)):
+        extent = min(extent[0], width), extent[1]
+        full = sum(_area(place) for place in taken) > BUDGET * width * height
+        for order, (left, top) in enumerate([] if full else _candidates(chip.box, extent)):
             left, top = max(0, min(left, width - extent[0])), max(0, min(top, height - extent[1]))
             place = left, top, left + extent[0], min(top + extent[1], height)
-            hidden = sum(_overlap(place, other) for _, other in placed) / _area(place)
+            hidden = sum(_overlap(place, other) for other in taken) / _area(place)
             cost = hidden + 0.2 * _overlap(place, chip.box) / max(1, _area(chip.box)) + 0.01 * order
             if cost < lowest and hidden <= UNREADABLE:
                 best, lowest = place, cost
-        if lowest < float("inf"):
-            placed.append((chip, best))
-    return placed
+        places.append(best)
+        taken += [] if best is None else [best]
+    return places
 
 
 def draw_chip(draw: ImageDraw.ImageDraw, chip: Chip, place: Rectangle, text_size: int) -> None:
-    """Draw `chip` at `place`."""
+    """Draw `chip` at `place`, its text cut to the width of it."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=chip.colour)
     middle = left + _padding(text_size), (top + bottom) / 2
-    draw.text(middle, chip.text, font=font(text_size), fill=ink_on(chip.colour), anchor="lm")
+    text = shorten(chip.text, right - left - 2 * _padding(text_size), font(text_size))
+    draw.text(middle, text, font=font(text_size), fill=ink_on(chip.colour), anchor="lm")
 
 
 def chip_size(text: str, text_size: int) -> tuple[int, int]:

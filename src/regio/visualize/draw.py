@@ -18,6 +18,7 @@ __all__ = ["draw_detections", "draw_targets"]
 
 LEAST_SIDE = 640  # pixels: the longer side of a picture that is drawn on
 MASK_OPACITY = 0.4
+PALE = 150  # of 255: opacity of the thin outline of a box without a chip
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def draw_detections(
 
     Each has a box in the colour of its class, its mask if there is one, and a chip "name 0.87" with label l named
     class_names[l - 1]. A small image is first enlarged by a whole factor, to 640 pixels on its longer side or more;
-    lines and text grow with the picture. Better scores are drawn later and get the better places for their chips;
-    chips that find no readable place, or would hide the picture, are left out.
+    lines and text grow with the picture. Better scores are drawn later and get the better places for their chips. A
+    chip that finds no readable place, or would hide the picture, is left out, and its box has a thin, pale outline:
+    of a hundred boxes the best stay legible.
 
     Raises ValueError when a tensor is no such image, a label has no name, or masks are not of the image's size.
     """
@@ -82,15 +84,23 @@ def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     picture = _picture(image)
     factor = -(-LEAST_SIDE // max(picture.size))
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-    line, text_size = max(2, round(max(picture.size) / 320)), max(13, round(max(picture.size) / 50))
+    line, text_size = max(2, round(max(picture.size) / 250)), max(13, round(max(picture.size) / 50))
     picture = _blend_masks(picture, marks, factor, line)
-    draw = ImageDraw.Draw(picture)
     boxes = [_rectangle(mark.box, factor, picture.size) for mark in marks]
-    for mark, box in reversed(list(zip(marks, boxes, strict=True))):
-        _outline(draw, box, mark.colour, line, mark.dashed)
     chips = [Chip(mark.text, mark.colour, box) for mark, box in zip(marks, boxes, strict=True)]
-    for chip, place in reversed(place_chips(chips, picture.size, text_size)):
-        draw_chip(draw, chip, place, text_size)
+    places = place_chips(chips, picture.size, text_size)
+    back_to_front = list(reversed(list(zip(marks, boxes, chips, places, strict=True))))
+    thin = ImageDraw.Draw(picture, "RGBA")
+    for mark, box, _, place in back_to_front:
+        if place is None:
+            thin.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=(*mark.colour, PALE))
+    draw = ImageDraw.Draw(picture)
+    for mark, box, _, place in back_to_front:
+        if place is not None:
+            _outline(draw, box, mark.colour, line, mark.dashed)
+    for _, _, chip, place in back_to_front:
+        if place is not None:
+            draw_chip(draw, chip, place, text_size)
     return picture
 
 

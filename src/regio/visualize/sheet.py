@@ -63,17 +63,17 @@ def comparison_sheet(
     captions: Sequence[str] | None = None,
     score_threshold: float = 0.5,
 ) -> Image.Image:
-    """A row for each image: on the left what is annotated, on the right what is detected.
+    """A row for each image: on the left what is annotated, on the right what is detected, and how many.
 
     captions: one an image. Raises as `draw_detections`, and ValueError when the sequences differ in length.
     """
-    pictures = []
-    for image, target, found in zip(images, targets, detections, strict=True):
-        pictures += [
-            draw_targets(image, target, class_names),
-            draw_detections(image, found, class_names, score_threshold),
-        ]
-    both = None if captions is None else [text for caption in captions for text in (caption, "")]
+    pictures, both = [], []
+    for i, (image, target, found) in enumerate(zip(images, targets, detections, strict=True)):
+        pictures.append(draw_targets(image, target, class_names))
+        pictures.append(draw_detections(image, found, class_names, score_threshold))
+        shown = int((found.scores >= score_threshold).sum())
+        below = f", and {len(found) - shown} of a lower score" if shown < len(found) else ""
+        both += ["" if captions is None else captions[i], f"{shown} detected{below}"]
     return contact_sheet(pictures, 2, both, ["annotated", f"detected, score {score_threshold:g} and above"])
 
 

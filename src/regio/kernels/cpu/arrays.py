@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from regio.kernels.cpu import memory
+from regio.kernels.cpu.compile import compiled
 from regio.kernels.maps import is_channels_last
 
-__all__ = ["boxes_of_each_level", "cells", "gradient", "image_index", "plain"]
+__all__ = ["boxes_of_each_level", "cells", "gradient", "plain"]
 
 Array = np.ndarray[Any, Any]
 
@@ -19,7 +20,7 @@ Array = np.ndarray[Any, Any]
 def cells(x: Tensor, dtype: torch.dtype) -> Array:
     """A map [N, C, H, W] as the flat array of its channels-last cells; no copy where it is stored like that."""
     stored = x.detach().permute(0, 2, 3, 1)
-    if stored.dtype != dtype or not is_channels_last(x):
+    if stored.dtype != dtype or not stored.is_contiguous():
         stored = memory.empty(tuple(stored.shape), dtype).copy_(stored)  # one pass for both
     return stored.view(-1).numpy()
 
@@ -37,20 +38,31 @@ def plain(*tensors: Tensor) -> tuple[Array, ...]:
     return tuple(t.detach().contiguous().numpy() for t in tensors)
 
 
-def image_index(image: Tensor, images: int) -> Array:
-    """`image` [R] as an array. Raises ValueError where one is not in [0, images): kernels would read elsewhere."""
-    index = image.detach().contiguous().numpy()
-    if index.size and (index.min() < 0 or index.max() >= images):
-        bad = int(((index < 0) | (index >= images)).argmax())
-        raise ValueError(f"image: expected an index in [0, {images}), got {index[bad]} at row {bad}")
-    return index
+def boxes_of_each_level(image: Array, level: Array, images: int, levels: int) -> list[Array]:
+    """The rows of the boxes on each level. Raises ValueError where an image is not in [0, images), or a level not in
+    [0, levels): kernels would read elsewhere."""
+    rows, ends = np.empty(len(level), np.int64), np.zeros(levels + 1, np.int64)
+    bad = _sort(image, level, images, rows, ends)
+    if bad >= 0 and not 0 <= image[bad] < images:
+        raise ValueError(f"image: expected an index in [0, {images}), got {image[bad]} at row {bad}")
+    if bad >= 0:
+        raise ValueError(f"level: expected an index in [0, {levels}), got {level[bad]} at row {bad}")
+    return [rows[ends[i] : ends[i + 1]] for i in range(levels)]
 
 
-def boxes_of_each_level(level: Tensor, levels: int) -> list[Array]:
-    """The rows of the boxes on each level. Raises ValueError where a level is not in [0, levels)."""
-    value = level.detach().numpy()
-    rows = [np.flatnonzero(value == i) for i in range(levels)]
-    if sum(len(r) for r in rows) != len(value):
-        bad = int(((value < 0) | (value >= levels)).argmax())
-        raise ValueError(f"level: expected an index in [0, {levels}), got {value[bad]} at row {bad}")
-    return rows
+@compiled
+def _sort(image: Array, level: Array, images: int, rows: Array, ends: Array) -> int:
+    """Write the rows of the boxes level by level, and where those of each level end after that of the level before.
+    Returns the first row that is not in the range, or -1."""
+    levels = ends.size - 1
+    for r in range(level.size):
+        if not (0 <= image[r] < images and 0 <= level[r] < levels):
+            return r
+    n = 0
+    for i in range(levels):
+        for r in range(level.size):
+            if level[r] == i:
+                rows[n] = r
+                n += 1
+        ends[i + 1] = n
+    return -1

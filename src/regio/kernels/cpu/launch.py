@@ -23,19 +23,31 @@ Array = np.ndarray[Any, Any]
 Kernel = Callable[..., None]
 Levels = Iterator[tuple[Tensor, Array, tuple[Any, ...]]]
 
+_LEAST = 1 << 15  # features: fewer are done before another thread has begun
+
+
+def _grain(features: int) -> int:
+    """How many pieces of work of so many features a thread should have at least."""
+    return -(-_LEAST // max(features, 1))
+
 
 def _levels(
+    features: Tensor,
     maps: Sequence[Tensor],
     image: Tensor,
     level: Tensor,
     arguments: Sequence[Tensor],
     groups: Sequence[int],
 ) -> Levels:
-    """Of each map: the map, the boxes on it, and the arguments that all kernels begin with, after the map."""
-    channels = maps[0].shape[1] // group_count(groups)
-    starts = np.array(groups, np.int64) * channels
-    index, where = arrays.image_index(image, maps[0].shape[0]), arrays.plain(*arguments)
-    for x, boxes in zip(maps, arrays.boxes_of_each_level(level, len(maps)), strict=True):
+    """Of each map: the map, the boxes on it, and the arguments that all kernels begin with, after the map. `features`
+    [R, C, K] or [R, K, C] are there for their shape."""
+    if groups:
+        starts = np.array(groups, np.int64) * (maps[0].shape[1] // group_count(groups))
+    else:
+        starts = np.zeros(max(features.shape[1:]), np.int64)  # at least one a part
+    index, on, *where = arrays.plain(image, level, *arguments)
+    boxes_of_each = arrays.boxes_of_each_level(index, on, maps[0].shape[0], len(maps))
+    for x, boxes in zip(maps, boxes_of_each, strict=True):
         yield x, boxes, (tuple(x.shape[1:]), index, boxes, starts, *where)
 
 
@@ -50,9 +62,9 @@ def features(
 ) -> Tensor:
     """Fill `out`, the boxes shared between the threads; returns it in the dtype of the maps."""
     result = out.numpy()
-    for x, boxes, fixed in _levels(maps, image, level, arguments, groups):
+    for x, boxes, fixed in _levels(out, maps, image, level, arguments, groups):
         run = partial(kernel, arrays.cells(x, out.dtype), *fixed, result)
-        threads.share(run, len(boxes), shares=4)
+        threads.share(run, len(boxes), grain=_grain(result.shape[1] * result.shape[2]), shares=4)
     return out.to(maps[0].dtype)
 
 
@@ -74,13 +86,14 @@ def map_gradients(
     """
     dtype, grads = coordinate_dtype(maps[0]), []
     (g,) = arrays.plain(grad.to(dtype))
-    for x, _, fixed in _levels(maps, image, level, arguments, groups):
+    for x, _, fixed in _levels(grad, maps, image, level, arguments, groups):
         n, c, h, w = x.shape
         grad_x = memory.zeros((n, h, w, c), dtype)
         read = (arrays.cells(x, dtype),) if reads_map else ()
         run = partial(kernel, *read, grad_x.view(-1).numpy(), *fixed, g)
         channels = c // group_count(groups)
-        threads.share(run, channels, grain=16 if channels >= 64 else 4)
+        block, per_channel = (16 if channels >= 64 else 4), g.size // max(channels, 1)
+        threads.share(run, channels, grain=block * _grain(block * per_channel))
         grads.append(arrays.gradient(grad_x, x))
     return grads
 
@@ -99,6 +112,7 @@ def argument_gradients(
     (g,) = arrays.plain(grad.to(dtype))
     grads = [torch.zeros(a.shape, dtype=dtype) for a in arguments]
     results = [a.numpy() for a in grads]
-    for x, boxes, fixed in _levels(maps, image, level, arguments, groups):
-        threads.share(partial(kernel, arrays.cells(x, dtype), *fixed, g, *results), len(boxes), shares=4)
+    for x, boxes, fixed in _levels(grad, maps, image, level, arguments, groups):
+        run = partial(kernel, arrays.cells(x, dtype), *fixed, g, *results)
+        threads.share(run, len(boxes), grain=_grain(g.shape[1] * g.shape[2]), shares=4)
     return grads
