@@ -13,8 +13,10 @@ from PIL import Image
 from regio.checkpoints import Card, read_card, save
 from regio.cli import main
 from regio.cli.detect import find_images
-from regio.config import ModelConfig, build_detector, to_dict
+from regio.cli.runs import new_folder
+from regio.config import ModelConfig, RunConfig, build_detector, to_dict
 from regio.data import SHAPE_CLASSES, Shapes
+from regio.results import as_yaml
 
 SMALL = [
     "channels=16",
@@ -110,8 +112,8 @@ def test_train_val_and_resume(here: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_detect(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo(here / "photos" / "a.png")
     photo(here / "photos" / "more" / "a.jpg")
-    assert regio("detect", "photos", "--weights", str(weights), "--score", "0.0", "--name", "d") == 0
-    found = json.loads((here / "runs" / "d" / "detections.json").read_text())
+    assert regio("detect", "photos", "--weights", str(weights), "--score", "0", "--output", "d") == 0
+    found = json.loads((here / "d" / "detections.json").read_text())
     assert [one["file"] for one in found] == ["photos/a.png", "photos/more/a.jpg"]
     assert (found[0]["height"], found[0]["width"]) == (60, 80)
     one = found[0]["detections"][0]
@@ -119,9 +121,22 @@ def test_detect(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -
     x1, y1, x2, y2 = one["box"]
     assert 0 <= x1 < x2 <= 80
     assert 0 <= y1 < y2 <= 60
-    pictures = here / "runs" / "d" / "pictures"
+    pictures = here / "d" / "pictures"
     assert sorted(p.name for p in pictures.iterdir()) == ["a-2.jpg", "a.jpg"]
-    assert "in 2 images" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "objects of score 0 and above in 2 images" in output
+    assert "in d: pictures/, detections.json" in output
+
+
+def test_detect_leaves_out_and_says_what_is_below_the_score(
+    here: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(here / "a.jpg")
+    assert regio("detect", "a.jpg", "--output", "d") == 0
+    assert json.loads((here / "d" / "detections.json").read_text())[0]["detections"] == []
+    output = capsys.readouterr().out
+    assert "0 objects of score 0.5 and above in 1 image," in output
+    assert "--score 0.05 keeps weaker detections too" in output
 
 
 def test_detect_goes_on_past_an_unreadable_image(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +175,7 @@ def test_find_images(here: Path) -> None:
     [
         (["train", "nowhere"], "nowhere: no such dataset"),
         (["train", "shapes", "--classes", "circle,squid"], "unknown class 'squid'; did you mean square?"),
-        (["train", "shapes", "--extractor", "roi"], "extractor: expected one of roi-pool, roi-align"),
+        (["train", "shapes", "--extractor", "roi"], "extractor: expected one of roi-pool, "),
         (
             ["train", "shapes", "--backbone", "resnet50"],
             "backbone: expected one of efficientnet_lite0, torchvision, timm",
@@ -169,6 +184,8 @@ def test_find_images(here: Path) -> None:
         (["train", "shapes", "chanels=3"], "chanels: no such setting; did you mean channels"),
         (["train", "shapes", "--resume"], "--resume: expected --name, the run to go on with"),
         (["train", "shapes", "--resume", "--name", "x"], "config.yaml: no such file"),
+        (["train", "shapes", "--device", "gpu"], "--device: expected cpu, cuda, cuda:1, mps or auto, got 'gpu'"),
+        (["train", "shapes", "--device", "cuda:99"], "--device: cuda:99 cannot be used here: "),
         (["train", "shapes", "--weights", "none.safetensors"], "none.safetensors: no such checkpoint"),
         (["val", "shapes"], "no run in runs has a checkpoint"),
         (["detect", "nothing.jpg"], "nothing.jpg: expected an image, a folder with images or a glob"),
@@ -180,6 +197,44 @@ def test_bad_input_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], w
     assert message in error
     assert error.strip().count("\n") == 0
     assert not list(here.rglob("*.safetensors"))
+
+
+def test_a_device_that_is_not_there(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(here / "a.jpg")
+    assert regio("detect", "a.jpg", "--device", "cuda:99") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --device: cuda:99 cannot be used here: ") and error.count("\n") == 1
+
+
+def test_a_training_that_ended_before_its_first_save_leaves_its_name_free(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = here / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(as_yaml(to_dict(RunConfig("shapes"))))
+    (run / "metrics.csv").write_text("step,loss\n")
+    assert new_folder(here / "runs", "a", "train") == run
+    assert regio("train", "shapes", "--name", "a", "--resume") == 2
+    assert "ended before its first save; start it again without --resume" in capsys.readouterr().err
+    (run / "weights").mkdir()
+    with pytest.raises(ValueError, match="there is a run of this name"):
+        new_folder(here / "runs", "a", "train")
+
+
+def test_a_damaged_photo_ends_a_training_with_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where another process reads the photos."""
+    coco = Shapes(6).keep_classes(["circle"]).to_coco()
+    for i, image in enumerate(coco["images"]):
+        path = photo(here / image["file_name"], (image["width"], image["height"]))
+        path.write_bytes(path.read_bytes()[:-100])
+        image["id"] = i
+    coco["annotations"] = []
+    (here / "data.json").write_text(json.dumps(coco))
+    assert regio("train", "data.json", "--batch", "2", "--steps", "2", *SMALL, "workers=1") == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "cannot be read as an image" in captured.err
+    assert "note: 2 steps are few" in captured.out
+    assert "2 steps of 2 images" in captured.out
 
 
 def test_a_checkpoint_of_other_classes(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +253,9 @@ def test_a_checkpoint_evaluated_on_data_without_its_classes(
     coco["annotations"] = []
     (here / "data.json").write_text(json.dumps(coco))
     assert regio("val", "data.json") == 2
-    assert "unknown class" in capsys.readouterr().err
+    expected = f"error: data.json: expected the classes of {weights.relative_to(here)} (circle, ring, "
+    error = capsys.readouterr().err
+    assert error.startswith(expected) and error.strip().endswith("got circle")
 
 
 def test_json_that_is_not_coco(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,14 @@ def test_warm_up_is_a_line_that_begins_above_zero(schedule: Schedule) -> None:
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
+@pytest.mark.parametrize("schedule", [Cosine(warmup=100), Step(warmup=100)])
+def test_warm_up_is_a_fifth_of_a_short_run_at_most(schedule: Schedule) -> None:
+    factors = [schedule(step, 40) for step in range(40)]
+    assert factors[:9] == pytest.approx([(s + 1) / 9 for s in range(9)])
+    assert factors[9] <= 1
+    assert factors[-1] < 0.05
+
+
 def test_cosine_ends_at_its_floor() -> None:
     schedule = Cosine(warmup=0, final=0.1)
     assert schedule(0, 100) == pytest.approx(1.0)

@@ -141,32 +141,51 @@ def test_bad_input_is_named() -> None:
 def test_chips_stay_in_the_picture_and_can_be_read(
     width: int, height: int, boxes: list[tuple[int, int, int, int, str]]
 ) -> None:
-    """No chip leaves the picture, none is more than a quarter under those before it, and the picture is not hidden."""
+    """No chip leaves the picture, none is more than a tenth under those before it, and the picture is not hidden."""
     chips = []
     for x, y, w, h, text in boxes:
         left, top = min(x, width - 1), min(y, height - 1)
         chips.append(Chip(text, (0, 0, 0), (left, top, min(left + w, width), min(top + h, height))))
-    placed = place_chips(chips, (width, height), 13)
-    assert len(placed) <= len(chips) and (not chips or placed)
+    places = place_chips(chips, (width, height), 13)
+    assert len(places) == len(chips) and (not chips or places[0] is not None)
+    placed = [(chip, place) for chip, place in zip(chips, places, strict=True) if place is not None]
     areas = [(r - l) * (b - t) for _, (l, t, r, b) in placed]
-    assert sum(areas[:-1]) <= width * height / 6
+    assert sum(areas[:-1]) <= width * height / 10
     for i, (chip, (left, top, right, bottom)) in enumerate(placed):
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-        assert right - left == chip_size(chip.text, 13)[0]
+        assert right - left == min(chip_size(chip.text, 13)[0], width)
         hidden = sum(
             max(0, min(right, r) - max(left, l)) * max(0, min(bottom, b) - max(top, t))
             for _, (l, t, r, b) in placed[:i]
         )
-        assert hidden <= 0.25 * (right - left) * (bottom - top)
+        assert hidden <= 0.1 * (right - left) * (bottom - top)
 
 
 def test_chips_of_one_spot_do_not_pile_up() -> None:
     box = (200, 200, 400, 400)
-    placed = [place for _, place in place_chips([Chip("cat 0.90", (0, 0, 0), box)] * 4, (640, 640), 13)]
+    places = place_chips([Chip("cat 0.90", (0, 0, 0), box)] * 4, (640, 640), 13)
+    placed = [place for place in places if place is not None]
     assert placed[0][3] == 200 and placed[0][0] == 200  # the best: above, to the left
     assert len(placed) == 4
     for a, b in pairwise(sorted(placed)):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_of_a_hundred_boxes_the_best_stay_legible() -> None:
+    """The best is drawn in full; one whose chip finds no place has a thin, pale outline, and the picture is seen."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(100, 2, generator=generator) * 500
+    boxes = torch.cat([corners, corners + 50 + 89 * torch.rand(100, 2, generator=generator)], dim=1).round()
+    scores = torch.linspace(0.09, 0.05, 100)
+    found = Detections(boxes, torch.ones(100, dtype=torch.int64), scores)
+    picture = pixels(draw_detections(grey(640, 640), found, NAMES, 0.0))
+    colour = np.array(class_colour(1))
+    x1, _, x2, y2 = boxes[0].int().tolist()
+    bold = (picture == colour).all(axis=2)
+    assert bold[y2 - 3 : y2, x1:x2].mean() > 0.9
+    blended = np.abs(picture - np.round(100 + 180 / 255 * (colour - 100))).max(axis=2) <= 1
+    assert blended.sum() > 1000
+    assert (picture == 100).all(axis=2).mean() > 0.4
 
 
 def test_sheets() -> None:

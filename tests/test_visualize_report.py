@@ -70,12 +70,15 @@ def test_training_figure_plots_each_column_in_its_panel() -> None:
     np.testing.assert_allclose(rate.lines[0].get_ydata(), 0.1 / np.arange(1, 41))
     assert [text.get_text() for text in validation.get_legend().get_texts()] == ["AP  0.300", "AP50  0.500"]
     np.testing.assert_allclose(validation.lines[0].get_xdata(), [20, 40])
+    assert rate.get_xlim() == validation.get_xlim() == loss.get_xlim()
     assert png(figure).size == (660, 276)
 
 
 def test_training_figure_of_little() -> None:
     assert png(training_figure(rows()[:1])).width == 660
     assert png(training_figure([{"step": 1, "val_ap": math.nan}])).width == 660
+    validation = training_figure([{"step": 1, "val_ap": 0.5, "val_ap_small": math.nan}]).axes[2]
+    assert [text.get_text() for text in validation.get_legend().get_texts()] == ["AP  0.500"]
     with pytest.raises(ValueError, match="rows: expected at least one row"):
         training_figure([])
 
@@ -85,7 +88,7 @@ def test_precision_recall_of_few_classes_names_all() -> None:
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts[0].startswith("mean of 2 classes")
     assert texts[1:] == [r"class \$2  0.307", r"class \$0  0.109"]  # 31 and 11 of the 101 recalls
-    assert png(figure).width == 450
+    assert png(figure).width == 420
 
 
 def test_precision_recall_of_many_classes_names_the_best_and_the_worst() -> None:
@@ -96,7 +99,7 @@ def test_precision_recall_of_many_classes_names_the_best_and_the_worst() -> None
     assert len(texts) == 11 and texts[0] == f"mean of 30 classes  {result.ap50:.3f}"
     assert r"class \$0  0.109" in texts[-5:]
     empty = precision_recall_figure(metrics(2, without_objects=[0, 1]))
-    assert png(empty).width == 450 and empty.axes[0].get_legend() is None
+    assert png(empty).width == 420 and empty.axes[0].get_legend() is None
 
 
 def test_confusion_figure_shows_shares_of_rows_and_counts() -> None:
@@ -159,6 +162,7 @@ def test_report_is_one_page_with_everything_inside(tmp_path: Path) -> None:
     assert {"0.123", "706", "\N{EN DASH}", "0.500", "dog"} <= set(page.texts)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert [image["alt"] for image in images] == [evil, "picture", "file"]
+    assert [(image["width"], image["height"]) for image in images] == [("1056", "442"), ("64", "48"), ("64", "48")]
     for image, kind in zip(images, ("png", "jpeg", "png"), strict=True):
         head, data = (image["src"] or "").split(",")
         assert head == f"data:image/{kind};base64"

@@ -74,26 +74,28 @@ class Schedule(Protocol):
     def __call__(self, step: int, steps: int) -> float: ...
 
 
-def _warm_up(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / (warmup + 1))
+def _warm_up(step: int, steps: int, warmup: int) -> float:
+    """At most a fifth of the run: a short one on few photos would otherwise be nothing but warm-up."""
+    return min(1.0, (step + 1) / (min(warmup, steps // 5) + 1))
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up over `warmup` steps, then half a cosine from 1 down to `final`."""
+    """Linear warm-up over `warmup` steps (a fifth of the run at most), then half a cosine from 1 down to `final`."""
 
     warmup: int = 100
     final: float = 0.01
 
     def __call__(self, step: int, steps: int) -> float:
         """The factor on the learning rate."""
-        progress = max(0.0, (step - self.warmup) / max(1, steps - self.warmup))
-        return _warm_up(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+        warmup = min(self.warmup, steps // 5)
+        progress = max(0.0, (step - warmup) / max(1, steps - warmup))
+        return _warm_up(step, steps, warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Linear warm-up over `warmup` steps; times `factor` at each of `milestones`, fractions of the run.
+    """Linear warm-up over `warmup` steps (a fifth of the run at most); times `factor` at each of `milestones`, fractions of the run.
 
     The default drops are those of the 12-epoch schedule of FPN and learned region features: after 8 and 10.667 epochs.
     """
@@ -105,4 +107,4 @@ class Step:
     def __call__(self, step: int, steps: int) -> float:
         """The factor on the learning rate."""
         drops = sum(step >= milestone * steps for milestone in self.milestones)
-        return _warm_up(step, self.warmup) * self.factor**drops
+        return _warm_up(step, steps, self.warmup) * self.factor**drops

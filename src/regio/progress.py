@@ -59,9 +59,10 @@ class SilentProgress:
 
 
 class RichProgress:
-    """A bar with losses, images per second and time left; a line for each evaluation.
+    """A bar with the loss, images per second and time left; a line for each evaluation.
 
-    Without a terminal (a log file, CI) the bar would be lost, so a plain line is printed every `every` steps instead.
+    Without a terminal (a log file, CI) the bar would be lost, so a plain line, with the parts of the loss, is printed
+    every `every` steps instead.
     """
 
     def __init__(self, console: Console, every: int = 50) -> None:
@@ -103,11 +104,11 @@ class RichProgress:
         loss = sum(losses.values())
         self.loss = 0.95 * self.loss + 0.05 * loss if self.loss else loss
         self.speed = 0.95 * self.speed + 0.05 * images_per_second if self.speed else images_per_second
-        parts = " ".join(f"{name} {value:.2f}" for name, value in losses.items())
         if self.training is not None:
-            detail = f"loss {self.loss:.3f} [dim]({parts})[/] {self.speed:.1f} images/s"
+            detail = f"loss {self.loss:.3f}  {self.speed:.1f} images/s"
             self.bars.update(self.training, completed=step, detail=detail)
         if not self.console.is_terminal and (step % self.every == 0 or step == self.steps):
+            parts = " ".join(f"{name} {value:.2f}" for name, value in losses.items())
             text = f"step {step}/{self.steps}  loss {self.loss:.3f}  ({parts})  {self.speed:.1f} images/s"
             self.console.print(text, highlight=False, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from regio.checkpoints import write_json
@@ -28,9 +30,21 @@ from regio.visualize import (
 )
 from regio.visualize.report import Cell
 
-__all__ = ["show_metrics", "write_results"]
+__all__ = ["as_yaml", "show_metrics", "write_results"]
 
 PICTURES = 8  # images in the sheet of annotations and detections
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with each list in one line."""
+
+
+_Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, True))
+
+
+def as_yaml(configuration: Mapping[str, Any]) -> str:
+    """`configuration` in YAML, as people read it and as `config.yaml` holds it."""
+    return yaml.dump(json.loads(json.dumps(configuration)), Dumper=_Dumper, sort_keys=False)
 
 
 def show_metrics(metrics: CocoMetrics, voc: VocMetrics, console: Console) -> None:
@@ -41,16 +55,22 @@ def show_metrics(metrics: CocoMetrics, voc: VocMetrics, console: Console) -> Non
     classes = sorted(metrics.per_class.items(), key=lambda item: -item[1].objects)
     for name, one in classes[:20]:
         numbers = (one.ap, one.ap50, one.ap75, voc.per_class[name].ap_area)
-        table.add_row(name, str(one.objects), *(f"{value:.3f}" for value in numbers))
+        table.add_row(escape(name), str(one.objects), *map(_written, numbers))
     if len(classes) > 20:
         table.add_row(f"and {len(classes) - 20} more", "", "", "", "", "")
     console.print(table)
+    main = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
+    sizes = {"small": metrics.ap_small, "medium": metrics.ap_medium, "large": metrics.ap_large}
+    console.print("  ".join(f"{name} {_written(value)}" for name, value in (main | sizes).items()), highlight=False)
     console.print(
-        f"AP {metrics.ap:.3f}  AP50 {metrics.ap50:.3f}  AP75 {metrics.ap75:.3f}  small {metrics.ap_small:.3f}  "
-        f"medium {metrics.ap_medium:.3f}  large {metrics.ap_large:.3f}\n"
-        f"Pascal VOC, IoU 0.5: mAP {voc.map_area:.3f} (area), {voc.map_11_points:.3f} (eleven points)",
+        f"Pascal VOC, IoU 0.5: mAP {_written(voc.map_area)} (area), {_written(voc.map_11_points)} (eleven points)",
         highlight=False,
     )
+
+
+def _written(value: float) -> str:
+    """Three decimals; a dash for NaN, the mean over no object at all."""
+    return "\N{EN DASH}" if math.isnan(value) else f"{value:.3f}"
 
 
 def write_results(
@@ -81,11 +101,14 @@ def write_results(
         figure.savefig(folder / "plots" / f"{name}.png", dpi=150)
     sheet = _sheet(dataset, predictions)
     sheet.save(folder / "pictures.jpg", quality=90)
-    _report(folder, metrics, voc, plots, sheet, configuration)
+    objects = sum(one.objects for one in metrics.per_class.values())
+    subtitle = f"{len(dataset)} images, {objects} objects, {len(dataset.class_names)} classes. "
+    _report(folder, subtitle, metrics, voc, plots, sheet, configuration)
 
 
 def _report(
     folder: Path,
+    subtitle: str,
     metrics: CocoMetrics,
     voc: VocMetrics,
     plots: Mapping[str, Figure],
@@ -95,7 +118,7 @@ def _report(
     captions = {
         "training": "Losses, learning rate and validation AP against the step",
         "precision_recall": "Precision and recall at IoU 0.5",
-        "confusion": "Confusion matrix at score and IoU 0.5",
+        "confusion": "Confusion matrix at score and IoU 0.5. Column background: missed. Row background: false",
     }
     classes: list[dict[str, Cell]] = []
     for name, one in metrics.per_class.items():
@@ -104,7 +127,7 @@ def _report(
     write_report(
         folder / "report.html",
         folder.name,
-        subtitle="Precision is COCO's, at IoU 0.50 to 0.95, unless another is named",
+        subtitle=subtitle + "AP is COCO's, the mean over IoU 0.50 to 0.95, unless another is named.",
         summary={
             "AP": metrics.ap,
             "AP50": metrics.ap50,
@@ -114,14 +137,14 @@ def _report(
             "AP large": metrics.ap_large,
             "AR100": metrics.ar_100,
             "VOC mAP": voc.map_area,
-            "VOC mAP 2007": voc.map_11_points,
+            "VOC 11-point": voc.map_11_points,
         },
         illustrations=[
             ("Validation images: annotated, and detected", sheet),
             *((captions[name], figure) for name, figure in plots.items()),
         ],
         classes=classes,
-        configuration=yaml.safe_dump(json.loads(json.dumps(configuration)), sort_keys=False),
+        configuration=as_yaml(configuration),
     )
 
 

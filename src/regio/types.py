@@ -112,12 +112,15 @@ class Regions:
         """
         if x.data.device != self.boxes.device:
             raise ValueError(f"boxes: expected device {x.data.device}, that of the features, got {self.boxes.device}")
-        if torch.compiler.is_compiling() or len(self) == 0:
+        if torch.compiler.is_compiling() or self.boxes.shape[0] == 0:
             return  # data-dependent checks would break the graph
         boxes = self.boxes.detach()
         # Four numbers in one tensor, so that the usual case costs a single synchronisation on an accelerator. A side of
-        # a box with NaN or two infinities is NaN; half precision would round the index of an image.
-        sides = (boxes[:, 2:] - boxes[:, :2]).to(torch.promote_types(boxes.dtype, torch.float32))
+        # a box with NaN, or between two infinities, is NaN.
+        low, high = boxes.chunk(2, 1)
+        sides = high - low
+        if sides.dtype.itemsize < 4:  # would round the index of an image
+            sides = sides.float()
         shortest, longest, first, last = torch.stack([*sides.aminmax(), *self.image.aminmax()]).tolist()
         if 0 <= shortest and longest < math.inf and 0 <= first and last < x.data.shape[0]:
             return

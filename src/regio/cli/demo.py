@@ -27,13 +27,15 @@ CONFIG = override(
 
 def demo(
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Optimizer steps (default: {CONFIG.training.steps}).")
+    ] = None,
 ) -> None:
     """Train a Faster R-CNN on generated scenes, evaluate it on scenes it has not seen, and draw what it finds.
 
     Needs no data and no download. Replaces the results of an earlier demo.
     """
-    console = Console()
+    console = Console(soft_wrap=True)
     began = time.perf_counter()
     folder = project / "demo"
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from regio.checkpoints import write_json
@@ -29,13 +30,15 @@ def detect(
     inputs: Annotated[list[str], typer.Argument(help="Photos: files, folders (with all below them) and globs.")],
     *,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
-    score: Annotated[float | None, typer.Option(help="Lowest score of a detection that is kept.")] = None,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection, drawn or listed.")] = 0.5,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Convolve in bfloat16: faster where the processor has it.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    name: Annotated[str | None, typer.Option(help="Folder of the results below --project.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results (default: a new one in --project).")
+    ] = None,
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the detections as JSON, and nothing else.")] = False,
 ) -> None:
@@ -43,14 +46,18 @@ def detect(
 
     An image that cannot be read is passed over, named at the end, and makes the exit code 1.
     """
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, soft_wrap=True)
     files = find_images(inputs)
     path = weights or latest_checkpoint(project)
     place = pick_device(device)
     detector, card = load_detector(path, score_threshold=score)
     detector.to(place).eval()
-    folder = new_folder(project, name, "detect")
-    console.print(f"{path}, {len(card.class_names)} classes, on {place}, {len(files)} images", highlight=False)
+    folder = new_folder(project, None, "detect") if output is None else output
+    console.print(
+        f"{path}, {len(card.class_names)} classes, on {place}, {_count(len(files), 'image')}",
+        highlight=False,
+        markup=False,
+    )
 
     found: list[dict[str, Any]] = []
     unreadable: list[str] = []
@@ -67,7 +74,7 @@ def detect(
         found.append(_as_dict(file, image, detections, card.class_names))
         if pictures:
             (folder / "pictures").mkdir(parents=True, exist_ok=True)
-            picture = draw_detections(image, detections, card.class_names, 0.5 if score is None else score)
+            picture = draw_detections(image, detections, card.class_names, score)
             picture.save(folder / "pictures" / names[file])
     took = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,9 +83,15 @@ def detect(
         print(json.dumps(found))
     objects = sum(len(one["detections"]) for one in found)
     speed = len(found) / took if took > 0 else 0.0
-    console.print(f"{objects} objects in {len(found)} images, {speed:.1f} images/s; in {folder}", highlight=False)
+    console.print(
+        f"{_count(objects, 'object')} of score {score:g} and above in {_count(len(found), 'image')}, "
+        f"{speed:.1f} images/s; in [bold]{escape(str(folder))}[/]{': pictures/, detections.json' if pictures else ''}",
+        highlight=False,
+    )
+    if found and not objects and score > 0.05:
+        console.print("Nothing has that score; --score 0.05 keeps weaker detections too", style="dim", highlight=False)
     if unreadable:
-        console.print(f"[red]{len(unreadable)} images could not be read:[/]", highlight=False)
+        console.print(f"[red]{_count(len(unreadable), 'image')} could not be read:[/]", highlight=False)
         for line in unreadable:
             console.print(f"  {line}", highlight=False, markup=False)
         raise typer.Exit(1)
@@ -102,6 +115,10 @@ def find_images(inputs: list[str]) -> list[Path]:
             raise ValueError(f"{text}: expected an image, a folder with images or a glob that matches some, found none")
         files += some
     return list(dict.fromkeys(files))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _picture_names(files: list[Path]) -> dict[Path, str]:

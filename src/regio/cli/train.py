@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,15 +10,17 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from regio.checkpoints import load_weights
-from regio.cli.runs import new_folder
+from regio.cli.runs import new_folder, pick_device, without_worker_tracebacks
 from regio.config import (
     BACKBONES,
     EXTRACTORS,
     NECKS,
     OPTIMIZERS,
     SCHEDULES,
+    ModelConfig,
     RunConfig,
     build_detector,
     from_dict,
@@ -28,15 +31,29 @@ from regio.config import (
 from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
 from regio.detector import TwoStageDetector
 from regio.evaluate import CocoMetrics, voc_metrics
+from regio.optimisation import SGD, AdamW
 from regio.progress import RichProgress
-from regio.results import show_metrics, write_results
+from regio.results import as_yaml, show_metrics, write_results
+from regio.train import TrainConfig
 from regio.train import train as run_training
 
 __all__ = ["open_splits", "run", "train"]
 
 
+MODEL, TRAINING = ModelConfig(), TrainConfig()
+OPTIONS = {"backbone", "extractor", "neck", "epochs", "batch_size", "precision", "accelerator", "workers", "seed"}
+FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
+
+
 def _one_of(table: dict[str, Any]) -> str:
     return ", ".join(table)
+
+
+def _settings() -> str:
+    """The settings without an option of their own, and their defaults."""
+    values = {"flip": 0.5, "jitter": False} | to_dict(MODEL) | to_dict(TRAINING)
+    shown = {name: value for name, value in values.items() if name not in OPTIONS and value is not None}
+    return ", ".join(f"{name}={value}" for name, value in shown.items() if not isinstance(value, dict))
 
 
 def train(
@@ -44,33 +61,52 @@ def train(
         str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")
     ],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Any other setting, as key=value: channels=256 ema=0.999")
+        list[str] | None, typer.Argument(help=f"Any other setting, as key=value: {_settings()}.")
     ] = None,
     *,
     val: Annotated[str | None, typer.Option(help="Data set to evaluate on (default: the val split of DATA).")] = None,
     classes: Annotated[
         str | None, typer.Option(help="Classes to train on, separated by commas (default: all).")
     ] = None,
-    extractor: Annotated[str | None, typer.Option(help=f"Region features: {_one_of(EXTRACTORS)}.")] = None,
-    backbone: Annotated[str | None, typer.Option(help=f"{_one_of(BACKBONES)}: the last two as timm:NAME.")] = None,
-    neck: Annotated[str | None, typer.Option(help=f"{_one_of(NECKS)}: one map at stride 16, or a pyramid.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help=_one_of(OPTIMIZERS))] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    schedule: Annotated[str | None, typer.Option(help=_one_of(SCHEDULES))] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true or bf16-mixed.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Two runs of one seed are equal.")] = None,
+    extractor: Annotated[
+        str | None, typer.Option(help=f"Region features (default: {MODEL.extractor}): {_one_of(EXTRACTORS)}.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help=f"{_one_of(BACKBONES)} (default: {MODEL.backbone}); the last two as timm:NAME.")
+    ] = None,
+    neck: Annotated[
+        str | None, typer.Option(help=f"{_one_of(NECKS)}: one map at stride 16, or a pyramid (default: {MODEL.neck}).")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help=f"Passes over the data (default: {TRAINING.epochs:g}).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help=f"Images a step (default: {TRAINING.batch_size}).")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"{_one_of(OPTIMIZERS)} (default: adamw).")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help=f"Learning rate (default: {AdamW.lr:g} for adamw, {SGD.lr:g} for sgd).")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help=f"{_one_of(SCHEDULES)} (default: cosine).")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help=f"32-true or bf16-mixed (default: {TRAINING.precision}).")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help=f"cpu, cuda, mps or auto (default: {TRAINING.accelerator}).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help=f"Processes that read images (default: {TRAINING.workers}).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Two runs of one seed are equal (default: {TRAINING.seed}).")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint to start from.")] = None,
-    name: Annotated[str | None, typer.Option(help="Folder of the run below --project.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder of the run below --project (default: train).")] = None,
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run --name, exactly as it was.")] = False,
 ) -> None:
-    """Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder."""
-    console = Console()
+    """Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder.
+
+    Ctrl-C stops and saves. To go on: regio train DATA --name NAME --resume.
+    """
+    console = Console(soft_wrap=True)
     if resume:
         if name is None:
             raise ValueError("--resume: expected --name, the run to go on with")
@@ -78,6 +114,8 @@ def train(
         config = read_config(folder)
         if config.data != data:
             raise ValueError(f"--resume: the run {folder} trains on {config.data}, got {data}")
+        if not (folder / "weights" / "resume.safetensors").is_file():
+            raise ValueError(f"--resume: {folder} ended before its first save; start it again without --resume")
     else:
         folder = new_folder(project, name, "train")
         config = RunConfig(data, validation=val, weights=weights)
@@ -100,28 +138,32 @@ def train(
 def run(config: RunConfig, folder: Path, console: Console, *, resume: bool = False) -> CocoMetrics:
     """Train as `config` says, into `folder`, with plots, pictures and a report at the end."""
     dataset, validation = open_splits(config, console)
+    pick_device(config.training.accelerator)
     detector = build_detector(config.model, len(dataset.class_names))
     if config.weights is not None and not resume:
         load_weights(config.weights, detector, dataset.class_names)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+        (folder / "config.yaml").write_text(as_yaml(to_dict(config)))
     _describe(config, dataset, validation, detector, folder, console)
-    metrics, predictions = run_training(
-        detector,
-        dataset,
-        validation,
-        config.training,
-        folder,
-        transform=transform(config),
-        model=to_dict(config.model),
-        resume=resume,
-        progress=RichProgress(console),
-    )
+    with without_worker_tracebacks():
+        metrics, predictions = run_training(
+            detector,
+            dataset,
+            validation,
+            config.training,
+            folder,
+            transform=transform(config),
+            model=to_dict(config.model),
+            resume=resume,
+            progress=RichProgress(console),
+        )
     voc = voc_metrics(validation.to_coco(), predictions)
     show_metrics(metrics, voc, console)
     write_results(folder, validation, predictions, metrics, voc, to_dict(config))
-    console.print(f"Results are in [bold]{folder}[/]: report.html, weights/best.safetensors", highlight=False)
+    console.print(
+        f"Results are in [bold]{escape(str(folder))}[/]: report.html, weights/best.safetensors", highlight=False
+    )
     return metrics
 
 
@@ -132,12 +174,12 @@ def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, 
     if config.classes:
         dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
     for note in dict.fromkeys([*dataset.notes, *validation.notes]):
-        console.print(note, style="dim", highlight=False)
-    for which in (dataset, validation):
-        for problem in which.problems[:5]:
-            console.print(f"[yellow]note:[/] {problem}", highlight=False)
-        if len(which.problems) > 5:
-            console.print(f"[yellow]note:[/] and {len(which.problems) - 5} more like these", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
+    problems = [*dict.fromkeys(str(problem) for which in (dataset, validation) for problem in which.problems)]
+    for problem in problems[:5]:
+        console.print(f"[yellow]note:[/] {escape(problem)}", highlight=False)
+    if len(problems) > 5:
+        console.print(f"[yellow]note:[/] and {len(problems) - 5} more like these", highlight=False)
     return dataset, validation
 
 
@@ -166,10 +208,17 @@ def _describe(
     console: Console,
 ) -> None:
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    model = config.model
+    model, training = config.model, config.training
+    images = training.batch_size * training.accumulate * training.devices
+    steps = training.steps or math.ceil(training.epochs * len(dataset) / images)
     console.print(
         f"[bold]{model.backbone}[/], {model.neck}, [bold]{model.extractor}[/]: {trained / 1e6:.1f} M parameters train, "
-        f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes; "
-        f"into {folder}",
+        f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes, "
+        f"{steps} steps of {images} images; into {escape(str(folder))}",
         highlight=False,
     )
+    if steps < FEW_STEPS:
+        console.print(
+            f"[yellow]note:[/] {steps} steps are few, and a part of them warm-up; --steps 500 finds more",
+            highlight=False,
+        )

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
-from regio.cli.runs import latest_checkpoint, new_folder, pick_device
+from regio.cli.runs import latest_checkpoint, new_folder, pick_device, without_worker_tracebacks
 from regio.config import load_detector
 from regio.data import open_dataset
 from regio.evaluate import evaluate, voc_metrics
@@ -28,26 +29,35 @@ def val(
     split: Annotated[
         str | None, typer.Option(help="Which images of DATA (default: val, but all of a JSON file).")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    name: Annotated[str | None, typer.Option(help="Folder of the results below --project.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results (default: a new one in --project).")
+    ] = None,
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON, and nothing else.")] = False,
 ) -> None:
-    """Evaluate a checkpoint: COCO's metrics, and Pascal VOC's AP at IoU 0.5."""
-    console = Console(stderr=as_json)
+    """Evaluate a checkpoint: COCO's metrics, and Pascal VOC's AP at IoU 0.5.
+
+    Leaves results.json, predictions.json (COCO results), plots, pictures and report.html in a folder.
+    """
+    console = Console(stderr=as_json, soft_wrap=True)
     path = weights or latest_checkpoint(project)
     detector, card = load_detector(path)
     place = pick_device(device)
     detector.to(place).eval()
     split = split or ("all" if Path(data).is_file() else "val")
-    dataset = open_dataset(data, split).keep_classes(card.class_names)
-    folder = new_folder(project, name, "val")
-    console.print(
-        f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes", highlight=False
-    )
-    with Progress(console=console, disable=not console.is_terminal) as bars:
+    dataset = open_dataset(data, split)
+    try:
+        dataset = dataset.keep_classes(card.class_names)
+    except ValueError as error:
+        expected = f"{data}: expected the classes of {path} ({', '.join(card.class_names)})"
+        raise ValueError(f"{expected}, got {', '.join(dataset.class_names)}") from error
+    folder = new_folder(project, None, "val") if output is None else output
+    about = f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes"
+    console.print(about, highlight=False, markup=False)
+    with without_worker_tracebacks(), Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
         metrics, predictions = evaluate(
             detector,
@@ -61,6 +71,6 @@ def val(
     show_metrics(metrics, voc, console)
     configuration = {"weights": str(path), "data": data, "split": split}
     write_results(folder, dataset, predictions, metrics, voc, configuration)
-    console.print(f"Results are in [bold]{folder}[/]", highlight=False)
+    console.print(f"Results are in [bold]{escape(str(folder))}[/]: report.html", highlight=False)
     if as_json:
         print(json.dumps(metrics.to_json() | {"voc_map_area": voc.map_area, "voc_map_11_points": voc.map_11_points}))

@@ -51,10 +51,11 @@ def sample_grid(
         bins.append(positions.shape[1])
     chosen = check_groups(groups, bins[0] * bins[1], maps)
     dtype = coordinate_dtype(maps[0])
-    rows, columns, row_coef, column_coef = (t.to(dtype) for t in (rows, columns, row_coef, column_coef))
+    axes = [t if t.dtype == dtype else t.to(dtype) for t in (rows, row_coef, columns, column_coef)]
     if not has_kernel(maps[0]):
+        rows, row_coef, columns, column_coef = axes
         return sample_grid_reference(maps, image, rows, columns, row_coef, column_coef, level, chosen)
-    return _sample_grid(maps, image, level, [rows, row_coef, columns, column_coef], chosen).unflatten(2, bins)
+    return _sample_grid(maps, image, level, axes, chosen).unflatten(2, bins)
 
 
 def sample_grid_reference(

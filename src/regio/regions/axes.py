@@ -13,7 +13,7 @@ __all__ = ["along_axes", "at_border", "crossed", "largest"]
 def along_axes(boxes: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The (low, high) [2, R] coordinates of boxes [R, 4], along x and along y, and so the (height, width) `size` [R, 2]
     or [1, 2] as widths and heights [2, R] or [2, 1]. What is done to both axes at once costs half the operations."""
-    low, high = boxes.t().reshape(2, 2, -1)
+    low, high = boxes.t().reshape(2, 2, -1).unbind()
     return low, high, size.flip(1).t()
 
 

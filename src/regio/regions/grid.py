@@ -40,36 +40,39 @@ class RoIAlign(ReadingExtractor):
     def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
         """Where the samples lie; see `ReadingExtractor.reading`. The border rule comes after the shift."""
         boxes, size = boxes_in_cells(maps, r, level)
-        low, high, size = along_axes(boxes, size)
+        low, high, size = (t[..., None, None] for t in along_axes(boxes, size))  # [2, R, 1, 1]
         side = high - low if self.aligned else (high - low).clamp(min=1)
         if self.aligned:
             low = low - 0.5  # the centre of cell 0 is at half a cell
-        longest = max(max(x.size) for x in maps)
         kh, kw = self.bins
-        if shift is None and kh == kw:  # both axes at once
-            positions, coef = self._samples(*_bins(low, side, kh), size[..., None], longest)
-            return SampleGrid(positions[1], positions[0], coef[1], coef[0])
-        columns, column_step = _bins(low[0], side[0], kw)
-        rows, row_step = _bins(low[1], side[1], kh)
-        width, height = size[..., None]
-        if shift is None:
-            on_rows = self._samples(rows, row_step, height, longest)
-            on_columns = self._samples(columns, column_step, width, longest)
-            return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
-        rows, columns = rows[:, :, None] + shift[..., 1], columns[:, None] + shift[..., 0]
-        return crossed(
-            *self._samples(rows, row_step[..., None], height[..., None], longest),
-            *self._samples(columns, column_step[..., None], width[..., None], longest),
-        )
+        if shift is None and kh == kw:
+            positions, coef = self._samples(self._start(low, side, kh), side, kh, size, maps)
+            (columns, rows), (column_coef, row_coef) = positions.unbind(), coef.unbind()
+            return SampleGrid(rows, columns, row_coef, column_coef)
+        columns, rows = self._start(low[0], side[0], kw), self._start(low[1], side[1], kh)
+        if shift is not None:
+            columns, rows = columns[:, None] + shift[..., :1], rows[:, :, None] + shift[..., 1:]
+            side, size = side[..., None], size[..., None]
+        on_columns = self._samples(columns, side[0], kw, size[0], maps)
+        on_rows = self._samples(rows, side[1], kh, size[1], maps)
+        if shift is not None:
+            return crossed(*on_rows, *on_columns)
+        return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
 
-    def _samples(self, start: Tensor, step: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """Positions and coefs [..., S] of the samples of bins that begin at `start` [...] and are `step` long, on maps
-        of `size`, none above `longest`."""
-        start, step, size = start[..., None], step[..., None], size[..., None]
+    def _start(self, low: Tensor, side: Tensor, bins: int) -> Tensor:
+        """Of sides [..., 1, 1] from `low` on, in cells: the samples of each bin [..., bins, samples], which are those of
+        as many equal parts; or with adaptive samples where the bins begin, [..., bins, 1]."""
+        parts = bins * max(self.samples, 1)
+        i = torch.arange(0.5 if self.samples else 0, parts, device=low.device, dtype=low.dtype)
+        return torch.addcmul(low, side / parts, i.view(bins, -1))
+
+    def _samples(
+        self, start: Tensor, side: Tensor, bins: int, size: Tensor, maps: Sequence[FeatureMap]
+    ) -> tuple[Tensor, Tensor]:
+        """Positions and coefs [..., S] of the samples of bins from `start`, see `_start`, on maps of `size`."""
         if self.samples:
-            s = torch.arange(0.5, self.samples, device=start.device, dtype=start.dtype)
-            positions = torch.addcmul(start, step / self.samples, s)
-            return at_border(positions, torch.full_like(positions, 1 / self.samples), size, margin=1)
+            return at_border(start, torch.full_like(start, 1 / self.samples), size, margin=1)
+        step = side / bins
         count = step.detach().ceil()  # a box without extent takes no sample
         spacing = step / count.clamp(min=1)
         # Of the samples only those that may be on the map, so that a box costs no more than the map does; they are more
@@ -77,15 +80,8 @@ class RoIAlign(ReadingExtractor):
         scale, origin = spacing.detach().clamp(min=1e-6), start.detach()
         first = (((-1 - origin) / scale - 0.5).ceil() - 1).clamp(min=0).minimum(count)
         stop = (((size - origin) / scale - 0.5).floor() + 2).clamp(min=0).minimum(count)
-        s = first + torch.arange(
-            largest((stop - first).clamp(min=0), 2 * longest + 6), device=start.device, dtype=start.dtype
-        )
+        most = largest((stop - first).clamp(min=0), 2 * max(max(x.size) for x in maps) + 6)
+        s = first + torch.arange(most, device=start.device, dtype=start.dtype)
         coef = (1 / count.clamp(min=1)).where(s < stop, 0)
-        s = s.minimum(stop - 1)  # to pad a box that has fewer, its last sample, which leads to no other cells
+        s = s.minimum(stop - 1)  # where a box has fewer, its last sample again, which leads to no other cells
         return at_border(start + (s + 0.5) * spacing, coef, size, margin=1)
-
-
-def _bins(low: Tensor, side: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Where the bins [..., bins] of sides [...] from `low` on begin, and their length [..., 1], in cells."""
-    step = (side / bins)[..., None]
-    return torch.addcmul(low[..., None], step, torch.arange(bins, device=low.device, dtype=low.dtype)), step

@@ -49,7 +49,7 @@ class FastRCNNCorners(Corners):
 
     def __call__(self, low: Tensor, high: Tensor, size: Tensor) -> Range:
         first = round_half_away(low)
-        return first, first + (round_half_away(high) - first + 1).clamp(min=1)
+        return first, torch.maximum(round_half_away(high), first) + 1
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ __all__ = ["Chip", "Rectangle", "draw_chip", "font", "place_chips", "shorten"]
 Rectangle = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, half-open."""
 
-BUDGET = 1 / 8  # the share of the picture that chips may cover together
+BUDGET = 1 / 10  # the share of the picture that chips may cover together
 UNREADABLE = 0.1  # a chip of which others cover more than this share is left out
 
 
@@ -51,7 +52,7 @@ def place_chips(chips: list[Chip], size: tuple[int, int], text_size: int) -> lis
     A chip goes where the fewest pixels of earlier chips and of its own box are under it: above the box, under it, or
     just inside, to the left or to the right. No place is outside the picture; one for a text too long for it is as
     wide as the picture. A chip of which others would cover more than a tenth wherever it went has no place, so that
-    the rest can be read; nor have those after an eighth of the picture is covered, so that the picture can be seen.
+    the rest can be read; nor have those after a tenth of the picture is covered, so that the picture can be seen.
     The first always has one.
     """
     width, height = size
@@ -85,7 +86,7 @@ def draw_chip(draw: ImageDraw.ImageDraw, chip: Chip, place: Rectangle, text_size
 
 def chip_size(text: str, text_size: int) -> tuple[int, int]:
     """(width, height) in pixels of the chip of `text`."""
-    return round(font(text_size).getlength(text)) + 2 * _padding(text_size), round(1.4 * text_size)
+    return math.ceil(font(text_size).getlength(text)) + 2 * _padding(text_size), round(1.4 * text_size)
 
 
 def _padding(text_size: int) -> int:

@@ -18,7 +18,7 @@ __all__ = ["draw_detections", "draw_targets"]
 
 LEAST_SIDE = 640  # pixels: the longer side of a picture that is drawn on
 MASK_OPACITY = 0.4
-PALE = 150  # of 255: opacity of the thin outline of a box without a chip
+PALE = 180  # of 255: opacity of the thin outline of a box without a chip
 
 
 @dataclass(frozen=True)

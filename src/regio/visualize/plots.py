@@ -5,6 +5,7 @@ Save one with ``figure.savefig("curves.png", dpi=150)``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,13 +30,14 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
 
     rows: those of a run's metrics.csv, each with "step". Columns that begin with "val_" are metrics in [0, 1]; "lr" is
     the learning rate; all others but "epoch" and "images_per_second" are losses, of which "loss" is the sum. Losses are
-    drawn as they are, pale, and smoothed by an exponential mean over a twentieth of the run.
+    drawn as they are, pale, and smoothed by an exponential mean over a twentieth of the run. NaN is not drawn, nor is
+    a column of nothing else named: AP of small objects where there are none.
 
     Raises ValueError when there are no rows.
     """
     if not rows:
         raise ValueError("rows: expected at least one row of metrics, got none")
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if not math.isnan(value)))
     metrics = [name for name in names if name.startswith("val_")]
     losses = sorted((n for n in names if n not in NOT_LOSSES and n not in metrics), key=lambda n: n != "loss")
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -44,7 +46,8 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         figure.add_subplot(grid[where]) for where in ((0, 0), (1, 0), (slice(0, 2), 1))
     )
     rate_axes.sharex(loss_axes)
-    for axes, title in ((loss_axes, "training loss"), (rate_axes, "learning rate"), (metric_axes, "validation")):
+    metric_axes.sharex(loss_axes)
+    for axes, title in ((loss_axes, "training loss"), (rate_axes, "learning rate"), (metric_axes, "validation AP")):
         _style(axes, title)
 
     tops = []
@@ -87,7 +90,7 @@ def precision_recall_figure(metrics: CocoMetrics) -> Figure:
     Up to ten classes are all named, with their AP50. Of more, the five best and the five worst are, and the others are
     grey. Classes without objects have no curve.
     """
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    figure = Figure(figsize=(7, 4.8), layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "precision and recall at IoU 0.5")
     names = [*metrics.per_class]

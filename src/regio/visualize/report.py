@@ -26,13 +26,13 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e8eaed; --soft: #9aa0a8; --line: #2c3036;
   --card: #1d2024; --bar: #1f3d63 } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif }
 h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere }
 h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem }
 p { margin: .25rem 0; color: var(--soft) }
-dl { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0 0 }
-dl div { flex: 1 1 7rem; padding: .6rem .8rem; border-radius: .5rem; background: var(--card) }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0 }
+dl div { padding: .6rem .8rem; border-radius: .5rem; background: var(--card) }
 dt { color: var(--soft); font-size: .85rem }
 dd { margin: 0; font-size: 1.3rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 .scroll { overflow-x: auto }
@@ -41,9 +41,12 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align:
 th { color: var(--soft); font-weight: 500 }
 th:first-child, td:first-child { text-align: left }
 td.share { background: linear-gradient(90deg, var(--bar) var(--share), transparent var(--share)) }
-figure { margin: 0 0 1.5rem }
-figure img { display: block; width: auto; max-width: 100%; height: auto; border-radius: .5rem; background: #fff }
-figcaption { margin-bottom: .4rem; color: var(--soft); font-size: .92rem; overflow-wrap: anywhere }
+.figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem }
+figure { max-width: 100%; margin: 0; overflow-x: auto }
+figure img { display: block; max-width: 100%; height: auto; border-radius: .5rem; background: #fff }
+figure img.plot { min-width: min(var(--width), 40rem) }
+figcaption { position: sticky; left: 0; width: 0; min-width: 100%; margin-bottom: .4rem; color: var(--soft);
+  font-size: .92rem; overflow-wrap: anywhere }
 pre { margin: 0; padding: .8rem; border-radius: .5rem; background: var(--card); font-size: .85rem; overflow-x: auto }
 """
 
@@ -74,7 +77,7 @@ def write_report(
         body += ["<dl>", *items, "</dl>"]
     if illustrations:
         body.append("<h2>Plots and pictures</h2>")
-        body += [_figure(caption, content) for caption, content in illustrations]
+        body += ['<div class="figures">', *(_figure(caption, content) for caption, content in illustrations), "</div>"]
     if classes:
         body += ["<h2>Classes</h2>", _table(classes)]
     if configuration:
@@ -115,21 +118,26 @@ def _written(value: Cell) -> str:
 
 
 def _figure(caption: str, content: Figure | Image.Image | Path) -> str:
-    kind, data = _encoded(content)
+    kind, data, (width, height) = _encoded(content)
     source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
     text = escape(caption)
-    return f'<figure><figcaption>{text}</figcaption><img alt="{text}" loading="lazy" src="{source}"></figure>'
+    size = f'width="{width}" height="{height}"'
+    plot = f' class="plot" style="--width: {width}px"' if isinstance(content, Figure) else ""
+    return f'<figure><figcaption>{text}</figcaption><img alt="{text}" {size}{plot} src="{source}"></figure>'
 
 
-def _encoded(content: Figure | Image.Image | Path) -> tuple[str, bytes]:
-    """Media type and bytes: plots as PNG, which is sharp, photos as JPEG, which is small."""
+def _encoded(content: Figure | Image.Image | Path) -> tuple[str, bytes, tuple[int, int]]:
+    """Media type, bytes, and (width, height) in CSS pixels, of which 96 are an inch of a plot: its text is then of the
+    size of the page's. Plots are PNG, which is sharp, photos JPEG, which is small."""
     buffer = io.BytesIO()
     if isinstance(content, Path):
         if content.suffix.lower() not in _TYPES:
             raise ValueError(f"{content}: expected an image file, one of {', '.join(_TYPES)}")
-        return _TYPES[content.suffix.lower()], content.read_bytes()
+        with Image.open(content) as image:
+            return _TYPES[content.suffix.lower()], content.read_bytes(), image.size
     if isinstance(content, Figure):
         content.savefig(buffer, format="png", dpi=150)
-        return "image/png", buffer.getvalue()
+        inches = content.get_size_inches()
+        return "image/png", buffer.getvalue(), (round(96 * inches[0]), round(96 * inches[1]))
     content.convert("RGB").save(buffer, format="JPEG", quality=88)
-    return "image/jpeg", buffer.getvalue()
+    return "image/jpeg", buffer.getvalue(), content.size

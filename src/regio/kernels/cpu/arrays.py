@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regio.kernels.cpu import memory
+from regio.kernels.cpu import memory, threads
+from regio.kernels.cpu.cells import transpose
 from regio.kernels.cpu.compile import compiled
+from regio.kernels.cpu.vectors import SIDE
 from regio.kernels.maps import is_channels_last
 
 __all__ = ["boxes_of_each_level", "cells", "gradient", "plain"]
 
 Array = np.ndarray[Any, Any]
+U = np.uintp
+
+_LEAST = 1 << 17  # numbers: fewer are copied before another thread has begun
 
 
 def cells(x: Tensor, dtype: torch.dtype) -> Array:
     """A map [N, C, H, W] as the flat array of its channels-last cells; no copy where it is stored like that."""
-    stored = x.detach().permute(0, 2, 3, 1)
-    if stored.dtype != dtype or not stored.is_contiguous():
-        stored = memory.empty(tuple(stored.shape), dtype).copy_(stored)  # one pass for both
-    return stored.view(-1).numpy()
+    x = x.detach()
+    stored = x.permute(0, 2, 3, 1)
+    if x.dtype != dtype or not stored.is_contiguous():
+        n, h, w, c = stored.shape
+        stored = memory.empty((n, h, w, c), dtype)
+        if x.is_contiguous():
+            _transpose(x.to(dtype), stored, (n, c, h * w))
+        else:
+            stored.copy_(x.permute(0, 2, 3, 1))
+    return stored.numpy().reshape(-1)
 
 
 def gradient(grad: Tensor, x: Tensor) -> Tensor:
     """Channels-last `grad` [N, H, W, C] in the shape, dtype and memory format of the map `x`, as `maps.like_maps`."""
-    grad = grad.permute(0, 3, 1, 2)
     if is_channels_last(x):
-        return grad.to(x.dtype)
-    return memory.empty(tuple(x.shape), x.dtype).copy_(grad)
+        return grad.permute(0, 3, 1, 2).to(x.dtype)
+    n, c, h, w = x.shape
+    contiguous = memory.empty((n, c, h, w), grad.dtype)
+    _transpose(grad, contiguous, (n, h * w, c))
+    return contiguous.to(x.dtype)
+
+
+def _transpose(source: Tensor, target: Tensor, shape: tuple[int, int, int]) -> None:
+    """``target[n, j, i] = source[n, i, j]``, both contiguous: several times as fast as PyTorch's copy. shape: of source,
+    (images, rows, columns)."""
+    images, rows, columns = shape
+    run = partial(_transpose_blocks, source.numpy().reshape(-1), target.numpy().reshape(-1), rows, columns)
+    threads.share(run, images * -(-rows // SIDE), grain=-(-_LEAST // (SIDE * max(columns, 1))))
+
+
+@compiled
+def _transpose_blocks(source: Array, target: Array, rows: int, columns: int, begin: int, end: int) -> None:
+    """`_transpose` for the blocks [begin, end) of SIDE rows of an image each."""
+    blocks = -(-rows // SIDE)
+    for block in range(begin, end):
+        origin, first = block // blocks * rows * columns, block % blocks * SIDE
+        size, at = min(SIDE, rows - first), U(origin + first * columns)
+        transpose(source, at, columns, size, columns, target, U(origin + first), rows)
 
 
 def plain(*tensors: Tensor) -> tuple[Array, ...]:

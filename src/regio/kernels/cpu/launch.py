@@ -63,8 +63,9 @@ def features(
     """Fill `out`, the boxes shared between the threads; returns it in the dtype of the maps."""
     result = out.numpy()
     for x, boxes, fixed in _levels(out, maps, image, level, arguments, groups):
-        run = partial(kernel, arrays.cells(x, out.dtype), *fixed, result)
-        threads.share(run, len(boxes), grain=_grain(result.shape[1] * result.shape[2]), shares=4)
+        if len(boxes):
+            run = partial(kernel, arrays.cells(x, out.dtype), *fixed, result)
+            threads.share(run, len(boxes), grain=_grain(result.shape[1] * result.shape[2]), shares=4)
     return out.to(maps[0].dtype)
 
 
@@ -86,14 +87,15 @@ def map_gradients(
     """
     dtype, grads = coordinate_dtype(maps[0]), []
     (g,) = arrays.plain(grad.to(dtype))
-    for x, _, fixed in _levels(grad, maps, image, level, arguments, groups):
+    channels = maps[0].shape[1] // group_count(groups)
+    block, per_channel = (16 if channels >= 64 else 4), g.size // max(channels, 1)
+    for x, boxes, fixed in _levels(grad, maps, image, level, arguments, groups):
         n, c, h, w = x.shape
         grad_x = memory.zeros((n, h, w, c), dtype)
-        read = (arrays.cells(x, dtype),) if reads_map else ()
-        run = partial(kernel, *read, grad_x.view(-1).numpy(), *fixed, g)
-        channels = c // group_count(groups)
-        block, per_channel = (16 if channels >= 64 else 4), g.size // max(channels, 1)
-        threads.share(run, channels, grain=block * _grain(block * per_channel))
+        if len(boxes):
+            read = (arrays.cells(x, dtype),) if reads_map else ()
+            run = partial(kernel, *read, grad_x.view(-1).numpy(), *fixed, g)
+            threads.share(run, channels, grain=block * _grain(block * per_channel))
         grads.append(arrays.gradient(grad_x, x))
     return grads
 
@@ -113,6 +115,7 @@ def argument_gradients(
     grads = [torch.zeros(a.shape, dtype=dtype) for a in arguments]
     results = [a.numpy() for a in grads]
     for x, boxes, fixed in _levels(grad, maps, image, level, arguments, groups):
-        run = partial(kernel, arrays.cells(x, dtype), *fixed, g, *results)
-        threads.share(run, len(boxes), grain=_grain(g.shape[1] * g.shape[2]), shares=4)
+        if len(boxes):
+            run = partial(kernel, arrays.cells(x, dtype), *fixed, g, *results)
+            threads.share(run, len(boxes), grain=_grain(g.shape[1] * g.shape[2]), shares=4)
     return grads

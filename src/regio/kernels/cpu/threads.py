@@ -41,8 +41,8 @@ def share(work: Callable[[int, int], object], total: int, *, grain: int = 1, sha
     done, so that uneven work evens out. The calling thread takes part; with one thread, or at most one grain, it does
     everything in one call. An error in any range is raised here, after the others have stopped.
     """
-    threads = min(torch.get_num_threads(), -(-total // grain))
-    if threads <= 1:
+    threads = 1 if total <= grain else min(torch.get_num_threads(), -(-total // grain))
+    if threads == 1:
         work(0, total)
         return
     step = -(-total // (threads * shares * grain)) * grain
