@@ -65,6 +65,19 @@ def test_boxes_that_cannot_be_read(box: list[float], image: int, message: str) -
         regions([[0.0, 0.0, 1.0, 1.0], box], [0, image]).check(FeatureMap(torch.zeros(2, 1, 4, 4), 16))
 
 
+def test_sides_beyond_the_largest_number_are_ordinary() -> None:
+    """Boxes of float16 end at 65504; the width of this one does not."""
+    boxes = torch.tensor([[-60000.0, 0.0, 60000.0, 1.0]], dtype=torch.float16)
+    Regions(boxes, torch.tensor([0])).check(FeatureMap(torch.zeros(2, 1, 4, 4), 16))
+
+
+def test_images_of_half_precision_boxes_are_counted_exactly() -> None:
+    """bfloat16 has no 257 and rounds it to 256."""
+    r = Regions(torch.zeros(1, 4, dtype=torch.bfloat16), torch.tensor([257]))
+    with pytest.raises(ValueError, match=r"image: expected an index in \[0, 257\), got 257 at row 0"):
+        r.check(FeatureMap(torch.zeros(257, 1, 1, 1), 16))
+
+
 def test_feature_maps() -> None:
     assert FeatureMap(torch.zeros(1, 2, 3, 4), 8).size == (3, 4)
     with pytest.raises(ValueError, match=r"data: expected shape \[N, C, H, W\], got \[2, 3, 4\]"):

@@ -95,7 +95,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Step:
-    """Linear warm-up over `warmup` steps (a fifth of the run at most); times `factor` at each of `milestones`, fractions of the run.
+    """Linear warm-up as in `Cosine`; times `factor` at each of `milestones`, which are fractions of the run.
 
     The default drops are those of the 12-epoch schedule of FPN and learned region features: after 8 and 10.667 epochs.
     """

@@ -122,7 +122,7 @@ class Regions:
         if sides.dtype.itemsize < 4:  # would round the index of an image
             sides = sides.float()
         shortest, longest, first, last = torch.stack([*sides.aminmax(), *self.image.aminmax()]).tolist()
-        if 0 <= shortest and longest < math.inf and 0 <= first and last < x.data.shape[0]:
+        if 0 <= shortest <= longest < math.inf and 0 <= first <= last < x.data.shape[0]:
             return
         bad_box = ~torch.isfinite(boxes).all(1) | (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
         bad_image = (self.image < 0) | (self.image >= x.data.shape[0])

@@ -8,15 +8,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import regio
-from regio.kernels.cpu import memory
+from regio.kernels.cpu import arrays, memory
 from regio.kernels.cpu.memory import zeros
 from regio.kernels.cpu.threads import share
+from regio.kernels.maps import coordinate_dtype, like_maps
 from regio.regions import RoIAlign, RoIPool
 from regio.regions.base import RegionExtractor
 from regio.types import FeatureMap, Regions
@@ -156,6 +158,35 @@ def test_large_results_are_ordinary_tensors() -> None:
         assert tensor.shape == shape
         assert tensor.dtype == torch.float64
         assert not tensor.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 16, 4, 8), (3, 37, 5, 7), (1, 20, 0, 3), (0, 3, 2, 2), (2, 600, 17, 31)]
+)
+def test_maps_are_transposed_and_back(shape: tuple[int, ...], dtype: torch.dtype, two_threads: None) -> None:
+    x = torch.randn(shape).to(dtype)
+    wide = coordinate_dtype(x)
+    for stored in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        flat = torch.from_numpy(arrays.cells(stored, wide))
+        cells = flat.view(*(shape[i] for i in (0, 2, 3, 1)))
+        assert torch.equal(cells, x.permute(0, 2, 3, 1).to(wide))
+        back = arrays.gradient(cells, stored)
+        (like,) = like_maps([stored])
+        assert torch.equal(back, x)
+        assert back.dtype == like.dtype
+        assert back.stride() == like.stride() or not x.numel()
+
+
+def test_boxes_are_sorted_by_level() -> None:
+    level, image = np.array([2, 0, 2, 2, 0]), np.array([0, 1, 0, 1, 1])
+    rows = arrays.boxes_of_each_level(image, level, 2, 4)
+    assert [r.tolist() for r in rows] == [[1, 4], [], [0, 2, 3], []]
+    assert [len(r) for r in arrays.boxes_of_each_level(level[:0], level[:0], 2, 2)] == [0, 0]
+    with pytest.raises(ValueError, match=r"level: expected an index in \[0, 2\), got 2 at row 0"):
+        arrays.boxes_of_each_level(image, level, 2, 2)
+    with pytest.raises(ValueError, match=r"image: expected an index in \[0, 1\), got 1 at row 1"):
+        arrays.boxes_of_each_level(image, level, 1, 4)
 
 
 def test_import_does_not_load_numba() -> None:

@@ -188,6 +188,16 @@ def test_registration_of_grid(groups: list[int]) -> None:
     check_backward("sample_grid", torch.randn(5, 2 if any(groups) else 6, 6), x, image, level, axes, groups)
 
 
+def test_gradients_have_no_gradients() -> None:
+    """Differentiable once: a second time raises instead of giving zeros."""
+    image, points, coef, level = random_samples()
+    x = [m.requires_grad_() for m in maps()]
+    y = sample_points(x, image, points, coef, level)
+    (grad,) = torch.autograd.grad(y.square().sum(), x[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def check_backward(
     name: str, grad: Tensor, x: list[Tensor], image: Tensor, level: Tensor, arguments: list[Tensor], groups: list[int]
 ) -> None:

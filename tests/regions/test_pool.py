@@ -18,6 +18,7 @@ from regio.regions.quantisation import (
     SlidingBins,
     SPPNetCorners,
     SPPNetReleasedCorners,
+    round_half_away,
 )
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, ExtractorContract, close, feature_map, regions
@@ -159,6 +160,16 @@ def test_halves_round_away_from_zero() -> None:
     assert RoIPool(1)(FeatureMap(data, 2), r).item() == 21.0
     low = torch.tensor([0.5, 1.5, -0.5, -2.5, 0.49999997, 2.4])
     assert FastRCNNCorners()(low, low, low)[0].tolist() == [1, 2, -1, -3, 0, 2]
+
+
+@settings(deadline=None, max_examples=100)
+@given(whole=st.integers(-(2**22), 2**22), step=st.sampled_from([-1, 0, 1]), sign=st.sampled_from([-1, 1]))
+def test_rounding_next_to_a_half(whole: int, step: int, sign: int) -> None:
+    """Halves go away from zero, the numbers of float32 before them towards it."""
+    half = torch.tensor(sign * (abs(whole) + 0.5))
+    value = half if step == 0 else half.nextafter(torch.tensor(step * sign * torch.inf))
+    expected = int(abs(value.double().item()) + 0.5) * sign
+    assert round_half_away(value).item() == expected
 
 
 def test_corners() -> None:

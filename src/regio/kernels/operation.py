@@ -7,8 +7,8 @@ The kernels of the operation `name` are three functions of the modules `regio.ke
     backward_maps(grad, maps, image, level, arguments, groups) -> a gradient of each map
     backward_arguments(grad, maps, image, level, arguments, groups) -> a gradient of each argument
 
-`arguments` are the tensors that say where the boxes read; `groups` is the channel group of each part, or empty where all
-parts read all channels.
+`arguments` are the tensors that say where the boxes read; `groups` is the channel group of each part, or empty where
+all parts read all channels.
 """
 
 from __future__ import annotations
@@ -44,22 +44,24 @@ def map_operation(name: str, like: Operation, *, differentiable_arguments: bool)
     """Register `regio::name` and its two backward operations; `like` makes an empty result of the right shape,
     dtype and layout. Arguments that are not differentiable (whole numbers) have no `backward_arguments`."""
     backward_maps = _register(
-        f"{name}_backward_maps", f"(Tensor grad, {_INPUTS}) -> Tensor[]", lambda grad, maps, *rest: like_maps(maps)
+        name, "backward_maps", f"(Tensor grad, {_INPUTS}) -> Tensor[]", lambda grad, maps, *rest: like_maps(maps)
     )
     if differentiable_arguments:
         backward_arguments = _register(
-            f"{name}_backward_arguments",
+            name,
+            "backward_arguments",
             f"(Tensor grad, {_INPUTS}) -> Tensor[]",
             lambda grad, maps, image, level, arguments, groups: [a.new_empty(a.shape) for a in arguments],
         )
 
     class Recorded(Function):
         @staticmethod
-        def forward(ctx: Any, groups: Sequence[int], levels: int, *tensors: Tensor) -> Tensor:
-            """tensors: the image and level of each box, the maps, the arguments."""
+        def forward(
+            ctx: Any, groups: Sequence[int], levels: int, image: Tensor, level: Tensor, *tensors: Tensor
+        ) -> Tensor:
+            """tensors: the maps, one a level, and the arguments."""
             ctx.groups, ctx.levels = groups, levels
-            ctx.save_for_backward(*tensors)
-            image, level, *tensors = tensors
+            ctx.save_for_backward(image, level, *tensors)
             return below_autograd(tensors[:levels], image, level, tensors[levels:], groups)
 
         @staticmethod
@@ -84,25 +86,23 @@ def map_operation(name: str, like: Operation, *, differentiable_arguments: bool)
             return Recorded.apply(groups, len(maps), image, level, *maps, *arguments)
         return below_autograd(maps, image, level, arguments, groups)
 
-    # `register_autograd` does the same, but takes longer over lists of tensors than torchvision's RoIAlign over a box.
-    forward = _register(name, f"({_INPUTS}) -> Tensor", like)
+    # `register_autograd` would do the same, but what it does with lists of tensors takes longer than torchvision's
+    # RoIAlign of a box.
+    forward = _register(name, "forward", f"({_INPUTS}) -> Tensor", like)
     _library.impl(name, with_autograd, "Autograd")
     return forward
 
 
-def _register(name: str, schema: str, like: Callable[..., Any]) -> Any:
-    module, _, rest = name.partition("_backward_")
-    function = f"backward_{rest}" if rest else "forward"
-
-    def on(device: str) -> Callable[..., Any]:
-        @cache
-        def kernel() -> Callable[..., Any]:
-            return getattr(import_module(f"regio.kernels.{device}.{module}"), function)
-
-        return lambda *inputs: kernel()(*inputs)
-
+def _register(module: str, function: str, schema: str, like: Callable[..., Any]) -> Any:
+    name = module if function == "forward" else f"{module}_{function}"
     _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, on(device.lower()), device)
+    for device in ("cpu", "cuda"):
+        _library.impl(name, _imported(f"regio.kernels.{device}.{module}", function), device.upper())
     torch.library.register_fake(f"regio::{name}", like, lib=_library)
     return getattr(torch.ops.regio, name).default
+
+
+def _imported(module: str, function: str) -> Callable[..., Any]:
+    """The function of a module that is imported at the first call."""
+    load = cache(lambda: getattr(import_module(module), function))
+    return lambda *inputs: load()(*inputs)

@@ -60,8 +60,8 @@ class RoIAlign(ReadingExtractor):
         return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
 
     def _start(self, low: Tensor, side: Tensor, bins: int) -> Tensor:
-        """Of sides [..., 1, 1] from `low` on, in cells: the samples of each bin [..., bins, samples], which are those of
-        as many equal parts; or with adaptive samples where the bins begin, [..., bins, 1]."""
+        """On sides [..., 1, 1] from `low` on, in cells: the samples of the bins [..., bins, samples], which are the
+        middles of as many equal parts; or, where their number depends on the box, the beginnings [..., bins, 1]."""
         parts = bins * max(self.samples, 1)
         i = torch.arange(0.5 if self.samples else 0, parts, device=low.device, dtype=low.dtype)
         return torch.addcmul(low, side / parts, i.view(bins, -1))

@@ -48,8 +48,8 @@ def gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _transpose(source: Tensor, target: Tensor, shape: tuple[int, int, int]) -> None:
-    """``target[n, j, i] = source[n, i, j]``, both contiguous: several times as fast as PyTorch's copy. shape: of source,
-    (images, rows, columns)."""
+    """``target[n, j, i] = source[n, i, j]``, both contiguous; several times as fast as PyTorch's copy. shape: (images,
+    rows, columns) of source."""
     images, rows, columns = shape
     run = partial(_transpose_blocks, source.numpy().reshape(-1), target.numpy().reshape(-1), rows, columns)
     threads.share(run, images * -(-rows // SIDE), grain=-(-_LEAST // (SIDE * max(columns, 1))))
