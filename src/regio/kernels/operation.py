@@ -76,7 +76,7 @@ def map_operation(name: str, like: Operation, *, differentiable_arguments: bool)
             return None, None, None, None, *to_maps, *to_arguments
 
     def below_autograd(*inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowAutograd():  # as PyTorch's own custom operators go on to the kernel
             return forward(*inputs)
 
     def with_autograd(
