@@ -275,10 +275,10 @@ class LearnedRegionFeatures(RegionExtractor):
         of w (u - x) is an inner product of embeddings: Eq. 8 holds all of it, and only that sum is an approximation.
 
         deviation, reach: in units of the embedded coordinates (cells by default); reach should be the longer side of
-        the map at least. The start is not the paper's: from N(0, 0.01) the parts need thousands of steps to read
-        different places, from here they do at once. The matrices W_im and V, shared by all parts, then only select
-        frequencies and are fixed (``requires_grad`` is False): a sum of large cosines that nearly cancel is upset by
-        any step of an optimizer that moves the three factors together. W_k_box, one matrix a part, is learned.
+        the map at least. The start is not the paper's: from N(0, 0.01) all parts begin alike and a short training leads
+        them to scattered cells, from here each begins at its bin. The matrices W_im and V, shared by all parts, then
+        only select frequencies and are fixed (``requires_grad`` is False): a sum of large cosines that nearly cancel is
+        upset by any step of an optimizer that moves the three factors together. W_k_box, one matrix a part, is learned.
 
         Raises ValueError without a geometric term or with box numbers other than `corners`, and where there are fewer
         than 8 embedding or 4 key channels.
