@@ -15,7 +15,7 @@ from regio.kernels.cpu.compile import compiled
 from regio.kernels.cpu.vectors import SIDE
 from regio.kernels.maps import is_channels_last
 
-__all__ = ["boxes_of_each_level", "cells", "gradient", "plain"]
+__all__ = ["boxes_of_each_level", "cells", "plain", "put_channels", "room_like"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
@@ -37,14 +37,44 @@ def cells(x: Tensor, dtype: torch.dtype) -> Array:
     return stored.numpy().reshape(-1)
 
 
-def gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Channels-last `grad` [N, H, W, C] in the shape, dtype and memory format of the map `x`, as `maps.like_maps`."""
-    if is_channels_last(x):
-        return grad.permute(0, 3, 1, 2).to(x.dtype)
+def room_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor for the gradient of the map `x`, in the memory format of `maps.like_maps`."""
     n, c, h, w = x.shape
-    contiguous = memory.empty((n, c, h, w), grad.dtype)
-    _transpose(grad, contiguous, (n, h * w, c))
-    return contiguous.to(x.dtype)
+    if is_channels_last(x):
+        return memory.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
+    return memory.empty((n, c, h, w), dtype)
+
+
+def put_channels(own: Array, target: Tensor, groups: int, begin: int, end: int) -> None:
+    """Write the channels [begin, end) of every group into `target`, a tensor as from `room_like`.
+
+    own: flat cells [N, H, W, groups, end - begin].
+    """
+    n, c, h, w = target.shape
+    if is_channels_last(target):
+        _put_cells(own, target.permute(0, 2, 3, 1).numpy().reshape(-1), n * h * w, c, groups, begin, end)
+    else:
+        _put_planes(own, target.numpy().reshape(-1), (n, h * w), c, groups, begin, end)
+
+
+@compiled
+def _put_cells(own: Array, target: Array, cells: int, channels: int, groups: int, begin: int, end: int) -> None:
+    size, each = end - begin, channels // groups
+    for i in range(cells * groups):
+        at, to = U(i * size), U(i // groups * channels + i % groups * each + begin)
+        for j in range(size):
+            target[to + U(j)] = own[at + U(j)]
+
+
+@compiled
+def _put_planes(
+    own: Array, target: Array, shape: tuple[int, int], channels: int, groups: int, begin: int, end: int
+) -> None:
+    (images, cells), size, each = shape, end - begin, channels // groups
+    for image in range(images):
+        for g in range(groups):
+            at, to = U((image * cells * groups + g) * size), U((image * channels + g * each + begin) * cells)
+            transpose(own, at, groups * size, cells, size, target, to, cells)
 
 
 def _transpose(source: Tensor, target: Tensor, shape: tuple[int, int, int]) -> None:

@@ -153,15 +153,21 @@ def maximum(
 
 @compiled
 def add_to_maximum(
-    x: Array, grad_x: Array, at: int, row_step: int, step: int, rows: int, columns: int, tile: Array, to: int, size: int
-) -> None:
-    """Add ``tile[to + c]`` to `grad_x` at the first, row by row, of the largest of rows x columns cells."""
+    x: Array, at: int, row_step: int, step: int, rows: int, columns: int, grad_x: Array, grad_at: int,
+    grad_row_step: int, grad_step: int, tile: Array, to: int, size: int
+) -> None:  # fmt: skip
+    """Add ``tile[to + c]`` to `grad_x` where the first, row by row, of the largest of rows x columns cells lies.
+
+    Cell (i, j) is read at ``x[at + i * row_step + j * step + c]``, and its gradient added to in `grad_x` likewise.
+    """
     c = 0
     while c + _WIDE <= size:
-        _wide_add_to_maximum(x, grad_x, at + U(c), row_step, step, rows, columns, tile, to + U(c))
+        a, g, t = at + U(c), grad_at + U(c), to + U(c)
+        _wide_add_to_maximum(x, a, row_step, step, rows, columns, grad_x, g, grad_row_step, grad_step, tile, t)
         c += _WIDE
     while c + _NARROW <= size:
-        _narrow_add_to_maximum(x, grad_x, at + U(c), row_step, step, rows, columns, tile, to + U(c))
+        a, g, t = at + U(c), grad_at + U(c), to + U(c)
+        _narrow_add_to_maximum(x, a, row_step, step, rows, columns, grad_x, g, grad_row_step, grad_step, tile, t)
         c += _NARROW
     while c < size:
         best, where = x[at + U(c)], 0
@@ -169,8 +175,8 @@ def add_to_maximum(
             for j in range(columns):
                 value = x[at + U(i * row_step + j * step + c)]
                 if value > best or (value != value and best == best):
-                    best, where = value, i * row_step + j * step
-        grad_x[at + U(where + c)] += tile[to + U(c)]
+                    best, where = value, i * grad_row_step + j * grad_step
+        grad_x[grad_at + U(where + c)] += tile[to + U(c)]
         c += 1
 
 

@@ -80,23 +80,37 @@ def map_gradients(
     *,
     reads_map: bool = False,
 ) -> list[Tensor]:
-    """A gradient of each map. A thread has its own channels of every group, whatever the boxes: no two threads write
-    to one place, and the order of the sums does not depend on them.
+    """A gradient of each map, in its dtype and memory format. A thread has its own channels of every group, whatever
+    the boxes, so the order of the sums does not depend on the number of threads.
 
-    reads_map: the kernel also takes the map, before its gradient.
+    The kernel adds to cells that hold nothing but the thread's channels: where threads write different channels of the
+    same cells, the processor's prefetching takes the lines of each away from the other, and both can take twice as
+    long. So it is called with the shape and the starts of such cells, begin and end being those in the gradient.
+
+    reads_map: the kernel is called as ``kernel(<map>, C, starts, <cells of the thread>, ...)``.
     """
-    dtype, grads = coordinate_dtype(maps[0]), []
+    dtype, count = coordinate_dtype(maps[0]), group_count(groups)
     (g,) = arrays.plain(grad.to(dtype))
-    channels = maps[0].shape[1] // group_count(groups)
+    channels = maps[0].shape[1] // count
     block, per_channel = (16 if channels >= 64 else 4), g.size // max(channels, 1)
-    for x, boxes, fixed in _levels(grad, maps, image, level, arguments, groups):
-        n, c, h, w = x.shape
-        grad_x = memory.zeros((n, h, w, c), dtype)
-        if len(boxes):
-            read = (arrays.cells(x, dtype),) if reads_map else ()
-            run = partial(kernel, *read, grad_x.view(-1).numpy(), *fixed, g)
-            threads.share(run, channels, grain=block * _grain(block * per_channel))
-        grads.append(arrays.gradient(grad_x, x))
+    grads = []
+    for x, boxes, ((c, h, w), index, which, starts, *where) in _levels(grad, maps, image, level, arguments, groups):
+        result = arrays.room_like(x, dtype)
+        if not len(boxes):
+            result.zero_()
+        else:
+            read = (arrays.cells(x, dtype), c, starts) if reads_map else ()
+            group = starts // channels
+
+            def work(begin: int, end: int) -> None:
+                size = end - begin
+                own = memory.empty((len(x) * h * w * count * size,), dtype).numpy()
+                own[:] = 0
+                kernel(*read, own, (count * size, h, w), index, which, group * size - begin, *where, g, begin, end)
+                arrays.put_channels(own, result, count, begin, end)
+
+            threads.share(work, channels, grain=block * _grain(block * per_channel))
+        grads.append(result.to(x.dtype))
     return grads
 
 

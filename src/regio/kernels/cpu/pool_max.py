@@ -50,8 +50,8 @@ def _forward(
 
 @compiled
 def _backward_map(
-    x: Array, grad_x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, top: Array,
-    bottom: Array, left: Array, right: Array, grad: Array, begin: int, end: int
+    x: Array, step: int, starts_in_x: Array, grad_x: Array, shape: tuple[int, int, int], image: Array,
+    which: Array, starts: Array, top: Array, bottom: Array, left: Array, right: Array, grad: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """Add the gradient of the channels [begin, end) of every group to grad_x."""
     cell, height, width = shape
@@ -69,9 +69,13 @@ def _backward_map(
                     u0, u1 = max(left[r, j], 0), min(right[r, j], width)
                     if v0 >= v1 or u0 >= u1:
                         continue
-                    at = U(((image[r] * height + v0) * width + u0) * cell + starts[i * kw + j] + first)
-                    to = U((i * kw + j) * pitch)
-                    add_to_maximum(x, grad_x, at, width * cell, cell, v1 - v0, u1 - u0, tile, to, size)
+                    k, corner = i * kw + j, (image[r] * height + v0) * width + u0
+                    at = U(corner * step + starts_in_x[k] + first)
+                    to = U(corner * cell + starts[k] + first)
+                    add_to_maximum(
+                        x, at, width * step, step, v1 - v0, u1 - u0, grad_x, to, width * cell, cell, tile,
+                        U(k * pitch), size
+                    )  # fmt: skip
 
 
 def forward(

@@ -72,20 +72,20 @@ class _Block:
         """
         builder, none = self.builder, ir.Constant(ir.VectorType(ir.IntType(1), self.vector.count), None)
         best, nan = self.variable(self.spread(self.scalar(float("-inf")))), self.variable(none)
-        with self.cells(*where) as cell:
+        with self.cells(*where) as (_, _, cell):
             value, held = self.load(0, cell), builder.load(best)
             builder.store(builder.select(builder.fcmp_ordered(">", value, held), value, held), best)
             builder.store(builder.or_(builder.load(nan), builder.fcmp_unordered("uno", value, value)), nan)
         return builder.load(best), builder.load(nan)
 
     @contextmanager
-    def cells(self, at: Any, row_step: Any, step: Any, rows: Any, columns: Any) -> Iterator[Any]:
-        """A loop over the offsets of rows x columns cells in row-major order."""
+    def cells(self, at: Any, row_step: Any, step: Any, rows: Any, columns: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """A loop over rows x columns cells in row-major order: row, column and offset."""
         builder = self.builder
         with cgutils.for_range(builder, rows) as outer:
             row = builder.add(at, builder.mul(outer.index, row_step))
             with cgutils.for_range(builder, columns) as inner:
-                yield builder.add(row, builder.mul(inner.index, step))
+                yield outer.index, inner.index, builder.add(row, builder.mul(inner.index, step))
 
     @contextmanager
     def grid(self, values: Any) -> Iterator[tuple[Any, Any]]:
@@ -205,26 +205,31 @@ def _of_the_largest(width: int) -> tuple[Any, Any]:
 
     @intrinsic
     def add_to_maximum(
-        typing: Any, x: Any, grad_x: Any, at: Any, row_step: Any, step: Any, rows: Any, columns: Any, tile: Any, to: Any
-    ) -> Any:
-        """Add ``tile[to + c]`` to `grad_x` at the first, row by row, of the largest of the cells, for c < width."""
+        typing: Any, x: Any, at: Any, row_step: Any, step: Any, rows: Any, columns: Any, grad_x: Any, grad_at: Any,
+        grad_row_step: Any, grad_step: Any, tile: Any, to: Any
+    ) -> Any:  # fmt: skip
+        """Add ``tile[to + c]`` to `grad_x` where the first, row by row, of the largest of the cells lies, for
+        c < width. Cell (i, j) has its gradient at ``grad_at + i * grad_row_step + j * grad_step``."""
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             block = _Block(context, builder, signature, values, width)
-            where = values[2:7]
-            (best, nan), value = block.maximum(where), block.load(7, values[8])
+            where, (grad_at, grad_row_step, grad_step) = values[1:6], values[7:10]
+            (best, nan), value = block.maximum(where), block.load(10, values[11])
             zero = ir.Constant(block.vector, None)
             searching = block.variable(ir.Constant(ir.VectorType(ir.IntType(1), width), [1] * width))
-            with block.cells(*where) as cell:
+            with block.cells(*where) as (i, j, cell):
                 candidate, held = block.load(0, cell), builder.load(searching)
                 largest = builder.and_(builder.not_(nan), builder.fcmp_ordered("==", candidate, best))
                 first_nan = builder.and_(nan, builder.fcmp_unordered("uno", candidate, candidate))
                 found = builder.and_(held, builder.or_(largest, first_nan))
                 builder.store(builder.and_(held, builder.not_(found)), searching)
-                block.store(builder.fadd(block.load(1, cell), builder.select(found, value, zero)), 1, cell)
+                shift = builder.add(builder.mul(i, grad_row_step), builder.mul(j, grad_step))
+                target = builder.add(grad_at, shift)
+                block.store(builder.fadd(block.load(6, target), builder.select(found, value, zero)), 6, target)
             return context.get_dummy_value()
 
-        return types.void(x, grad_x, types.uintp, *(types.intp,) * 4, tile, types.uintp), generate
+        places = (types.uintp, types.intp, types.intp)
+        return types.void(x, *places, types.intp, types.intp, grad_x, *places, tile, types.uintp), generate
 
     return maximum, add_to_maximum
 
