@@ -1,5 +1,6 @@
 """How CPU kernels run: threads, forked processes, lazy compilation, and the cache on disk."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -164,10 +165,11 @@ def test_kept_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_results_are_ordinary_tensors() -> None:
     for shape in ((0, 5), (3,), (700, 1001), (3, 1 << 20)):
-        tensor = zeros(shape, torch.float64)
+        tensor = memory.empty(shape, torch.float64)
         assert tensor.shape == shape
         assert tensor.dtype == torch.float64
-        assert not tensor.any()
+        assert tensor.is_contiguous()
+        assert not tensor.zero_().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -184,14 +186,34 @@ def test_maps_are_transposed_and_back(shape: tuple[int, ...], dtype: torch.dtype
         room = arrays.room_like(stored, wide)
         (like,) = like_maps([stored])
         assert room.stride() == like.stride() or not x.numel()
-        for groups in (g for g in (1, 3, 8) if shape[1] % g == 0):
-            of_groups = cells.unflatten(3, (groups, -1))
-            each = shape[1] // groups
-            room.fill_(torch.nan)
-            for begin, end in ((0, each // 3), (each // 3, each)):
-                own = of_groups[..., begin:end].reshape(-1).numpy()
-                arrays.put_channels(own, room, groups, begin, end)
-            assert torch.equal(room, x.to(wide))
+        for begin, end in ((0, shape[1] // 3), (shape[1] // 3, shape[1])):
+            arrays.put_channels(cells[..., begin:end].reshape(-1).numpy(), room, begin, end)
+        assert torch.equal(room, x.to(wide))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1, 1), (2, 4, 3, 4, 8), (1, 49, 1, 5, 7), (1, 1, 40, 5, 7), (3, 5, 70, 9, 9)]
+)
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3, 4))))
+def test_maps_of_groups_are_copied_and_back(shape: tuple[int, ...], order: tuple[int, ...], two_threads: None) -> None:
+    """As cells and as planes, from every order of groups, channels, rows and columns in memory."""
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    back = tuple(1 + order.index(i) for i in (1, 2, 3, 4))
+    stored = x.permute(0, *order).contiguous().permute(0, *back)
+    cells = torch.from_numpy(arrays.cells(stored, torch.float32)).view(*(shape[i] for i in (0, 3, 4, 1, 2)))
+    assert torch.equal(cells, x.float().permute(0, 3, 4, 1, 2))
+    planes, room = arrays.planes(stored, torch.float32), arrays.room_like(stored, torch.float32)
+    assert torch.equal(planes, x.float())
+    assert arrays.has_planes(planes)
+    assert room.stride() == torch.empty_like(stored).stride()
+    own = arrays.planes_for(room).copy_(x)
+    assert arrays.has_planes(own)
+    arrays.put_planes(own, room)
+    assert torch.equal(room, x.float())
+    room.fill_(torch.nan)
+    for begin, end in ((0, shape[2] // 3), (shape[2] // 3, shape[2])):
+        arrays.put_channels(cells[..., begin:end].reshape(-1).numpy(), room, begin, end)
+    assert torch.equal(room, x.float())
 
 
 def test_boxes_are_sorted_by_level() -> None:

@@ -1,5 +1,7 @@
 """`sample_points` and `sample_grid`: the equation, the reference, gradients, and the torch.library registration."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -126,63 +128,81 @@ def test_sums_are_float32(dtype: torch.dtype) -> None:
 
 GROUPS = {"points": [2, 0, 1], "grid": [0, 1, 2, 2, 1, 0]}
 
+# A map [N, 3 * C, H, W] as [N, 3, C, H, W] in every order in memory that a kernel tells apart.
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "group after group": lambda x: x.unflatten(1, (3, -1)),
+    "channel after channel": lambda x: x.unflatten(1, (3, -1)).transpose(1, 2).contiguous().transpose(1, 2),
+    "cells of groups": lambda x: x.contiguous(memory_format=torch.channels_last).unflatten(1, (3, -1)),
+    "cells of channels": lambda x: x.unflatten(1, (3, -1)).permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2),
+    "columns": lambda x: x.unflatten(1, (3, -1)).transpose(3, 4).contiguous().transpose(3, 4),
+    "every second cell": lambda x: torch.stack([x, x], 4).flatten(3)[..., ::2].unflatten(1, (3, -1)),
+}
 
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_groups_of_channels(dtype: torch.dtype) -> None:
+def test_groups_of_channels(dtype: torch.dtype, order: str) -> None:
     """Part k reads the channels of its group: the same as all channels, and the group chosen afterwards."""
     image, points, coef, level = random_samples()
     x = maps(21, dtype)
+    grouped = [ORDERS[order](m) for m in x]
     y = sample_points(x, image, points, coef, level)
-    out = sample_points(x, image, points, coef, level, groups=GROUPS["points"])
+    out = sample_points(grouped, image, points, coef, level, groups=GROUPS["points"])
     tolerance = 1e-12 if dtype == torch.float64 else 1e-2
     close(out, torch.stack([y[:, 7 * g : 7 * g + 7, k] for k, g in enumerate(GROUPS["points"])], 2), tolerance)
     image, *axes, level = random_grid()
     y = sample_grid(x, image, *axes, level).flatten(2)
-    out = sample_grid(x, image, *axes, level, groups=GROUPS["grid"]).flatten(2)
+    out = sample_grid(grouped, image, *axes, level, groups=GROUPS["grid"]).flatten(2)
     close(out, torch.stack([y[:, 7 * g : 7 * g + 7, k] for k, g in enumerate(GROUPS["grid"])], 2), tolerance)
 
 
-def test_gradients_of_groups() -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradients_of_groups(order: str) -> None:
     image, *samples, level = random_samples()
     inputs = [*maps(6), *samples]
     inputs = [t.requires_grad_() for t in inputs]
 
     def points(a: Tensor, b: Tensor, *samples: Tensor) -> Tensor:
-        return sample_points([a, b], image, *samples, level, groups=GROUPS["points"])
+        return sample_points([ORDERS[order](m) for m in (a, b)], image, *samples, level, groups=GROUPS["points"])
 
     assert torch.autograd.gradcheck(points, inputs, atol=1e-6)
     image, *axes, level = random_grid()
     inputs = [t.requires_grad_() for t in [*maps(6), *axes]]
 
     def grid(a: Tensor, b: Tensor, *axes: Tensor) -> Tensor:
-        return sample_grid([a, b], image, *axes, level, groups=GROUPS["grid"])
+        return sample_grid([ORDERS[order](m) for m in (a, b)], image, *axes, level, groups=GROUPS["grid"])
 
     assert torch.autograd.gradcheck(grid, inputs, atol=1e-6)
 
 
 def test_bad_groups_raise() -> None:
     image, points, coef, level = random_samples()
-    with pytest.raises(ValueError, match=r"groups: expected 3 numbers from 0, one a part, got \[0, 1\]"):
-        sample_points(maps(), image, points, coef, level, groups=[0, 1])
-    with pytest.raises(ValueError, match="x: expected channels in 3 equal groups, got 5 channels"):
+    x = [m.unsqueeze(2) for m in maps()]
+    for groups in ([0, 1], [0, 1, 5], [0, -1, 0]):
+        message = rf"groups: expected 3 numbers in \[0, 5\), one a part, got \{groups}"
+        with pytest.raises(ValueError, match=message):
+            sample_points(x, image, points, coef, level, groups=groups)
+    with pytest.raises(ValueError, match=r"x: expected shape \[N, G, C, H, W\], got \[2, 5, 6, 8\]"):
         sample_points(maps(), image, points, coef, level, groups=[0, 1, 2])
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("groups", [[0, 0, 0], GROUPS["points"]])
-def test_registration_of_points(groups: list[int]) -> None:
+@pytest.mark.parametrize("groups", [[], GROUPS["points"]])
+@pytest.mark.parametrize("order", ORDERS)
+def test_registration_of_points(groups: list[int], order: str) -> None:
     image, points, coef, level = random_samples(torch.float32)
-    x = [m.requires_grad_() for m in maps(6, dtype=torch.float32)]
+    x = [(ORDERS[order](m) if groups else m).requires_grad_() for m in maps(6, dtype=torch.float32)]
     samples = image, level, [points.requires_grad_(), coef.requires_grad_()], groups
     torch.library.opcheck(points_module._sample_points, (x, *samples))
     check_backward("sample_points", torch.randn(5, 2 if any(groups) else 6, 3), x, image, level, [points, coef], groups)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("groups", [[0] * 6, GROUPS["grid"]])
-def test_registration_of_grid(groups: list[int]) -> None:
+@pytest.mark.parametrize("groups", [[], GROUPS["grid"]])
+@pytest.mark.parametrize("order", ORDERS)
+def test_registration_of_grid(groups: list[int], order: str) -> None:
     image, rows, columns, row_coef, column_coef, level = random_grid(torch.float32)
-    x = [m.requires_grad_() for m in maps(6, dtype=torch.float32)]
+    x = [(ORDERS[order](m) if groups else m).requires_grad_() for m in maps(6, dtype=torch.float32)]
     axes = [rows.requires_grad_(), row_coef, columns, column_coef.requires_grad_()]
     torch.library.opcheck(grid_module._sample_grid, (x, image, level, axes, groups))
     check_backward("sample_grid", torch.randn(5, 2 if any(groups) else 6, 6), x, image, level, axes, groups)

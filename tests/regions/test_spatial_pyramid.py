@@ -99,7 +99,7 @@ def test_each_part_can_read_channels_of_its_own() -> None:
     x, r = feature_map(8), regions()
     e, level = SpatialPyramidPool((2, 1)), torch.zeros_like(r.image)
     groups = [3, 1, 0, 2, 1]
-    y = e.reading([x], r, level).features([x.data], r.image, level, groups)
+    y = e.reading([x], r, level).features([x.data.unflatten(1, (4, 2))], r.image, level, groups)
     every = e(x, r).unflatten(1, (4, 2))
     close(y, torch.stack([every[:, g, :, k] for k, g in enumerate(groups)], 2), 0)
 

@@ -12,9 +12,9 @@ handed to one matrix product and forgotten; the division by their sum is done on
 cannot reach the last digit of the sum are left out, so that peaked weights cost little. The backward pass makes the
 tiles again.
 
-All this is a few dozen tensor operations on tiles. On a CPU they take a tenth of the time of the matrix product, which
-leaves nothing for a compiled kernel to win; on a CUDA device one kernel does the same with tiles that never leave the
-processor (`regio.kernels.cuda.attend`), but for listed cells, which are gathered here.
+All this is a few dozen tensor operations on tiles. On a CPU, kernels do what is between the matrix products of boxes
+that read the whole map (`regio.kernels.cpu.attend`); on a CUDA device one kernel does all, with tiles that never leave
+the processor (`regio.kernels.cuda.attend`). Listed cells are gathered here.
 """
 
 from __future__ import annotations
@@ -153,9 +153,9 @@ def _attend(
     softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
     out = x.new_zeros((len(column), column.shape[1], x.shape[1]))
     for tile in softmax.tiles():
-        weights, scale = softmax.weights(tile)
-        sums = softmax.product("sums", softmax.operand("weights as operand", weights), softmax.features_of(tile))
-        out[tile.boxes] = sums.mul_(scale).to(x.dtype)
+        weights = softmax.weights(tile)
+        sums = softmax.product("sums", weights.operand, softmax.features_of(tile))
+        out[tile.boxes] = sums.mul_(weights.scale).to(x.dtype)
     return out.transpose(1, 2)
 
 
@@ -199,23 +199,18 @@ def _attend_backward(
     to_column, to_row = torch.zeros_like(column), torch.zeros_like(row)
     to_appearance = column.new_zeros((0,) if appearance is None else (len(x), *column.shape[1:2], softmax.area))
     for tile in softmax.tiles():
-        weights, scale = softmax.weights(tile)
-        weights *= scale
-        features, of_sums = softmax.features_of(tile), gradient[tile.boxes].to(dtype)
-        to_logits = softmax.product("products", of_sums, features.mT).mul_(weights)
-        to_logits.addcmul_(weights, to_logits.sum(2, keepdim=True), value=-1)
-        weights = softmax.operand("weights as operand", weights)
+        weights, of_sums = softmax.weights(tile), gradient[tile.boxes]
+        scaled, of_sums = (of_sums * weights.scale).to(dtype), of_sums.to(dtype)
         if tile.cells is None:
-            to_features[tile.image] += torch.mm(weights.flatten(0, 1).t(), of_sums.flatten(0, 1))
-            grid = to_logits.unflatten(2, softmax.size)
-            to_column[tile.boxes], to_row[tile.boxes] = grid.sum(2), grid.sum(3)
-            if appearance is not None:
-                to_appearance[tile.image] += to_logits.sum(0)
+            to_features[tile.image] += torch.mm(weights.operand.flatten(0, 1).t(), scaled.flatten(0, 1))
+            to_cells = to_appearance if appearance is not None else None
+            softmax.add_term_gradients(tile, weights, of_sums, to_column, to_row, to_cells)
             continue
+        of_features = softmax.product("of features", weights.operand.mT, scaled).flatten(0, 1)
+        products = softmax.product("products", of_sums, softmax.features_of(tile).mT)
+        to_logits, shape = softmax.to_logits(weights, products), products.shape
         u, v, cell = softmax.positions(tile.cells)
-        of_features = softmax.product("of features", weights.mT, of_sums).flatten(0, 1)
         to_features[tile.image].index_add_(0, cell.flatten(), of_features)
-        shape = to_logits.shape
         to_column[tile.boxes] = torch.zeros_like(column[tile.boxes]).scatter_add_(2, u.expand(shape), to_logits)
         to_row[tile.boxes] = torch.zeros_like(row[tile.boxes]).scatter_add_(2, v.expand(shape), to_logits)
         if appearance is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Tile", "TiledSoftmax"]
+__all__ = ["Tile", "TiledSoftmax", "Weights"]
 
 _TILE = 2**21  # numbers in a tile of weights or of gathered features: 8 MiB in float32
 _WORTH_GATHERING = 0.5  # of the map; a larger support is read as the whole map, with zeros outside the support
@@ -43,6 +44,19 @@ class Tile:
     cells: Tensor | None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a tile up to their scale.
+
+    operand: [n, K, L] in the dtype of the matrix products. scale: [n, K, 1], what makes them sum to one. values: they
+    in the dtype of the terms, or None where they are the products of the factors and were not written down.
+    """
+
+    operand: Tensor
+    scale: Tensor
+    values: Tensor | None
+
+
 class TiledSoftmax:
     """The weights of some boxes, made one tile at a time: the part that forward and backward share."""
 
@@ -71,6 +85,7 @@ class TiledSoftmax:
         self.row, self.exp_row = self._shifted(row, support[:, 1], support[:, 3])
         if cells is None:
             self.support = self._reachable()
+        self._kernel = _cpu_kernel() if x.device.type == "cpu" and dtype != torch.float16 else None
 
     @staticmethod
     def _shifted(term: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,21 +154,67 @@ class TiledSoftmax:
         cells = (v0 + at // width) * self.size[1] + u0 + at % width
         return cells.masked_fill(at >= width * (v1 - v0), -1)
 
-    def weights(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """Weights [n, K, HW or S] up to their scale, and the scale [n, K, 1] that makes them sum to one."""
-        weights = self._combined(tile, "weights", self.exp_column, self.exp_row, self.exp_appearance, torch.mul)
+    def weights(self, tile: Tile) -> Weights:
+        """The weights of a tile."""
+        if self._kernel is not None and tile.cells is None:
+            operand = self.scratch("weights as operand", (len(tile.boxes), self.parts, self.area), self.dtype)
+            total = self._kernel.weigh(*self._factors(tile), operand)
+            if not bool(_lost(total).any()):
+                return Weights(operand, _reciprocal(total), None)
+        values = self._combined(tile, "weights", self.exp_column, self.exp_row, self.exp_appearance, torch.mul)
         if tile.cells is not None:
-            weights *= (tile.cells >= 0)[:, None]
-        total = weights.sum(2, keepdim=True)
-        lost = total < math.sqrt(torch.finfo(total.dtype).tiny)
-        if bool(lost.any()):  # the three factors peak so far apart that their product has lost its range
+            values *= (tile.cells >= 0)[:, None]
+        total = values.sum(2, keepdim=True)
+        lost = _lost(total)
+        if bool(lost.any()):
             logits = self._combined(tile, "logits", self.column, self.row, self.appearance, torch.add)
             if tile.cells is not None:
                 logits.masked_fill_((tile.cells < 0)[:, None], -math.inf)
             logits -= logits.amax(2, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
-            weights.copy_(torch.where(lost, logits.exp_(), weights))
-            total = weights.sum(2, keepdim=True)
-        return weights, torch.where(total > 0, total.reciprocal(), 0.0)
+            values.copy_(torch.where(lost, logits.exp_(), values))
+            total = values.sum(2, keepdim=True)
+        operand = values
+        if values.dtype != self.dtype:
+            operand = self.scratch("weights as operand", values.shape, self.dtype).copy_(values)
+        return Weights(operand, _reciprocal(total), values)
+
+    def to_logits(self, weights: Weights, products: Tensor) -> Tensor:
+        """The gradients [n, K, L] of the logits from `products` [n, K, L], those of the weights."""
+        assert weights.values is not None
+        scaled = weights.values.mul_(weights.scale)
+        to_logits = scaled * products
+        return to_logits.addcmul_(scaled, to_logits.sum(2, keepdim=True), value=-1)
+
+    def add_term_gradients(
+        self, tile: Tile, weights: Weights, of_sums: Tensor, to_column: Tensor, to_row: Tensor,
+        to_appearance: Tensor | None
+    ) -> None:  # fmt: skip
+        """For a tile that reads the whole map: set the gradients [R, K, W] and [R, K, H] of the terms of its boxes, and
+        add to that [N, K, H * W] of the appearance term. of_sums: the gradient [n, K, C] of the results, in the dtype
+        of the matrix products."""
+        features = self.features[tile.image].mT
+        if weights.values is None:
+            assert self._kernel is not None
+            shape = (*of_sums.shape[:2], self.area)
+            products = torch.matmul(of_sums, features, out=self.scratch("products", shape, self.dtype))
+            column, row, appearance = self._factors(tile)
+            to_terms = torch.zeros_like(column), torch.zeros_like(row)
+            to_cells = torch.zeros_like(appearance) if to_appearance is None else to_appearance[tile.image]
+            self._kernel.add_term_gradients(column, row, appearance, weights.scale, products, *to_terms, to_cells)
+            to_column[tile.boxes], to_row[tile.boxes] = to_terms
+            return
+        to_logits = self.to_logits(weights, self.product("products", of_sums, features))
+        grid = to_logits.unflatten(2, self.size)
+        to_column[tile.boxes], to_row[tile.boxes] = grid.sum(2), grid.sum(3)
+        if to_appearance is not None:
+            to_appearance[tile.image] += to_logits.sum(0)
+
+    def _factors(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """The exponentials of the three terms, [n, K, W], [n, K, H] and [K, H * W]."""
+        column = self.exp_column[tile.boxes]
+        if self.exp_appearance is None:
+            return column, self.exp_row[tile.boxes], column.new_ones((self.parts, self.area))
+        return column, self.exp_row[tile.boxes], self.exp_appearance[tile.image].contiguous()
 
     def _combined(
         self,
@@ -185,10 +246,6 @@ class TiledSoftmax:
         known = cells.clamp(min=0)[:, None]
         return known % self.size[1], known // self.size[1], known
 
-    def operand(self, name: str, values: Tensor) -> Tensor:
-        """`values` in the dtype of the matrix products."""
-        return values if values.dtype == self.dtype else self.scratch(name, values.shape, self.dtype).copy_(values)
-
     def features_of(self, tile: Tile) -> Tensor:
         """The features [HW, C] or [n, S, C] that a tile reads."""
         features = self.features[tile.image]
@@ -205,6 +262,21 @@ class TiledSoftmax:
         if self.dtype == self.column.dtype:
             return out
         return self.scratch(f"{name}, widened", shape, self.column.dtype).copy_(out)
+
+
+def _cpu_kernel() -> Any:
+    from regio.kernels.cpu import attend
+
+    return attend
+
+
+def _lost(total: Tensor) -> Tensor:
+    """Where the three factors peak so far apart that their product has lost its range."""
+    return total < math.sqrt(torch.finfo(total.dtype).tiny)
+
+
+def _reciprocal(total: Tensor) -> Tensor:
+    return torch.where(total > 0, total.reciprocal(), 0.0)
 
 
 def _rounded_up(count: int) -> int:

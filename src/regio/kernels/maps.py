@@ -9,33 +9,37 @@ from torch import Tensor
 
 __all__ = [
     "as_pyramid",
+    "by_group",
     "check_groups",
     "check_shape",
     "coordinate_dtype",
-    "group_count",
     "is_channels_last",
     "like_maps",
     "select_groups",
 ]
 
 
-def as_pyramid(x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """`x` as a list of maps [N, C, H_l, W_l], and the `level` [R] of each box in it (0 for a single map).
+def as_pyramid(
+    x: Tensor | Sequence[Tensor], image: Tensor, level: Tensor | None, groups: Sequence[int] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """`x` as a list of maps [N, C, H_l, W_l], with groups [N, G, C, H_l, W_l], and the `level` [R] of each box in it
+    (0 for a single map).
 
     Raises ValueError or TypeError where ranks, batch sizes, channels, dtypes or devices do not fit.
     """
     maps = [x] if isinstance(x, Tensor) else list(x)
+    shape = "[N, G, C, H, W]" if groups else "[N, C, H, W]"
     if not maps:
-        raise ValueError("x: expected one map [N, C, H, W] or several, got an empty sequence")
+        raise ValueError(f"x: expected one map {shape} or several, got an empty sequence")
     first = maps[0]
     for m in maps:
-        if m.ndim != 4:
-            raise ValueError(f"x: expected shape [N, C, H, W], got {list(m.shape)}")
+        if m.ndim != (5 if groups else 4):
+            raise ValueError(f"x: expected shape {shape}, got {list(m.shape)}")
         if not m.dtype.is_floating_point:
             raise TypeError(f"x: expected a floating point dtype, got {m.dtype}")
         if m is first:
             continue
-        if m.shape[:2] != first.shape[:2] or m.dtype != first.dtype or m.device != first.device:
+        if m.shape[:-2] != first.shape[:-2] or m.dtype != first.dtype or m.device != first.device:
             raise ValueError(
                 "x: expected maps that agree in batch size, channels, dtype and device, "
                 f"got {list(first.shape)} {first.dtype} {first.device} and {list(m.shape)} {m.dtype} {m.device}"
@@ -60,30 +64,26 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) 
 
 
 def check_groups(groups: Sequence[int] | None, parts: int, maps: Sequence[Tensor]) -> list[int]:
-    """The channel group of each of `parts` parts; none, as for None, is one group of all channels.
-
-    Raises ValueError unless there is one a part, none is negative, and the channels divide into max(groups) + 1.
-    """
-    if groups is None:
+    """The channel group of each of `parts` parts, none for None. Raises ValueError unless there is one a part, each a
+    group that the maps [N, G, C, H, W] have."""
+    if not groups:
         return []
-    if len(groups) != parts or any(g < 0 for g in groups):
-        raise ValueError(f"groups: expected {parts} numbers from 0, one a part, got {list(groups)}")
-    if maps[0].shape[1] % group_count(groups):
-        raise ValueError(f"x: expected channels in {group_count(groups)} equal groups, got {maps[0].shape[1]} channels")
+    if len(groups) != parts or not all(0 <= g < maps[0].shape[1] for g in groups):
+        raise ValueError(f"groups: expected {parts} numbers in [0, {maps[0].shape[1]}), one a part, got {list(groups)}")
     return list(groups)
 
 
-def group_count(groups: Sequence[int]) -> int:
-    """Into how many groups the channels are divided."""
-    return max(groups) + 1 if len(groups) else 1
+def by_group(x: Tensor) -> Tensor:
+    """A map as [N, G, C, H, W]; without groups there is one."""
+    return x if x.ndim == 5 else x.unsqueeze(1)
 
 
 def select_groups(y: Tensor, groups: Sequence[int]) -> Tensor:
-    """From features [R, G * C, K] of all channels, those of each part's group: [R, C, K]."""
-    if not any(groups):
+    """From features [R, G * C, K] of the channels of all groups, those of each part's group: [R, C, K]."""
+    if not groups:
         return y
-    by_group = y.unflatten(1, (group_count(groups), -1))
-    return torch.stack([by_group[:, g, :, k] for k, g in enumerate(groups)], 2)
+    of_groups = y.unflatten(1, (max(groups) + 1, -1))
+    return torch.stack([of_groups[:, g, :, k] for k, g in enumerate(groups)], 2)
 
 
 def coordinate_dtype(x: Tensor) -> torch.dtype:
@@ -97,6 +97,5 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def like_maps(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Empty tensors for the gradients of `maps`: channels-last where the map is, contiguous otherwise."""
-    formats = (torch.channels_last if is_channels_last(x) else torch.contiguous_format for x in maps)
-    return [torch.empty_like(x, memory_format=f) for x, f in zip(maps, formats, strict=True)]
+    """Empty tensors for the gradients of `maps`, stored in the order of the map's own dimensions in memory."""
+    return [torch.empty_like(x) for x in maps]

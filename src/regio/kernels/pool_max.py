@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_groups, check_shape, group_count, select_groups
+from regio.kernels.maps import as_pyramid, check_groups, check_shape, select_groups
 from regio.kernels.operation import has_kernel, map_operation
 
 __all__ = ["pool_max", "pool_max_reference"]
@@ -28,15 +28,14 @@ def pool_max(
 
     x: [N, C, H, W], or a sequence of such maps with `level` [R] int64 naming the map of each box. image: [R] int64.
     top, bottom: [R, Kh] int64; left, right: [R, Kw] int64, in cells; what lies outside the map is left out. groups:
-    Kh * Kw numbers, row by row; x then has (max(groups) + 1) * C channels, and part k reads the C channels from
-    groups[k] * C on.
+    Kh * Kw numbers, row by row; the maps are then [N, G, C, H, W], and part k reads group groups[k].
 
     Returns [R, C, Kh, Kw] in the dtype of x. A bin without cells gives 0 and has no gradient. Among equal cells the
     gradient goes to the first in row-major order. NaN in a bin gives NaN. Differentiable once in x.
 
     Raises ValueError or TypeError for shapes, dtypes, devices or indices that do not fit.
     """
-    maps, level = as_pyramid(x, image, level)
+    maps, level = as_pyramid(x, image, level, groups)
     sides = (("top", top, top), ("bottom", bottom, top), ("left", left, left), ("right", right, left))
     for name, side, like in sides:
         if side.ndim != 2 or side.dtype != torch.int64:
@@ -60,28 +59,28 @@ def pool_max_reference(
     groups: Sequence[int] | None = None,
 ) -> Tensor:
     """`pool_max` in plain PyTorch, bin by bin."""
-    maps, level = as_pyramid(x, image, level)
+    maps, level = as_pyramid(x, image, level, groups)
     y = []
     sides = zip(
         image.tolist(), level.tolist(), top.tolist(), bottom.tolist(), left.tolist(), right.tolist(), strict=True
     )
     for n, l, v0, v1, u0, u1 in sides:
-        cells = maps[l][n]
+        cells = maps[l][n, : max(groups) + 1].flatten(0, 1) if groups else maps[l][n]
         for i in range(len(v0)):
             for j in range(len(u0)):
                 block = cells[:, max(v0[i], 0) : max(v1[i], 0), max(u0[j], 0) : max(u1[j], 0)].flatten(1)
                 y.append(block.max(1).values if block.shape[1] else cells.new_zeros(len(cells)))
-    shape = (image.shape[0], top.shape[1], left.shape[1], maps[0].shape[1])
+    channels = maps[0].shape[-3] * (max(groups) + 1 if groups else 1)
+    shape = (image.shape[0], top.shape[1], left.shape[1], channels)
     features = (torch.stack(y) if y else maps[0].new_zeros(0)).reshape(shape).permute(0, 3, 1, 2)
-    return select_groups(features.flatten(2), groups or (0,)).unflatten(2, shape[1:3])
+    return select_groups(features.flatten(2), groups or ()).unflatten(2, shape[1:3])
 
 
 def _like(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
     top, _, left, _ = arguments
-    channels = maps[0].shape[1] // group_count(groups)
-    return maps[0].new_empty((top.shape[0], channels, top.shape[1] * left.shape[1]))
+    return maps[0].new_empty((top.shape[0], maps[0].shape[-3], top.shape[1] * left.shape[1]))
 
 
 _pool_max = map_operation("pool_max", _like, differentiable_arguments=False)

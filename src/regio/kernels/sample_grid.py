@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_groups, check_shape, coordinate_dtype, group_count
+from regio.kernels.maps import as_pyramid, check_groups, check_shape, coordinate_dtype
 from regio.kernels.operation import has_kernel, map_operation
 from regio.kernels.sample_points import sample_points_reference
 
@@ -31,17 +31,18 @@ def sample_grid(
     rows and columns.
 
     x: [N, C, H, W], or a sequence of such maps with `level` [R] int64 naming the map of each box. image: [R] int64.
-    A float32 or float64 map that is stored channels-last is read in place; any other is copied to that form first.
+    A float32 or float64 map that is stored channels-last is read in place; any other is copied to that form first. With
+    groups it is the other way on a CPU: maps whose rows and columns come last in memory are read in place.
     rows, row_coef: [R, Kh, S]. columns, column_coef: [R, Kw, T]. Coordinates are in cells, integer i at the centre of
     cell i; outside the map x is zero. Pad a box that has fewer samples with coef 0. groups: Kh * Kw numbers, row by
-    row; x then has (max(groups) + 1) * C channels, and part k reads the C channels from groups[k] * C on.
+    row; the maps are then [N, G, C, H, W], and part k reads group groups[k].
 
     Returns [R, C, Kh, Kw] in the dtype of x; sums are float32 (float64 for float64 features). Differentiable once in
     x, rows, columns and both coefs; at an integer coordinate the derivative is that from above.
 
     Raises ValueError or TypeError for shapes, dtypes, devices or indices that do not fit.
     """
-    maps, level = as_pyramid(x, image, level)
+    maps, level = as_pyramid(x, image, level, groups)
     bins = []
     for name, positions, coef in (("row", rows, row_coef), ("column", columns, column_coef)):
         if positions.ndim != 3:
@@ -83,8 +84,7 @@ def _like(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
     rows, _, columns, _ = arguments
-    channels = maps[0].shape[1] // group_count(groups)
-    return maps[0].new_empty((rows.shape[0], channels, rows.shape[1] * columns.shape[1]))
+    return maps[0].new_empty((rows.shape[0], maps[0].shape[-3], rows.shape[1] * columns.shape[1]))
 
 
 _sample_grid = map_operation("sample_grid", _like, differentiable_arguments=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_groups, check_shape, coordinate_dtype, group_count, select_groups
+from regio.kernels.maps import as_pyramid, check_groups, check_shape, coordinate_dtype, select_groups
 from regio.kernels.operation import has_kernel, map_operation
 
 __all__ = ["sample_points", "sample_points_reference"]
@@ -27,14 +27,14 @@ def sample_points(
     x: [N, C, H, W], or a sequence of such maps with `level` [R] int64 naming the map of each box. image: [R] int64.
     points: [R, K, S, 2] as (u, v) = (column, row) in cells, integer i at the centre of cell i. coef: [R, K, S].
     Outside the map x is zero, so a point that is not in [-1, W) x [-1, H), or not finite, reads zero. groups: K
-    numbers; x then has (max(groups) + 1) * C channels, and part k reads the C channels from groups[k] * C on.
+    numbers; the maps are then [N, G, C, H, W], and part k reads group groups[k].
 
     Returns [R, C, K] in the dtype of x, stored with the channels last; sums are float32 (float64 for float64 features).
     Differentiable once in x, points and coef; at an integer coordinate the derivative is that from above.
 
     Raises ValueError or TypeError for shapes, dtypes, devices or indices that do not fit.
     """
-    maps, level = as_pyramid(x, image, level)
+    maps, level = as_pyramid(x, image, level, groups)
     if points.ndim != 4:
         raise ValueError(f"points: expected shape [R, K, S, 2], got {list(points.shape)}")
     check_shape("points", points, (image.shape[0], *points.shape[1:3], 2), maps[0])
@@ -56,7 +56,7 @@ def sample_points_reference(
     groups: Sequence[int] | None = None,
 ) -> Tensor:
     """`sample_points` in plain PyTorch: the four cells about each point, gathered. Holds [R, K, S, C] values."""
-    maps, level = as_pyramid(x, image, level)
+    maps, level = as_pyramid(x, image, level, groups)
     if len(maps) > 1:
         rows = [(level == i).nonzero()[:, 0] for i in range(len(maps))]
         parts = [
@@ -64,8 +64,9 @@ def sample_points_reference(
             for m, i in zip(maps, rows, strict=True)
         ]
         return torch.cat(parts)[torch.cat(rows).argsort()]
-    height, width = maps[0].shape[2:]
-    cells = maps[0].permute(0, 2, 3, 1).to(points.dtype)  # [N, H, W, C]
+    height, width = maps[0].shape[-2:]
+    read = maps[0][:, : max(groups) + 1].flatten(1, 2) if groups else maps[0]
+    cells = read.permute(0, 2, 3, 1).to(points.dtype)  # [N, H, W, C]
     u, v = points.unbind(-1)
     near = (u >= -1) & (u < width) & (v >= -1) & (v < height)
     u, v = u.where(near, 0), v.where(near, 0)
@@ -77,14 +78,14 @@ def sample_points_reference(
             weight = (coef * column_hat * row_hat).where(inside, 0)
             index = (row.where(inside, 0).long(), column.where(inside, 0).long())
             y = y + (weight[..., None] * cells[image[:, None, None], *index]).sum(2)
-    return select_groups(y.transpose(1, 2), groups or (0,)).to(maps[0].dtype)
+    return select_groups(y.transpose(1, 2), groups or ()).to(maps[0].dtype)
 
 
 def _like(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
     boxes, parts = arguments[1].shape[:2]
-    return maps[0].new_empty((boxes, parts, maps[0].shape[1] // group_count(groups))).transpose(1, 2)
+    return maps[0].new_empty((boxes, parts, maps[0].shape[-3])).transpose(1, 2)
 
 
 _sample_points = map_operation("sample_points", _like, differentiable_arguments=True)

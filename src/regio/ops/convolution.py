@@ -75,9 +75,12 @@ class _Geometry:
         """[n, rows, columns, outputs] from n images and the points and coefs of some of their rows."""
         n, rows, columns = points.shape[:3]
         image = torch.arange(n, device=x.device).repeat_interleave(rows * columns)
-        part_groups = [g for g in range(self.offset_groups) for _ in range(self.taps)]
+        part_groups = None
+        if self.offset_groups > 1:
+            part_groups = [g for g in range(self.offset_groups) for _ in range(self.taps)]
+            x = x.unflatten(1, (self.offset_groups, -1))
         y = sample_points(x, image, points.flatten(0, 2), coef.flatten(0, 2), groups=part_groups)
-        blocks, _, channels = self.blocks(x.shape[1])
+        blocks, _, channels = self.blocks(x.shape[1:-2].numel())
         by_block = y.transpose(1, 2).unflatten(1, (self.offset_groups, self.taps)).unflatten(3, (blocks, channels))
         samples = by_block.transpose(2, 3).reshape(len(image), self.groups, matrix.shape[1])
         out = torch.baddbmm(bias.view(self.groups, 1, -1), samples.transpose(0, 1), matrix)

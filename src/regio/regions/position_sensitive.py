@@ -75,7 +75,7 @@ class GroupedReading(Reading):
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
         """The weights [R, 1 or C, K, H, W] of the cells of group g(k) in part k."""
-        w = self.reading.weights(self._by_class(x), self._images(image))
+        w = self.reading.weights(self._by_class(x).flatten(1, 2), self._images(image))
         channels = x.shape[1] // (self.count * self.classes)
         if w.shape[1] > 1:  # of all channels of all groups
             parts = w.unflatten(1, (-1, channels)).unbind(3)
@@ -90,17 +90,12 @@ class GroupedReading(Reading):
         return (image[:, None] * self.classes + classes).flatten()
 
     def _by_class(self, x: Tensor) -> Tensor:
-        """Maps [N, count * C, H, W] as [N * classes, G * C / classes, H, W], channel c of group g at g * C / classes +
-        c; G = max(groups) + 1 leaves out what no part reads. A view where the order of the channels allows."""
-        n, channels, height, width = x.shape
-        each = channels // (self.count * self.classes)
+        """Maps [N, count * C, H, W] as [N * classes, count, C / classes, H, W], a view where the order of the channels
+        allows."""
+        each = x.shape[1] // (self.count * self.classes)
         if self.group_major:
-            split = x.unflatten(1, (self.count, self.classes, each)).permute(0, 2, 4, 5, 1, 3)
-        else:
-            split = x.unflatten(1, (self.classes, each, self.count)).permute(0, 1, 4, 5, 3, 2)
-        read = max(self.groups) + 1
-        split = split[..., :read, :]  # [N, classes, H, W, G, C / classes]
-        return split.reshape(n * self.classes, height, width, read * each).permute(0, 3, 1, 2)
+            return x.unflatten(1, (self.count, self.classes, each)).transpose(1, 2).flatten(0, 1)
+        return x.unflatten(1, (self.classes, each, self.count)).transpose(2, 3).flatten(0, 1)
 
 
 class PositionSensitive(ReadingExtractor):
@@ -109,7 +104,7 @@ class PositionSensitive(ReadingExtractor):
     extractor: says where the parts read, for example `RoIAlign`. group_size: (rows, columns) of groups, or one number
     for both; None is one a part, R-FCN's k x k. Part (i, j) of Kh x Kw reads the group in which it lies, (floor(i rows
     / Kh), floor(j columns / Kw)), as in deformable ConvNets. group_major: False is the order of R-FCN and torchvision,
-    channel c of group g at ``c * G + g``; True is ``g * C + c``, which is read without a copy of the map.
+    channel c of group g at ``c * G + g``; True is ``g * C + c``.
 
     Law: ``y[r, c, k] = sum over p of weights[r, 1 or c, k, p] * by_group(x)[image[r], g(k), c, p]``.
 

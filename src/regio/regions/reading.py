@@ -32,7 +32,7 @@ class Reading(ABC):
         """Region features [R, C, Kh, Kw] from maps [N, C, H_l, W_l], box i from image ``image[i]`` of
         ``maps[level[i]]``.
 
-        groups: the channel group that each of the Kh * Kw parts reads, of maps with (max(groups) + 1) * C channels.
+        groups: the channel group that each of the Kh * Kw parts reads, of maps [N, G, C, H_l, W_l].
         """
 
     @abstractmethod

@@ -74,11 +74,8 @@ class JoinedReading(Reading):
         if groups is None:
             own = [reading.features(maps, image, level) for reading in self.readings]
         else:
-            channels, own = maps[0].shape[1] // (max(groups) + 1), []
-            for reading, some in zip(self.readings, self._split(groups), strict=True):
-                # A reading takes as many groups as it names, so it is given no channels beyond those.
-                named = [x[:, : (max(some) + 1) * channels] for x in maps]
-                own.append(reading.features(named, image, level, some))
+            parts = zip(self.readings, self._split(groups), strict=True)
+            own = [reading.features(maps, image, level, some) for reading, some in parts]
         return torch.cat([y.flatten(2) for y in own], 2)[..., None]
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:

@@ -51,13 +51,14 @@ def launch_all(dtype: torch.dtype) -> None:
     axis, side = torch.zeros(boxes, 7, 2, dtype=term), torch.zeros(boxes, 7, dtype=torch.int64)
     points, coef = torch.zeros(boxes, 49, 4, 2, dtype=term), torch.zeros(boxes, 49, 4, dtype=term)
     for groups in ([], [0, 1] * 24 + [0]):
+        x = [m.unflatten(1, (2, -1)) for m in maps] if groups else maps
         for module, arguments in ((sample_points, [points, coef]), (sample_grid, [axis] * 4), (pool_max, [side] * 4)):
-            y = module.forward(maps, image, image, arguments, groups)
+            y = module.forward(x, image, image, arguments, groups)
             for ordered in (False, True):
                 torch.use_deterministic_algorithms(ordered)
-                module.backward_maps(y, maps, image, image, arguments, groups)
+                module.backward_maps(y, x, image, image, arguments, groups)
             if module is not pool_max:
-                module.backward_arguments(y, maps, image, image, arguments, groups)
+                module.backward_arguments(y, x, image, image, arguments, groups)
     column, row = torch.zeros(boxes, 49, 76, dtype=term), torch.zeros(boxes, 49, 50, dtype=term)
     appearance, support = torch.zeros(1, 49, 50, 76, dtype=term), torch.zeros(boxes, 4, dtype=torch.int64)
     for a in (None, appearance):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from regio.kernels.cuda import pool_max
 from regio.kernels.pool_max import pool_max_reference
-from tests.kernels.cuda.cases import DEVICE, Case, check, deterministic, pyramid
+from tests.kernels.cuda.cases import DEVICE, Case, check, deterministic, in_groups, pyramid
 
 
 def reference(maps: list[Tensor], image: Tensor, arguments: list[Tensor], level: Tensor, groups: list[int]) -> Tensor:
@@ -31,7 +31,7 @@ def test_equals_reference(dtype: torch.dtype) -> None:
 
 def test_levels_and_groups() -> None:
     maps = pyramid(6, sizes=((5, 7), (9, 4), (1, 1)))
-    check(pool_max, reference, case(maps, boxes=9, groups=(1, 0, 2, 2, 0, 1)))
+    check(pool_max, reference, case(in_groups(maps), boxes=9, groups=(1, 0, 2, 2, 0, 1)))
 
 
 def test_several_blocks() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from regio.kernels.cuda import sample_grid
 from regio.kernels.maps import coordinate_dtype
 from regio.kernels.sample_grid import sample_grid_reference
-from tests.kernels.cuda.cases import DEVICE, Case, check, pyramid
+from tests.kernels.cuda.cases import DEVICE, Case, check, in_groups, pyramid
 
 
 def reference(maps: list[Tensor], image: Tensor, arguments: list[Tensor], level: Tensor, groups: list[int]) -> Tensor:
@@ -46,7 +46,7 @@ def test_equals_reference(dtype: torch.dtype) -> None:
 
 def test_levels_and_groups() -> None:
     maps = pyramid(6, sizes=((5, 7), (9, 4), (1, 1)))
-    check(sample_grid, reference, case(maps, samples=(1, 3), groups=(1, 0, 2, 2, 0, 1)))
+    check(sample_grid, reference, case(in_groups(maps), samples=(1, 3), groups=(1, 0, 2, 2, 0, 1)))
 
 
 def test_several_blocks() -> None:

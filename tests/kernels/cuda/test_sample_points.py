@@ -7,7 +7,7 @@ from torch import Tensor
 from regio.kernels.cuda import sample_points
 from regio.kernels.maps import coordinate_dtype
 from regio.kernels.sample_points import sample_points_reference
-from tests.kernels.cuda.cases import DEVICE, Case, check, deterministic, pyramid
+from tests.kernels.cuda.cases import DEVICE, Case, check, deterministic, in_groups, pyramid
 
 
 def reference(maps: list[Tensor], image: Tensor, arguments: list[Tensor], level: Tensor, groups: list[int]) -> Tensor:
@@ -35,7 +35,7 @@ def test_equals_reference(dtype: torch.dtype) -> None:
 
 def test_levels_and_groups() -> None:
     maps = pyramid(6, sizes=((5, 7), (9, 4), (1, 1)))
-    check(sample_points, reference, case(maps, boxes=9, groups=(1, 0, 2)))
+    check(sample_points, reference, case(in_groups(maps), boxes=9, groups=(1, 0, 2)))
 
 
 def test_several_blocks() -> None:

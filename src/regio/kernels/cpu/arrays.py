@@ -13,9 +13,20 @@ from regio.kernels.cpu import memory, threads
 from regio.kernels.cpu.cells import transpose
 from regio.kernels.cpu.compile import compiled
 from regio.kernels.cpu.vectors import SIDE
-from regio.kernels.maps import is_channels_last
+from regio.kernels.maps import by_group
 
-__all__ = ["boxes_of_each_level", "cells", "plain", "put_channels", "room_like"]
+__all__ = [
+    "boxes_of_each_level",
+    "cells",
+    "flat",
+    "has_planes",
+    "plain",
+    "planes",
+    "planes_for",
+    "put_channels",
+    "put_planes",
+    "room_like",
+]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
@@ -24,75 +35,150 @@ _LEAST = 1 << 17  # numbers: fewer are copied before another thread has begun
 
 
 def cells(x: Tensor, dtype: torch.dtype) -> Array:
-    """A map [N, C, H, W] as the flat array of its channels-last cells; no copy where it is stored like that."""
-    x = x.detach()
-    stored = x.permute(0, 2, 3, 1)
+    """A map [N, C, H, W] or [N, G, C, H, W] as the flat array of its cells [N, H, W, G, C]; no copy where it is stored
+    like that."""
+    x = by_group(x.detach())
+    stored = x.permute(0, 3, 4, 1, 2)
     if x.dtype != dtype or not stored.is_contiguous():
-        n, h, w, c = stored.shape
-        stored = memory.empty((n, h, w, c), dtype)
-        if x.is_contiguous():
-            _transpose(x.to(dtype), stored, (n, c, h * w))
+        n, g, c, h, w = x.shape
+        stored = memory.empty((n, h, w, g, c), dtype)
+        if has_planes(x):
+            x = x.to(dtype)
+            step = (x.stride(0), x.stride(1)), (h * w * g * c, c)
+            _transpose(x, stored, (n, g), step, (c, h * w), (x.stride(2), g * c))
         else:
-            stored.copy_(x.permute(0, 2, 3, 1))
+            stored.copy_(x.permute(0, 3, 4, 1, 2))
     return stored.numpy().reshape(-1)
 
 
+def planes(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A map [N, G, C, H, W] in memory where the cells of every channel follow each other; no copy where they do."""
+    x = x.detach()
+    if has_planes(x):
+        return x.to(dtype)
+    inner, swapped = _inner_last(x)
+    if not inner.permute(0, 3, 4, 1, 2).is_contiguous():
+        return x.to(dtype).contiguous()
+    n, a, b, h, w = inner.shape
+    stored = memory.empty((n, a, b, h, w), dtype)
+    step = h * w * a * b, 0
+    _transpose(inner.to(dtype), stored, (n, 1), (step, step), (h * w, a * b), (a * b, h * w))
+    return stored.transpose(1, 2) if swapped else stored
+
+
+def planes_for(target: Tensor) -> Tensor:
+    """Room in memory as of `planes` for what `put_planes` writes into `target`, which may be the target itself."""
+    if has_planes(target):
+        return target
+    inner, swapped = _inner_last(target)
+    stored = memory.empty(tuple(inner.shape), target.dtype)
+    return stored.transpose(1, 2) if swapped else stored
+
+
+def put_planes(own: Tensor, target: Tensor) -> None:
+    """Write `own`, from `planes_for`, into `target`, a tensor as from `room_like`."""
+    if own is target:
+        return
+    inner, swapped = _inner_last(target)
+    ours = own.transpose(1, 2) if swapped else own
+    if ours.is_contiguous() and inner.permute(0, 3, 4, 1, 2).is_contiguous():
+        n, a, b, h, w = inner.shape
+        step = h * w * a * b, 0
+        _transpose(ours, inner, (n, 1), (step, step), (a * b, h * w), (h * w, a * b))
+    else:
+        target.copy_(own)
+
+
+def _inner_last(x: Tensor) -> tuple[Tensor, bool]:
+    """A map [N, G, C, H, W], or [N, C, G, H, W] where the groups are what is closer together in memory."""
+    swapped = x.stride(1) < x.stride(2)
+    return (x.transpose(1, 2), True) if swapped else (x, False)
+
+
 def room_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty tensor for the gradient of the map `x`, in the memory format of `maps.like_maps`."""
-    n, c, h, w = x.shape
-    if is_channels_last(x):
-        return memory.empty((n, h, w, c), dtype).permute(0, 3, 1, 2)
-    return memory.empty((n, c, h, w), dtype)
+    """An empty tensor for the gradient of the map `x`, stored as `maps.like_maps`."""
+    if x.is_contiguous():
+        return memory.empty(tuple(x.shape), dtype)
+    like = torch.empty_like(x, device="meta")
+    return memory.empty((like.numel(),), dtype).as_strided(like.shape, like.stride())
 
 
-def put_channels(own: Array, target: Tensor, groups: int, begin: int, end: int) -> None:
+def put_channels(own: Array, target: Tensor, begin: int, end: int) -> None:
     """Write the channels [begin, end) of every group into `target`, a tensor as from `room_like`.
 
-    own: flat cells [N, H, W, groups, end - begin].
+    own: flat cells [N, H, W, G, end - begin].
     """
-    n, c, h, w = target.shape
-    if is_channels_last(target):
-        _put_cells(own, target.permute(0, 2, 3, 1).numpy().reshape(-1), n * h * w, c, groups, begin, end)
+    target = by_group(target)
+    n, g, c, h, w = target.shape
+    size = end - begin
+    stored = target.permute(0, 3, 4, 1, 2)
+    if has_planes(target):
+        _put_planes(own, flat(target), (n, g), target.stride()[:3], h * w, begin, size)
+    elif stored.is_contiguous():
+        _put_cells(own, stored.numpy().reshape(-1), n * h * w * g, c, begin, size)
     else:
-        _put_planes(own, target.numpy().reshape(-1), (n, h * w), c, groups, begin, end)
+        stored[..., begin:end] = torch.from_numpy(own).view(n, h, w, g, size)
+
+
+def has_planes(x: Tensor) -> bool:
+    """Whether the cells of every channel of a map [N, G, C, H, W] follow each other row by row."""
+    return x.stride(4) == 1 and x.stride(3) == x.shape[4]
+
+
+def flat(x: Tensor) -> Array:
+    """The memory of `x` from its first number to its last."""
+    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    return x.as_strided((extent,), (1,)).numpy()
 
 
 @compiled
-def _put_cells(own: Array, target: Array, cells: int, channels: int, groups: int, begin: int, end: int) -> None:
-    size, each = end - begin, channels // groups
-    for i in range(cells * groups):
-        at, to = U(i * size), U(i // groups * channels + i % groups * each + begin)
+def _put_cells(own: Array, target: Array, cells: int, channels: int, begin: int, size: int) -> None:
+    for i in range(cells):
+        at, to = U(i * size), U(i * channels + begin)
         for j in range(size):
             target[to + U(j)] = own[at + U(j)]
 
 
 @compiled
 def _put_planes(
-    own: Array, target: Array, shape: tuple[int, int], channels: int, groups: int, begin: int, end: int
+    own: Array, target: Array, count: tuple[int, int], steps: tuple[int, int, int], cells: int, begin: int, size: int
 ) -> None:
-    (images, cells), size, each = shape, end - begin, channels // groups
+    (images, groups), (image_step, group_step, pitch) = count, steps
     for image in range(images):
         for g in range(groups):
-            at, to = U((image * cells * groups + g) * size), U((image * channels + g * each + begin) * cells)
-            transpose(own, at, groups * size, cells, size, target, to, cells)
+            at, to = U((image * cells * groups + g) * size), U(image * image_step + g * group_step + begin * pitch)
+            transpose(own, at, groups * size, cells, size, target, to, pitch)
 
 
-def _transpose(source: Tensor, target: Tensor, shape: tuple[int, int, int]) -> None:
-    """``target[n, j, i] = source[n, i, j]``, both contiguous; several times as fast as PyTorch's copy. shape: (images,
-    rows, columns) of source."""
-    images, rows, columns = shape
-    run = partial(_transpose_blocks, source.numpy().reshape(-1), target.numpy().reshape(-1), rows, columns)
-    threads.share(run, images * -(-rows // SIDE), grain=-(-_LEAST // (SIDE * max(columns, 1))))
+def _transpose(
+    source: Tensor,
+    target: Tensor,
+    count: tuple[int, int],
+    steps: tuple[tuple[int, int], tuple[int, int]],
+    shape: tuple[int, int],
+    pitch: tuple[int, int],
+) -> None:
+    """``target[a, b, j, i] = source[a, b, i, j]`` for i, j in `shape` and a, b in `count`; several times as fast as
+    PyTorch's copy. steps: those of a and b in the memory of source and of target. pitch: that of i in source, of j in
+    target."""
+    run = partial(_transpose_blocks, flat(source), flat(target), count, steps, shape, pitch)
+    blocks = count[0] * count[1] * -(-shape[0] // SIDE)
+    threads.share(run, blocks, grain=-(-_LEAST // (SIDE * max(shape[1], 1))))
 
 
 @compiled
-def _transpose_blocks(source: Array, target: Array, rows: int, columns: int, begin: int, end: int) -> None:
-    """`_transpose` for the blocks [begin, end) of SIDE rows of an image each."""
+def _transpose_blocks(
+    source: Array, target: Array, count: tuple[int, int], steps: tuple[tuple[int, int], tuple[int, int]],
+    shape: tuple[int, int], pitch: tuple[int, int], begin: int, end: int
+) -> None:  # fmt: skip
+    """`_transpose` for the blocks [begin, end) of SIDE rows of a matrix each."""
+    rows, columns = shape
     blocks = -(-rows // SIDE)
     for block in range(begin, end):
-        origin, first = block // blocks * rows * columns, block % blocks * SIDE
-        size, at = min(SIDE, rows - first), U(origin + first * columns)
-        transpose(source, at, columns, size, columns, target, U(origin + first), rows)
+        matrix, first = block // blocks, block % blocks * SIDE
+        a, b = matrix // count[1], matrix % count[1]
+        at, to = a * steps[0][0] + b * steps[0][1] + first * pitch[0], a * steps[1][0] + b * steps[1][1] + first
+        transpose(source, U(at), pitch[0], min(SIDE, rows - first), columns, target, U(to), pitch[1])
 
 
 def plain(*tensors: Tensor) -> tuple[Array, ...]:

@@ -1,7 +1,7 @@
 """What the CPU kernels of all map operations have in common: level by level, in the threads' shares.
 
-A kernel is called as ``kernel(<map>, (C, H, W), image, boxes, starts, *arguments, <results>, begin, end)``: the map as
-flat channels-last cells, the numbers of the boxes on its level, and the first channel that each part reads.
+A kernel is called as ``kernel(<map>, (G * C, H, W), image, boxes, starts, *arguments, <results>, begin, end)``: the map
+as flat channels-last cells, the numbers of the boxes on its level, and the first channel that each part reads.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from regio.kernels.cpu import arrays, memory, threads
-from regio.kernels.maps import coordinate_dtype, group_count
+from regio.kernels.maps import by_group, coordinate_dtype
 
-__all__ = ["argument_gradients", "features", "map_gradients"]
+__all__ = ["argument_gradients", "features", "grain", "levels", "map_gradients"]
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., None]
@@ -26,12 +26,12 @@ Levels = Iterator[tuple[Tensor, Array, tuple[Any, ...]]]
 _LEAST = 1 << 15  # features: fewer are done before another thread has begun
 
 
-def _grain(features: int) -> int:
+def grain(features: int) -> int:
     """How many pieces of work of so many features a thread should have at least."""
     return -(-_LEAST // max(features, 1))
 
 
-def _levels(
+def levels(
     features: Tensor,
     maps: Sequence[Tensor],
     image: Tensor,
@@ -42,13 +42,14 @@ def _levels(
     """Of each map: the map, the boxes on it, and the arguments that all kernels begin with, after the map. `features`
     [R, C, K] or [R, K, C] are there for their shape."""
     if groups:
-        starts = np.array(groups, np.int64) * (maps[0].shape[1] // group_count(groups))
+        starts = np.array(groups, np.int64) * maps[0].shape[2]
     else:
         starts = np.zeros(max(features.shape[1:]), np.int64)  # at least one a part
     index, on, *where = arrays.plain(image, level, *arguments)
     boxes_of_each = arrays.boxes_of_each_level(index, on, maps[0].shape[0], len(maps))
     for x, boxes in zip(maps, boxes_of_each, strict=True):
-        yield x, boxes, (tuple(x.shape[1:]), index, boxes, starts, *where)
+        shape = (x.shape[1:-2].numel(), *x.shape[-2:])
+        yield x, boxes, (shape, index, boxes, starts, *where)
 
 
 def features(
@@ -62,10 +63,10 @@ def features(
 ) -> Tensor:
     """Fill `out`, the boxes shared between the threads; returns it in the dtype of the maps."""
     result = out.numpy()
-    for x, boxes, fixed in _levels(out, maps, image, level, arguments, groups):
+    for x, boxes, fixed in levels(out, maps, image, level, arguments, groups):
         if len(boxes):
             run = partial(kernel, arrays.cells(x, out.dtype), *fixed, result)
-            threads.share(run, len(boxes), grain=_grain(result.shape[1] * result.shape[2]), shares=4)
+            threads.share(run, len(boxes), grain=grain(result.shape[1] * result.shape[2]), shares=4)
     return out.to(maps[0].dtype)
 
 
@@ -89,29 +90,30 @@ def map_gradients(
 
     reads_map: the kernel is called as ``kernel(<map>, C, starts, <cells of the thread>, ...)``.
     """
-    dtype, count = coordinate_dtype(maps[0]), group_count(groups)
+    dtype, count, channels = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1], maps[0].shape[-3]
     (g,) = arrays.plain(grad.to(dtype))
-    channels = maps[0].shape[1] // count
     block, per_channel = (16 if channels >= 64 else 4), g.size // max(channels, 1)
-    grads = []
-    for x, boxes, ((c, h, w), index, which, starts, *where) in _levels(grad, maps, image, level, arguments, groups):
+
+    def gradient(x: Tensor, boxes: Array, shape: tuple[int, int, int], *fixed: Any) -> Tensor:
         result = arrays.room_like(x, dtype)
         if not len(boxes):
-            result.zero_()
-        else:
-            read = (arrays.cells(x, dtype), c, starts) if reads_map else ()
-            group = starts // channels
+            return result.zero_()
+        (c, h, w), (index, which, starts, *where) = shape, fixed
+        read = (arrays.cells(x, dtype), c, starts) if reads_map else ()
+        group = starts // channels
 
-            def work(begin: int, end: int) -> None:
-                size = end - begin
-                own = memory.empty((len(x) * h * w * count * size,), dtype).numpy()
-                own[:] = 0
-                kernel(*read, own, (count * size, h, w), index, which, group * size - begin, *where, g, begin, end)
-                arrays.put_channels(own, result, count, begin, end)
+        def work(begin: int, end: int) -> None:
+            size = end - begin
+            own = memory.empty((len(x) * h * w * count * size,), dtype).numpy()
+            own[:] = 0
+            kernel(*read, own, (count * size, h, w), index, which, group * size - begin, *where, g, begin, end)
+            arrays.put_channels(own, result, begin, end)
 
-            threads.share(work, channels, grain=block * _grain(block * per_channel))
-        grads.append(result.to(x.dtype))
-    return grads
+        threads.share(work, channels, grain=block * grain(block * per_channel))
+        return result
+
+    each = levels(grad, maps, image, level, arguments, groups)
+    return [gradient(x, boxes, *fixed).to(x.dtype) for x, boxes, fixed in each]
 
 
 def argument_gradients(
@@ -128,8 +130,8 @@ def argument_gradients(
     (g,) = arrays.plain(grad.to(dtype))
     grads = [torch.zeros(a.shape, dtype=dtype) for a in arguments]
     results = [a.numpy() for a in grads]
-    for x, boxes, fixed in _levels(grad, maps, image, level, arguments, groups):
+    for x, boxes, fixed in levels(grad, maps, image, level, arguments, groups):
         if len(boxes):
             run = partial(kernel, arrays.cells(x, dtype), *fixed, g, *results)
-            threads.share(run, len(boxes), grain=_grain(g.shape[1] * g.shape[2]), shares=4)
+            threads.share(run, len(boxes), grain=grain(g.shape[1] * g.shape[2]), shares=4)
     return grads

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["empty", "release", "zeros"]
+__all__ = ["empty", "release"]
 
 _LINE = 64  # bytes: vectors that begin at a multiple of a cache line are read faster
 _SMALL = 1 << 20  # bytes; below that the allocator keeps memory by itself
@@ -35,11 +35,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     view = buffer[begin : begin + size]
     weakref.finalize(view, _keep, buffer).atexit = False  # when the last tensor that uses the view is gone
     return torch.from_numpy(view).view(dtype).view(shape)
-
-
-def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """`torch.zeros`, as `empty`."""
-    return empty(shape, dtype).zero_()
 
 
 def release() -> None:

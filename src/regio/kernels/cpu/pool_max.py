@@ -16,7 +16,7 @@ from regio.kernels.cpu import launch, memory
 from regio.kernels.cpu.cells import BLOCK, add_to_maximum, maximum, transpose
 from regio.kernels.cpu.compile import compiled
 from regio.kernels.cpu.vectors import SIDE
-from regio.kernels.maps import coordinate_dtype, group_count
+from regio.kernels.maps import coordinate_dtype
 
 __all__ = ["backward_maps", "forward"]
 
@@ -84,7 +84,7 @@ def forward(
     """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
     top, _, left, _ = arguments
     parts = top.shape[1] * left.shape[1]
-    out = memory.empty((len(top), maps[0].shape[1] // group_count(groups), parts), coordinate_dtype(maps[0]))
+    out = memory.empty((len(top), maps[0].shape[-3], parts), coordinate_dtype(maps[0]))
     return launch.features(_forward, out, maps, image, level, arguments, groups)
 
 

@@ -1,7 +1,7 @@
 """CPU kernels of `regio.kernels.sample_grid`: a box reads each bin's distinct cells once, all channels together.
 
-The samples of a bin along one axis fall on few distinct cells (3 for two samples a cell apart), so their hat weights
-are merged first; a bin then reads the product of its row cells and its column cells.
+A bin reads the product of its row cells and its column cells. Where each part has channels of its own there are few to
+take together, and `planes` goes through them one by one.
 """
 
 from __future__ import annotations
@@ -12,59 +12,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from regio.kernels.cpu import launch, memory
+from regio.kernels.cpu import launch, memory, planes
+from regio.kernels.cpu.axes import axis_buffers, axis_cells, offsets
 from regio.kernels.cpu.cells import BLOCK, add_grid, cell_product, sum_grid, transpose
 from regio.kernels.cpu.compile import compiled
 from regio.kernels.cpu.vectors import SIDE
-from regio.kernels.maps import group_count
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
-
-
-@compiled
-def _axis_buffers(bins: int, cells: int, dtype: Any) -> tuple[Array, Array, Array]:
-    """Room for the cells [K, L] of each bin along one axis, their weights [K, L] and their number [K]."""
-    return np.empty((bins, cells), np.int64), np.empty((bins, cells), dtype), np.empty(bins, np.int64)
-
-
-@compiled
-def _axis_cells(positions: Array, coef: Array, size: int, keep: bool, cells: Array, weights: Array, n: Array) -> None:
-    """Merge samples [K, S] into the distinct cells [K, L] of each bin, their weights, and their number [K].
-
-    Cells of zero weight are left out unless `keep`: a derivative needs them.
-    """
-    for k in range(positions.shape[0]):
-        found = 0
-        for s in range(positions.shape[1]):
-            p = positions[k, s]
-            if not (p >= -1 and p < size) or (coef[k, s] == 0 and not keep):
-                continue
-            low = int(np.floor(p))
-            for cell in range(max(low, 0), min(low + 2, size)):
-                w = coef[k, s] * (1 - abs(p - cell))
-                if w == 0 and not keep:
-                    continue
-                m = 0
-                while m < found and cells[k, m] != cell:
-                    m += 1
-                if m == found:
-                    cells[k, m] = cell
-                    weights[k, m] = w
-                    found += 1
-                else:
-                    weights[k, m] += w
-        n[k] = found
-
-
-@compiled
-def _offsets(cells: Array, n: Array, step: int, offsets: Array) -> None:
-    """``offsets[k * L + m] = cells[k, m] * step`` for cells [K, L]."""
-    for k in range(cells.shape[0]):
-        for m in range(n[k]):
-            offsets[k * cells.shape[1] + m] = U(cells[k, m] * step)
 
 
 @compiled
@@ -76,17 +33,17 @@ def _forward(
     cell, height, width = shape
     channels, parts = out.shape[1:]
     kh, kw = rows.shape[1], columns.shape[1]
-    u, uw, nu = _axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
-    v, vw, nv = _axis_buffers(kw, min(2 * columns.shape[2], width), x.dtype)
+    u, uw, nu = axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
+    v, vw, nv = axis_buffers(kw, min(2 * columns.shape[2], width), x.dtype)
     row_at, column_at, row_w, column_w = np.empty(u.size, U), np.empty(v.size, U), uw.reshape(-1), vw.reshape(-1)
     l, m = u.shape[1], v.shape[1]
     pitch = min(BLOCK, channels) + SIDE  # not a power of two: the transposition would fall on few cache sets
     tile, flat = np.empty(parts * pitch, x.dtype), out.reshape(-1)
     for r in which[begin:end]:
-        _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
-        _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
-        _offsets(u, nu, width * cell, row_at)
-        _offsets(v, nv, cell, column_at)
+        axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
+        axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
+        offsets(u, nu, width * cell, row_at)
+        offsets(v, nv, cell, column_at)
         for first in range(0, channels, BLOCK):
             size = min(BLOCK, channels - first)
             for i in range(kh):
@@ -106,17 +63,17 @@ def _backward_map(
     cell, height, width = shape
     channels, parts = grad.shape[1:]
     kh, kw = rows.shape[1], columns.shape[1]
-    u, uw, nu = _axis_buffers(kh, min(2 * rows.shape[2], height), grad_x.dtype)
-    v, vw, nv = _axis_buffers(kw, min(2 * columns.shape[2], width), grad_x.dtype)
+    u, uw, nu = axis_buffers(kh, min(2 * rows.shape[2], height), grad_x.dtype)
+    v, vw, nv = axis_buffers(kw, min(2 * columns.shape[2], width), grad_x.dtype)
     row_at, column_at, row_w, column_w = np.empty(u.size, U), np.empty(v.size, U), uw.reshape(-1), vw.reshape(-1)
     l, m = u.shape[1], v.shape[1]
     pitch = min(BLOCK, end - begin) + SIDE
     tile, flat = np.empty(parts * pitch, grad_x.dtype), grad.reshape(-1)
     for r in which:
-        _axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
-        _axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
-        _offsets(u, nu, width * cell, row_at)
-        _offsets(v, nv, cell, column_at)
+        axis_cells(rows[r], row_coef[r], height, False, u, uw, nu)
+        axis_cells(columns[r], column_coef[r], width, False, v, vw, nv)
+        offsets(u, nu, width * cell, row_at)
+        offsets(v, nv, cell, column_at)
         for first in range(begin, end, BLOCK):
             size = min(BLOCK, end - first)
             transpose(flat, U((r * channels + first) * parts), parts, size, parts, tile, U(0), pitch)
@@ -158,14 +115,14 @@ def _backward_axes(
     cell, height, width = shape
     channels = grad.shape[1]
     kh, kw = rows.shape[1], columns.shape[1]
-    u, uw, nu = _axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
-    v, vw, nv = _axis_buffers(kw, min(2 * columns.shape[2], width), x.dtype)
+    u, uw, nu = axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
+    v, vw, nv = axis_buffers(kw, min(2 * columns.shape[2], width), x.dtype)
     row_slope, column_slope = np.empty(u.shape, x.dtype), np.empty(v.shape, x.dtype)
     parts, pitch = kh * kw, channels + SIDE
     tile, flat = np.empty(parts * pitch, x.dtype), grad.reshape(-1)
     for r in which[begin:end]:
-        _axis_cells(rows[r], row_coef[r], height, True, u, uw, nu)
-        _axis_cells(columns[r], column_coef[r], width, True, v, vw, nv)
+        axis_cells(rows[r], row_coef[r], height, True, u, uw, nu)
+        axis_cells(columns[r], column_coef[r], width, True, v, vw, nv)
         row_slope[:] = 0
         column_slope[:] = 0
         transpose(flat, U(r * channels * parts), parts, channels, parts, tile, U(0), pitch)
@@ -185,9 +142,11 @@ def forward(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
     """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
+    if groups:
+        return planes.forward(maps, image, level, arguments, groups)
     rows, _, columns, _ = arguments
     parts = rows.shape[1] * columns.shape[1]
-    out = memory.empty((len(rows), maps[0].shape[1] // group_count(groups), parts), rows.dtype)
+    out = memory.empty((len(rows), maps[0].shape[-3], parts), rows.dtype)
     return launch.features(_forward, out, maps, image, level, arguments, groups)
 
 
@@ -200,6 +159,8 @@ def backward_maps(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """A gradient of each map."""
+    if groups:
+        return planes.backward_maps(grad, maps, image, level, arguments, groups)
     return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups)
 
 

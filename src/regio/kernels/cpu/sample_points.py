@@ -14,7 +14,6 @@ from torch import Tensor
 from regio.kernels.cpu import launch, memory
 from regio.kernels.cpu.cells import add_cells, cell_product, sum_cells
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.maps import group_count
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
@@ -144,7 +143,7 @@ def forward(
 ) -> Tensor:
     """Features [R, C, K], a view of [R, K, C]; see `regio.kernels.operation`."""
     boxes, parts = arguments[1].shape[:2]
-    out = memory.empty((boxes, parts, maps[0].shape[1] // group_count(groups)), arguments[0].dtype)
+    out = memory.empty((boxes, parts, maps[0].shape[-3]), arguments[0].dtype)
     return launch.features(_forward, out, maps, image, level, arguments, groups).transpose(1, 2)
 
 

@@ -15,17 +15,17 @@ from llvmlite import ir
 from numba import extending
 from numba.core import cgutils, types
 
-__all__ = ["SIDE", "Blocks", "narrow", "transpose_block", "wide"]
+__all__ = ["INDEX", "SIDE", "Block", "Blocks", "intrinsic", "narrow", "spread", "transpose_block", "wide"]
 
 SIDE = 16  # of a square that is transposed
 
 _FLAGS = ("contract", "nsz", "reassoc")
-_INDEX = ir.IntType(64)
+INDEX = ir.IntType(64)
 
 intrinsic: Any = extending.intrinsic  # its own types do not say that the first argument is not passed
 
 
-class _Block:
+class Block:
     """Vectors of `width` elements of arrays, in the code that is being generated for a call of an intrinsic."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, values: Any, width: int) -> None:
@@ -58,9 +58,7 @@ class _Block:
 
     def spread(self, scalar: Any) -> Any:
         """A vector of which every element is `scalar`."""
-        nothing = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(nothing, scalar, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(first, nothing, ir.VectorType(ir.IntType(32), self.vector.count)(None))
+        return spread(self.builder, self.vector, scalar)
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.fadd(self.builder.fmul(a, b, flags=_FLAGS), c, flags=_FLAGS)
@@ -101,6 +99,13 @@ class _Block:
                 yield builder.add(corner, self.element(5, j)), self.spread(weight)
 
 
+def spread(builder: Any, kind: Any, scalar: Any) -> Any:
+    """A vector of type `kind` of which every element is `scalar`."""
+    nothing = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(nothing, scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, nothing, ir.VectorType(ir.IntType(32), kind.count)(None))
+
+
 class Blocks:
     """The loops for blocks of `width` channels, as functions that kernels can call."""
 
@@ -117,7 +122,7 @@ def _over_a_list(width: int) -> tuple[Any, Any]:
         """``tile[to + c] = sum over i < n of weights[i] * x[starts[i] + shift + c]`` for c < width."""
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            block = _Block(context, builder, signature, values, width)
+            block = Block(context, builder, signature, values, width)
             total = block.variable(ir.Constant(block.vector, None))
             with cgutils.for_range(builder, values[4]) as loop:
                 cell = block.load(0, builder.add(block.element(1, loop.index), values[3]))
@@ -133,7 +138,7 @@ def _over_a_list(width: int) -> tuple[Any, Any]:
         """``x[starts[i] + shift + c] += weights[i] * tile[at + c]`` for i < n and c < width."""
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            block = _Block(context, builder, signature, values, width)
+            block = Block(context, builder, signature, values, width)
             value = block.load(5, values[6])
             with cgutils.for_range(builder, values[4]) as loop:
                 at = builder.add(block.element(1, loop.index), values[3])
@@ -158,7 +163,7 @@ def _over_a_grid(width: int) -> tuple[Any, Any]:
         x[rows[row + i] + columns[column + j] + shift + c]`` for c < width."""
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            block = _Block(context, builder, signature, values, width)
+            block = Block(context, builder, signature, values, width)
             total = block.variable(ir.Constant(block.vector, None))
             with block.grid(values) as (cell, weight):
                 builder.store(block.multiply_add(weight, block.load(0, cell), builder.load(total)), total)
@@ -176,7 +181,7 @@ def _over_a_grid(width: int) -> tuple[Any, Any]:
         """Add to those cells of x their weight times ``tile[at + c]``: the transpose of `sum_grid`."""
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            block = _Block(context, builder, signature, values, width)
+            block = Block(context, builder, signature, values, width)
             value = block.load(10, values[11])
             with block.grid(values) as (cell, weight):
                 block.store(block.multiply_add(weight, value, block.load(0, cell)), 0, cell)
@@ -196,7 +201,7 @@ def _of_the_largest(width: int) -> tuple[Any, Any]:
         """``tile[to + c]`` = the largest of rows x columns cells (at least one) from x[at + c] on, for c < width."""
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            block = _Block(context, builder, signature, values, width)
+            block = Block(context, builder, signature, values, width)
             best, nan = block.maximum(values[1:6])
             block.store(builder.select(nan, block.spread(block.scalar(float("nan"))), best), 6, values[7])
             return context.get_dummy_value()
@@ -212,7 +217,7 @@ def _of_the_largest(width: int) -> tuple[Any, Any]:
         c < width. Cell (i, j) has its gradient at ``grad_at + i * grad_row_step + j * grad_step``."""
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            block = _Block(context, builder, signature, values, width)
+            block = Block(context, builder, signature, values, width)
             where, (grad_at, grad_row_step, grad_step) = values[1:6], values[7:10]
             (best, nan), value = block.maximum(where), block.load(10, values[11])
             zero = ir.Constant(block.vector, None)
@@ -239,9 +244,9 @@ def transpose_block(typing: Any, source: Any, at: Any, step: Any, target: Any, t
     """``target[to + j * target_step + i] = source[at + i * step + j]`` for i, j < SIDE."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        block = _Block(context, builder, signature, values, SIDE)
+        block = Block(context, builder, signature, values, SIDE)
         _, at, step, _, to, target_step = values
-        lines = [block.load(0, builder.add(at, builder.mul(step, _INDEX(i)))) for i in range(SIDE)]
+        lines = [block.load(0, builder.add(at, builder.mul(step, INDEX(i)))) for i in range(SIDE)]
         half = SIDE // 2
         # A perfect shuffle of lines i and i + SIDE / 2, log2(SIDE) times, is a transposition.
         masks = [
@@ -251,7 +256,7 @@ def transpose_block(typing: Any, source: Any, at: Any, step: Any, target: Any, t
         for _ in range(SIDE.bit_length() - 1):
             lines = [builder.shuffle_vector(lines[i // 2], lines[i // 2 + half], masks[i % 2]) for i in range(SIDE)]
         for j, line in enumerate(lines):
-            block.store(line, 3, builder.add(to, builder.mul(target_step, _INDEX(j))))
+            block.store(line, 3, builder.add(to, builder.mul(target_step, INDEX(j))))
         return context.get_dummy_value()
 
     return types.void(source, types.uintp, types.uintp, target, types.uintp, types.uintp), generate

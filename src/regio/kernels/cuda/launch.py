@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype, group_count, like_maps
+from regio.kernels.maps import by_group, coordinate_dtype, like_maps
 
 __all__ = ["FUSED", "OWNED", "UNSPECIALIZED", "each_level", "map_gradient", "owners", "programs", "tile", "zero_sums"]
 
@@ -51,12 +51,11 @@ def programs(boxes: int, parts: int, channels: int, block: dict[str, int]) -> tu
     return (boxes * triton.cdiv(parts, block["PARTS"]) * triton.cdiv(channels, block["CHANNELS"]),)
 
 
-def owners(x: Tensor, groups: Sequence[int]) -> tuple[int, int, int]:
+def owners(x: Tensor) -> tuple[int, int, int]:
     """Programs for the tiles of a map, the channel blocks of every group, and the images."""
-    images, channels, height, width = x.shape
+    images, count, channels, height, width = by_group(x).shape
     tiles = triton.cdiv(height, OWNED["SIDE"]) * triton.cdiv(width, OWNED["SIDE"])
-    count = group_count(groups)
-    return tiles, count * triton.cdiv(channels // count, OWNED["CHANNELS"]), images
+    return tiles, count * triton.cdiv(channels, OWNED["CHANNELS"]), images
 
 
 def each_level(
@@ -66,20 +65,20 @@ def each_level(
     image, level = image.contiguous(), level.contiguous()
     group = _group_index(tuple(groups), image.device)
     for this, x in enumerate(maps):
-        cells = x.detach().permute(0, 2, 3, 1).contiguous()
-        images, height, width, pitch = cells.shape
+        cells = by_group(x.detach()).permute(0, 3, 4, 1, 2).contiguous()
+        (images, height, width), pitch = cells.shape[:3], cells.shape[3:].numel()
         yield x, (cells, image, level, group, images, len(maps), this, height, width, pitch)
 
 
 def zero_sums(x: Tensor) -> Tensor:
-    """Zeros [N, H, W, C] to sum the gradient of a map in."""
-    images, channels, height, width = x.shape
-    return x.new_zeros((images, height, width, channels), dtype=coordinate_dtype(x))
+    """Zeros [N, H, W, G, C] to sum the gradient of a map in."""
+    images, groups, channels, height, width = by_group(x).shape
+    return x.new_zeros((images, height, width, groups, channels), dtype=coordinate_dtype(x))
 
 
 def map_gradient(sums: Tensor, x: Tensor) -> Tensor:
-    """Channels-last `sums` [N, H, W, C] in the shape, dtype and memory format of the map `x`."""
-    sums = sums.permute(0, 3, 1, 2)
+    """Channels-last `sums` [N, H, W, G, C] in the shape, dtype and order in memory of the map `x`."""
+    sums = sums.permute(0, 3, 4, 1, 2) if x.ndim == 5 else sums.squeeze(3).permute(0, 3, 1, 2)
     (out,) = like_maps([x])
     return sums if sums.dtype == out.dtype and sums.stride() == out.stride() else out.copy_(sums)
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from regio.kernels.cuda import launch
 from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, map_tile, touches
-from regio.kernels.maps import group_count
 
 __all__ = ["backward_maps", "forward"]
 
@@ -30,7 +29,7 @@ def forward(
 ) -> Tensor:
     """Features [R, C, Kh * Kw]."""
     top, _, left, _ = sides = [a.contiguous() for a in arguments]
-    boxes, parts, channels = len(top), top.shape[1] * left.shape[1], maps[0].shape[1] // group_count(groups)
+    boxes, parts, channels = len(top), top.shape[1] * left.shape[1], maps[0].shape[-3]
     out = maps[0].new_empty((boxes, channels, parts))
     block = launch.tile(parts, channels)
     grid = launch.programs(boxes, parts, channels, block)
@@ -52,7 +51,7 @@ def backward_maps(
 ) -> list[Tensor]:
     """A gradient of each map."""
     top, bottom, left, right = sides = [a.contiguous() for a in arguments]
-    boxes, parts, channels = len(top), top.shape[1] * left.shape[1], maps[0].shape[1] // group_count(groups)
+    boxes, parts, channels = len(top), top.shape[1] * left.shape[1], maps[0].shape[-3]
     grads = [launch.zero_sums(x) for x in maps]
     block = launch.tile(parts, channels)
     grid = launch.programs(boxes, parts, channels, block)
@@ -66,7 +65,7 @@ def backward_maps(
             bins = (channels, top.shape[1], left.shape[1])
             if ordered:
                 _largest_cells[grid](*fixed, *sides, largest, *bins, GROUPED=bool(groups), **block)
-                _gather[launch.owners(x, groups)](
+                _gather[launch.owners(x)](
                     sums, *fixed[1:], bounds, largest, grad, channels, boxes, parts, GROUPED=bool(groups),
                     **launch.OWNED,
                 )  # fmt: skip

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from regio.kernels.cuda import launch
 from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, hat, map_tile, touches
-from regio.kernels.maps import group_count
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
@@ -31,7 +30,7 @@ def forward(
 ) -> Tensor:
     """Features [R, C, Kh * Kw]."""
     (boxes, kh, _), kw = arguments[0].shape, arguments[2].shape[1]
-    channels = maps[0].shape[1] // group_count(groups)
+    channels = maps[0].shape[-3]
     out = maps[0].new_empty((boxes, channels, kh * kw))
     block = launch.tile(kh * kw, channels)
     grid = launch.programs(boxes, kh * kw, channels, block)
@@ -53,14 +52,14 @@ def backward_maps(
     """A gradient of each map."""
     rows, _, columns, _ = axes = [a.detach().contiguous() for a in arguments]
     (boxes, kh, s), (kw, t) = rows.shape, columns.shape[1:]
-    channels, grads = maps[0].shape[1] // group_count(groups), [launch.zero_sums(x) for x in maps]
+    channels, grads = maps[0].shape[-3], [launch.zero_sums(x) for x in maps]
     if torch.are_deterministic_algorithms_enabled() and rows.numel() and columns.numel():
         grad = grad.transpose(1, 2).contiguous()
         v, u = rows.flatten(1), columns.flatten(1)
         bounds = torch.stack([v.amin(1), u.amin(1), v.amax(1), u.amax(1)], 1)
         with torch.cuda.device_of(image):
             for sums, (x, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
-                _gather[launch.owners(x, groups)](
+                _gather[launch.owners(x)](
                     sums, *fixed[1:], *axes, bounds, grad, channels, boxes, kh, kw, s, t,
                     GROUPED=bool(groups), **launch.OWNED,
                 )  # fmt: skip
@@ -91,7 +90,7 @@ def backward_arguments(
     """
     rows, row_coef, columns, column_coef = axes = [a.detach().contiguous() for a in arguments]
     (boxes, kh, s), (kw, t) = rows.shape, columns.shape[1:]
-    channels = maps[0].shape[1] // group_count(groups)
+    channels = maps[0].shape[-3]
     row_slope, column_slope = rows.new_empty((boxes, kh, kw, s, 2)), rows.new_empty((boxes, kh, kw, t, 2))
     block = launch.tile(kh * kw, channels)
     grid = launch.programs(boxes, kh * kw, block["CHANNELS"], block)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from regio.kernels.cuda import launch
 from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, hat, map_tile, touches
-from regio.kernels.maps import group_count
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
@@ -28,7 +27,7 @@ def forward(
 ) -> Tensor:
     """Features [R, C, K], stored as [R, K, C]."""
     points, coef = (a.detach().contiguous() for a in arguments)
-    (boxes, parts, samples), channels = coef.shape, maps[0].shape[1] // group_count(groups)
+    (boxes, parts, samples), channels = coef.shape, maps[0].shape[-3]
     out = maps[0].new_empty((boxes, parts, channels))
     block = launch.tile(parts, channels)
     grid = launch.programs(boxes, parts, channels, block)
@@ -48,7 +47,7 @@ def backward_maps(
 ) -> list[Tensor]:
     """A gradient of each map."""
     points, coef = (a.detach().contiguous() for a in arguments)
-    (boxes, parts, samples), channels = coef.shape, maps[0].shape[1] // group_count(groups)
+    (boxes, parts, samples), channels = coef.shape, maps[0].shape[-3]
     grads = [launch.zero_sums(x) for x in maps]
     if coef.numel() and torch.are_deterministic_algorithms_enabled():
         grad = grad.transpose(1, 2).contiguous()
@@ -56,7 +55,7 @@ def backward_maps(
         bounds = torch.stack([v.amin(1), u.amin(1), v.amax(1), u.amax(1)], 1)
         with torch.cuda.device_of(image):
             for sums, (x, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
-                _gather[launch.owners(x, groups)](
+                _gather[launch.owners(x)](
                     sums, *fixed[1:], points, coef, bounds, grad, channels, boxes, parts, samples,
                     GROUPED=bool(groups), **launch.OWNED,
                 )  # fmt: skip
@@ -82,7 +81,7 @@ def backward_arguments(
 ) -> list[Tensor]:
     """The gradients of points and coef; no two programs write to one place."""
     points, coef = (a.detach().contiguous() for a in arguments)
-    (boxes, parts, samples), channels = coef.shape, maps[0].shape[1] // group_count(groups)
+    (boxes, parts, samples), channels = coef.shape, maps[0].shape[-3]
     grads = [torch.empty_like(points), torch.empty_like(coef)]
     block = launch.tile(parts, channels)
     with torch.cuda.device_of(image):

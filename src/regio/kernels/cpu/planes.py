@@ -1,0 +1,163 @@
+"""CPU kernels of `regio.kernels.sample_grid` where each part reads channels of its own: one channel at a time.
+
+For one output channel the parts read one channel of every group, often 49 planes of a few thousand cells, which stay in
+the second-level cache while all boxes pass by. The cells and weights of all bins are found once, before. Maps are read
+where they lie, in any order of groups and channels, as long as the cells of a channel follow each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regio.kernels.cpu import arrays, launch, memory, threads
+from regio.kernels.cpu.axes import axis_buffers, axis_cells
+from regio.kernels.cpu.compile import compiled
+from regio.kernels.cpu.masked import WINDOW, add_window, sum_window
+from regio.kernels.maps import coordinate_dtype
+
+__all__ = ["backward_maps", "forward"]
+
+Array = np.ndarray[Any, Any]
+U = np.uintp
+
+_BOXES = 64  # fewer are looked at before another thread has begun
+
+
+@compiled
+def _find_cells(
+    which: Array, size: tuple[int, int], rows: Array, row_coef: Array, columns: Array, column_coef: Array, at: Array,
+    row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, begin: int, end: int
+) -> None:  # fmt: skip
+    """Where the bins of the boxes which[begin:end] read. Of each bin of rows: the offsets `at` [R, Kh, L] of its cells
+    in a plane, their weights, and their number [R, Kh]. Of each bin of columns: the first cell [R, Kw], the weights
+    [R, Kw, M] of the cells from there on, and how many pieces of WINDOW of them there are [R, Kw]."""
+    height, width = size
+    v = np.empty((rows.shape[1], at.shape[2]), np.int64)
+    u, uw, nu = axis_buffers(columns.shape[1], max(1, min(2 * columns.shape[2], width)), weights.dtype)
+    for r in which[begin:end]:
+        axis_cells(rows[r], row_coef[r], height, False, v, row_weights[r], n_rows[r])
+        for k in range(rows.shape[1]):
+            for m in range(n_rows[r, k]):
+                at[r, k, m] = U(v[k, m] * width)
+        axis_cells(columns[r], column_coef[r], width, False, u, uw, nu)
+        for k in range(columns.shape[1]):
+            low, high = width, 0
+            for m in range(nu[k]):
+                low, high = min(low, u[k, m]), max(high, u[k, m] + 1)
+            first[r, k], pieces[r, k] = low, max(0, high - low + WINDOW - 1) // WINDOW
+            weights[r, k, : pieces[r, k] * WINDOW] = 0
+            for m in range(nu[k]):
+                weights[r, k, u[k, m] - low] = uw[k, m]
+
+
+@compiled
+def _forward(
+    x: Array, steps: tuple[int, int, int], image: Array, which: Array, groups: Array, count: int, rows: Array,
+    row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, out: Array,
+    begin: int, end: int
+) -> None:  # fmt: skip
+    """out[:, c, k] for the pairs (c, group of k) number [begin, end). out: [R, C, K]."""
+    (boxes, kh), kw = n_rows.shape, first.shape[1]
+    room, windows = rows.size // (boxes * kh), weights.size // (boxes * kw)
+    for c in range(begin // count, -(-end // count)):
+        low, high = begin - c * count, end - c * count
+        for r in which:
+            origin = image[r] * steps[0] + c * steps[2]
+            for i in range(kh):
+                for j in range(kw):
+                    g = groups[i * kw + j]
+                    if low <= g < high:
+                        at = U(origin + g * steps[1] + first[r, j])
+                        out[r, c, i * kw + j] = sum_window(
+                            x, at, rows, row_weights, (r * kh + i) * room, n_rows[r, i], weights,
+                            (r * kw + j) * windows, pieces[r, j],
+                        )  # fmt: skip
+
+
+@compiled
+def _backward_map(
+    grad_x: Array, steps: tuple[int, int, int], image: Array, which: Array, groups: Array, count: int, rows: Array,
+    row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, grad: Array,
+    begin: int, end: int
+) -> None:  # fmt: skip
+    """Add to the planes (c, group) number [begin, end)."""
+    (boxes, kh), kw = n_rows.shape, first.shape[1]
+    room, windows = rows.size // (boxes * kh), weights.size // (boxes * kw)
+    for c in range(begin // count, -(-end // count)):
+        low, high = begin - c * count, end - c * count
+        for r in which:
+            origin = image[r] * steps[0] + c * steps[2]
+            for i in range(kh):
+                for j in range(kw):
+                    g = groups[i * kw + j]
+                    if low <= g < high:
+                        at = U(origin + g * steps[1] + first[r, j])
+                        add_window(
+                            grad_x, at, rows, row_weights, (r * kh + i) * room, n_rows[r, i], weights,
+                            (r * kw + j) * windows, pieces[r, j], grad[r, c, i * kw + j],
+                        )  # fmt: skip
+
+
+def _cells_of_bins(arguments: Sequence[Array], height: int, width: int, which: Array) -> tuple[Array, ...]:
+    """What `_find_cells` finds, the offsets and the weights of all bins one after the other."""
+    rows, _, columns, _ = arguments
+    (boxes, kh, samples), kw = rows.shape, columns.shape[1]
+    room = boxes, kh, max(1, min(2 * samples, height))
+    at, row_weights, n_rows = np.empty(room, U), np.empty(room, rows.dtype), np.empty((boxes, kh), np.int64)
+    first, pieces = np.empty((boxes, kw), np.int64), np.empty((boxes, kw), np.int64)
+    weights = np.empty((boxes, kw, -(-width // WINDOW) * WINDOW), rows.dtype)
+    found = at, row_weights, n_rows, first, weights, pieces
+    threads.share(partial(_find_cells, which, (height, width), *arguments, *found), len(which), grain=_BOXES)
+    return at.reshape(-1), row_weights.reshape(-1), n_rows, first, weights.reshape(-1), pieces
+
+
+def _share(work: Callable[[int, int], object], channels: int, count: int, features: int) -> None:
+    """Share the planes between threads, whole channels where there are enough. features: those of a plane."""
+    unit = -(-count // -(-torch.get_num_threads() // max(1, channels)))
+    threads.share(work, channels * count, grain=unit * -(-launch.grain(features) // unit), shares=4)
+
+
+def forward(
+    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
+) -> Tensor:
+    """Features [R, C, Kh * Kw] of maps [N, G, C, H, W]."""
+    dtype, (count, channels) = coordinate_dtype(maps[0]), maps[0].shape[1:3]
+    out = memory.empty((len(image), channels, len(groups)), dtype)
+    result, of_part = out.numpy(), np.array(groups, np.int64)
+    for x, boxes, (_, index, _, _, *where) in launch.levels(out, maps, image, level, arguments, groups):
+        if len(boxes):
+            source = arrays.planes(x, dtype)
+            bins = _cells_of_bins(where, x.shape[3], x.shape[4], boxes)
+            fixed = source.stride()[:3], index, boxes, of_part, count, *bins, result
+            _share(partial(_forward, arrays.flat(source), *fixed), channels, count, len(boxes) * len(groups) // count)
+    return out.to(maps[0].dtype)
+
+
+def backward_maps(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    image: Tensor,
+    level: Tensor,
+    arguments: Sequence[Tensor],
+    groups: Sequence[int],
+) -> list[Tensor]:
+    """A gradient of each map. A thread has planes of its own, so the order of the sums is that of the boxes."""
+    dtype, (count, channels) = coordinate_dtype(maps[0]), maps[0].shape[1:3]
+    (g,) = arrays.plain(grad.to(dtype))
+    grads, of_part = [], np.array(groups, np.int64)
+    for x, boxes, (_, index, _, _, *where) in launch.levels(grad, maps, image, level, arguments, groups):
+        result = arrays.room_like(x, dtype)
+        own = arrays.planes_for(result).zero_()
+        if len(boxes):
+            bins = _cells_of_bins(where, x.shape[3], x.shape[4], boxes)
+            fixed = own.stride()[:3], index, boxes, of_part, count, *bins, g
+            _share(partial(_backward_map, arrays.flat(own), *fixed), channels, count, len(boxes) * len(groups) // count)
+        arrays.put_planes(own, result)
+        grads.append(result.to(x.dtype))
+    return grads
