@@ -115,6 +115,29 @@ def test_channels_that_do_not_fill_a_block(channels: int) -> None:
         close(a, b)
 
 
+@pytest.mark.parametrize("boxes", [1, 2, 5])
+@pytest.mark.parametrize("channels", [2, 3, 16, 17])
+def test_few_boxes_and_few_channels_of_a_large_map(boxes: int, channels: int) -> None:
+    """Which are read one channel at a time where the cells of a channel follow each other."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, channels, 40, 45, generator=generator, dtype=torch.float64)
+    image, *axes, _ = random_grid()
+    inputs = [image[:boxes], *(t[:boxes] for t in axes)]
+    inputs[1][0] += torch.tensor([0.0, 30.0]).view(2, 1)  # bins wider and higher than others
+    inputs[2][0] *= 4
+    results = []
+    for form in (torch.contiguous_format, torch.channels_last):
+        leaf = x.clone(memory_format=form).requires_grad_()
+        y = sample_grid(leaf, *inputs)
+        y.backward(torch.cos(torch.arange(y.numel()).double()).view(y.shape))
+        results.append((y, leaf.grad))
+    expected = sample_grid_reference(leaf := x.clone().requires_grad_(), *inputs)
+    expected.backward(torch.cos(torch.arange(expected.numel()).double()).view(expected.shape))
+    for y, grad in results:
+        close(y, expected)
+        close(grad, leaf.grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sums_are_float32(dtype: torch.dtype) -> None:
     """The result is that of the float32 features, rounded once."""

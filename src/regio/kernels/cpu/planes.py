@@ -1,4 +1,6 @@
-"""CPU kernels of `regio.kernels.sample_grid` where each part reads channels of its own: one channel at a time.
+"""CPU kernels of `regio.kernels.sample_grid` that go through the channels one by one.
+
+They serve parts that read channels of their own, few channels, and few boxes.
 
 For one output channel the parts read one channel of every group, often 49 planes of a few thousand cells, which stay in
 the second-level cache while all boxes pass by. The cells and weights of all bins are found once, before. Maps are read
@@ -19,14 +21,15 @@ from regio.kernels.cpu import arrays, launch, memory, threads
 from regio.kernels.cpu.axes import axis_buffers, axis_cells
 from regio.kernels.cpu.compile import compiled
 from regio.kernels.cpu.masked import WINDOW, add_window, sum_window
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.maps import by_group, coordinate_dtype
 
-__all__ = ["backward_maps", "forward"]
+__all__ = ["backward_maps", "forward", "pay"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
 
 _BOXES = 64  # fewer are looked at before another thread has begun
+_WORTH_A_COPY = 64  # cells a bin: a channel at a time takes some twenty times as long a bin as all together
 
 
 @compiled
@@ -57,7 +60,7 @@ def _find_cells(
 
 
 @compiled
-def _forward(
+def _sum(
     x: Array, steps: tuple[int, int, int], image: Array, which: Array, groups: Array, count: int, rows: Array,
     row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, out: Array,
     begin: int, end: int
@@ -81,7 +84,7 @@ def _forward(
 
 
 @compiled
-def _backward_map(
+def _add(
     grad_x: Array, steps: tuple[int, int, int], image: Array, which: Array, groups: Array, count: int, rows: Array,
     row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, grad: Array,
     begin: int, end: int
@@ -117,6 +120,14 @@ def _cells_of_bins(arguments: Sequence[Array], height: int, width: int, which: A
     return at.reshape(-1), row_weights.reshape(-1), n_rows, first, weights.reshape(-1), pieces
 
 
+def pay(maps: Sequence[Tensor], bins: int, channels: int) -> bool:
+    """Whether to go through the channels one by one where all parts read all of them: where there are few, and where
+    there are so few bins of all boxes that copying the maps into cells would take longer. Not where they lie in cells.
+    """
+    few = maps[0].shape[-3] <= channels or _WORTH_A_COPY * bins < sum(x.shape[-2:].numel() for x in maps)
+    return few and all(arrays.has_planes(by_group(x)) for x in maps)
+
+
 def _share(work: Callable[[int, int], object], channels: int, count: int, features: int) -> None:
     """Share the planes between threads, whole channels where there are enough. features: those of a plane."""
     unit = -(-count // -(-torch.get_num_threads() // max(1, channels)))
@@ -126,16 +137,16 @@ def _share(work: Callable[[int, int], object], channels: int, count: int, featur
 def forward(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
-    """Features [R, C, Kh * Kw] of maps [N, G, C, H, W]."""
-    dtype, (count, channels) = coordinate_dtype(maps[0]), maps[0].shape[1:3]
+    """Features [R, C, Kh * Kw] of maps [N, G, C, H, W], or [N, C, H, W] as one group."""
+    dtype, (count, channels) = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1:3]
     out = memory.empty((len(image), channels, len(groups)), dtype)
     result, of_part = out.numpy(), np.array(groups, np.int64)
-    for x, boxes, (_, index, _, _, *where) in launch.levels(out, maps, image, level, arguments, groups):
+    for x, boxes, ((_, h, w), index, _, _, *where) in launch.levels(out, maps, image, level, arguments, groups):
         if len(boxes):
-            source = arrays.planes(x, dtype)
-            bins = _cells_of_bins(where, x.shape[3], x.shape[4], boxes)
+            source = arrays.planes(by_group(x), dtype)
+            bins = _cells_of_bins(where, h, w, boxes)
             fixed = source.stride()[:3], index, boxes, of_part, count, *bins, result
-            _share(partial(_forward, arrays.flat(source), *fixed), channels, count, len(boxes) * len(groups) // count)
+            _share(partial(_sum, arrays.flat(source), *fixed), channels, count, len(boxes) * len(groups) // count)
     return out.to(maps[0].dtype)
 
 
@@ -148,16 +159,17 @@ def backward_maps(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """A gradient of each map. A thread has planes of its own, so the order of the sums is that of the boxes."""
-    dtype, (count, channels) = coordinate_dtype(maps[0]), maps[0].shape[1:3]
+    dtype, (count, channels) = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1:3]
     (g,) = arrays.plain(grad.to(dtype))
     grads, of_part = [], np.array(groups, np.int64)
-    for x, boxes, (_, index, _, _, *where) in launch.levels(grad, maps, image, level, arguments, groups):
+    for x, boxes, ((_, h, w), index, _, _, *where) in launch.levels(grad, maps, image, level, arguments, groups):
         result = arrays.room_like(x, dtype)
-        own = arrays.planes_for(result).zero_()
+        target = by_group(result)
+        own = arrays.planes_for(target).zero_()
         if len(boxes):
-            bins = _cells_of_bins(where, x.shape[3], x.shape[4], boxes)
+            bins = _cells_of_bins(where, h, w, boxes)
             fixed = own.stride()[:3], index, boxes, of_part, count, *bins, g
-            _share(partial(_backward_map, arrays.flat(own), *fixed), channels, count, len(boxes) * len(groups) // count)
-        arrays.put_planes(own, result)
+            _share(partial(_add, arrays.flat(own), *fixed), channels, count, len(boxes) * len(groups) // count)
+        arrays.put_planes(own, target)
         grads.append(result.to(x.dtype))
     return grads

@@ -1,7 +1,7 @@
 """CPU kernels of `regio.kernels.sample_grid`: a box reads each bin's distinct cells once, all channels together.
 
 A bin reads the product of its row cells and its column cells. Where each part has channels of its own there are few to
-take together, and `planes` goes through them one by one.
+take together, and `planes` goes through them one by one; so it does for few boxes and few channels.
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ def forward(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
     """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
-    if groups:
-        return planes.forward(maps, image, level, arguments, groups)
     rows, _, columns, _ = arguments
     parts = rows.shape[1] * columns.shape[1]
+    if groups or planes.pay(maps, len(rows) * parts, channels=2):
+        return planes.forward(maps, image, level, arguments, groups or [0] * parts)
     out = memory.empty((len(rows), maps[0].shape[-3], parts), rows.dtype)
     return launch.features(_forward, out, maps, image, level, arguments, groups)
 
@@ -159,8 +159,8 @@ def backward_maps(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """A gradient of each map."""
-    if groups:
-        return planes.backward_maps(grad, maps, image, level, arguments, groups)
+    if groups or planes.pay(maps, len(grad) * grad.shape[2], channels=16):
+        return planes.backward_maps(grad, maps, image, level, arguments, groups or [0] * grad.shape[2])
     return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups)
 
 
