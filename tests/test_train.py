@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -102,6 +103,28 @@ def test_an_interrupted_run_goes_on_exactly(straight: Path, tmp_path: Path, numb
     assert_same_weights(straight, tmp_path)
 
 
+def test_a_run_that_meets_a_damaged_photo_goes_on_exactly(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the photo is repaired: the state before it is in the resume file."""
+    read, reads = Shapes.__getitem__, []
+
+    def damaged(shapes: Shapes, index: int) -> object:
+        reads.append(index)
+        if len(reads) > 3 * CONFIG.batch_size + 1:  # in the fourth step
+            raise ValueError("photo.jpg: image file is truncated")
+        return read(shapes, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shapes, "__getitem__", damaged)
+        with pytest.raises(ValueError, match=r"photo\.jpg: image file is truncated"):
+            run(tmp_path)
+    with safe_open(tmp_path / "weights" / "resume.safetensors", "pt") as file:
+        assert '"step": 3' in str(file.metadata())  # the last regular save was at step 2
+    run(tmp_path, resume=True)
+    assert_same_weights(straight, tmp_path)
+
+
 def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     script = (
         "import signal; from pathlib import Path; from tests.test_train import StopAt, run; "
@@ -133,7 +156,7 @@ def test_resuming_with_a_moving_average_and_accumulation(tmp_path: Path) -> None
 def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="resume.safetensors: no such checkpoint"):
         run(tmp_path, resume=True)
-    with pytest.raises(ValueError, match="a run can only be resumed as it was: steps 6, .* got steps 7"):
+    with pytest.raises(ValueError, match=r"a run can only be resumed as it was: steps 6, got 7$"):
         run(straight, replace(CONFIG, steps=7), resume=True)
 
 

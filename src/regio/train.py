@@ -164,7 +164,11 @@ class _Run:
             self.progress.start(self.step, self.steps)
             batches = iter(self.loader(transform))
             while self.step < self.steps:
-                self.optimizer_step(batches)
+                try:
+                    self.optimizer_step(batches)
+                except (OSError, ValueError):  # a photo that cannot be read: repaired, the run can go on from here
+                    self.save()
+                    raise
                 done = self.step % evaluate_steps == 0 or self.step == self.steps
                 if done:
                     evaluation = self.evaluate()
@@ -265,18 +269,28 @@ class _Run:
         """Take the state of the resume file."""
         path = self.weights / "resume.safetensors"
         state = read_resume(path, self.modules, self.optimizer)
-        if state["config"] != self._identity():
-            raise ValueError(f"{path}: a run can only be resumed as it was: {state['config']}, got {self._identity()}")
+        was, now = state["config"], self._identity()
+        differences = [f"{name} {was[name]}, got {now[name]}" for name in now if was[name] != now[name]]
+        if differences:
+            raise ValueError(f"{path}: a run can only be resumed as it was: {'; '.join(differences)}")
         self.step, self.best = state["step"], state["best"]
 
-    def _identity(self) -> str:
+    def _identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to be the run it was."""
         c = self.config
-        return (
-            f"steps {self.steps}, batch {c.batch_size} x {c.accumulate} x {self.fabric.world_size}, {c.optimizer}, "
-            f"{c.schedule}, clip {c.clip_norm}, ema {c.ema}, precision {c.precision}, seed {c.seed}, "
-            f"{len(self.dataset)} images of {len(self.dataset.class_names)} classes"
-        )
+        identity = {
+            "steps": self.steps,
+            "batch": f"{c.batch_size} x {c.accumulate} x {self.fabric.world_size}",
+            "optimizer": c.optimizer,
+            "schedule": c.schedule,
+            "clip": c.clip_norm,
+            "ema": c.ema,
+            "precision": c.precision,
+            "seed": c.seed,
+            "images": len(self.dataset),
+            "classes": len(self.dataset.class_names),
+        }
+        return {name: str(value) for name, value in identity.items()}
 
     def _record(self, row: dict[str, float]) -> None:
         rate = self.optimizer.param_groups[0]["lr"]

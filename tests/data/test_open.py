@@ -166,6 +166,11 @@ def test_shapes_by_name() -> None:
 def test_nothing_to_open(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gone: no such dataset: expected a folder"):
         open_dataset(tmp_path / "gone")
+    (tmp_path / "photo.JPG").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"photo\.JPG: no dataset: expected a folder or a COCO JSON file, got a single"
+    ):
+        open_dataset(tmp_path / "photo.JPG")
     with pytest.raises(ValueError, match=r"no dataset found: expected COCO .* or Pascal VOC"):
         open_dataset(tmp_path)
     inner = write_voc(tmp_path / "VOC2007", {"a": _CAT})

@@ -49,6 +49,8 @@ def open_dataset(path: str | Path, split: str = "train", *, strict: bool = False
         count, seed = _SHAPES[split]
         return Shapes(count, seed)
     path = Path(path)
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"{path}: no dataset: expected a folder or a COCO JSON file, got a single image")
     if path.is_file():
         split_of_name = path.stem.removeprefix("instances_")
         folders = [f for root in (path.parent, path.parent.parent) for f in _image_folders(root, split_of_name)]

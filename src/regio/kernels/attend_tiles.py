@@ -195,8 +195,7 @@ class TiledSoftmax:
         features = self.features[tile.image].mT
         if weights.values is None:
             assert self._kernel is not None
-            shape = (*of_sums.shape[:2], self.area)
-            products = torch.matmul(of_sums, features, out=self.scratch("products", shape, self.dtype))
+            products = self._product("products", of_sums, features)
             column, row, appearance = self._factors(tile)
             to_terms = torch.zeros_like(column), torch.zeros_like(row)
             to_cells = torch.zeros_like(appearance) if to_appearance is None else to_appearance[tile.image]
@@ -257,11 +256,17 @@ class TiledSoftmax:
 
     def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """The matrix product of a [n, I, J] with b [J, L] or [n, J, L], in the dtype of the weights."""
-        shape = (*a.shape[:2], b.shape[-1])
-        out = torch.matmul(a, b, out=self.scratch(name, shape, self.dtype))
+        out = self._product(name, a, b)
         if self.dtype == self.column.dtype:
             return out
-        return self.scratch(f"{name}, widened", shape, self.column.dtype).copy_(out)
+        return self.scratch(f"{name}, widened", tuple(out.shape), self.column.dtype).copy_(out)
+
+    def _product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        out = self.scratch(name, (*a.shape[:2], b.shape[-1]), self.dtype)
+        if b.ndim == 3:
+            return torch.bmm(a, b, out=out)
+        torch.mm(a.flatten(0, 1), b, out=out.flatten(0, 1))  # `matmul` can copy b for each of the n
+        return out
 
 
 def _cpu_kernel() -> Any:
