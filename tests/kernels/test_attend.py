@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regio.kernels.attend import attend, attend_reference, readable
+from regio.kernels.cpu.attend import weigh
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
@@ -196,6 +197,26 @@ def test_bfloat16_operands_and_features() -> None:
         torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
         for a, b in zip(grads, expected_grads, strict=True):
             torch.testing.assert_close(a.float(), b, rtol=5e-2, atol=2e-2 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 15), (2, 16), (5, 35)])
+def test_weights_are_rounded_as_pytorch_rounds(size: tuple[int, int]) -> None:
+    """Written as bfloat16 by the CPU kernel: to the nearest, halves to the even one, NaN and infinity kept."""
+    height, width = size
+    g = torch.Generator().manual_seed(0)
+    column, row = torch.rand(2, 3, width, generator=g), torch.ones(2, 3, height)
+    appearance = torch.ones(3, height * width)
+    halves = torch.tensor([1.00390625, 1.01171875, 3.3e38, torch.inf, torch.nan, 1e-40, 0.0])
+    column.view(-1)[: len(halves)] = halves[: column.numel()]
+    exact = torch.empty(2, 3, height * width)
+    rounded = torch.empty(2, 3, height * width, dtype=torch.bfloat16)
+    sums = [weigh(column, row, appearance, out) for out in (exact, rounded)]
+    expected = (column[:, :, None, :] * row[..., None]).flatten(2)
+    assert torch.equal(exact.nan_to_num(-1), expected.nan_to_num(-1))
+    assert torch.equal(rounded.nan_to_num(-1), expected.to(torch.bfloat16).nan_to_num(-1))
+    assert torch.equal(rounded.isnan(), expected.isnan())
+    torch.testing.assert_close(sums[0], expected.sum(2, keepdim=True), equal_nan=True)
+    assert torch.equal(sums[0].nan_to_num(-1), sums[1].nan_to_num(-1))  # of the weights before they are rounded
 
 
 def test_autocast_chooses_the_operands() -> None:
