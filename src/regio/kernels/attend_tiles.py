@@ -181,7 +181,7 @@ class TiledSoftmax:
     def to_logits(self, weights: Weights, products: Tensor) -> Tensor:
         """The gradients [n, K, L] of the logits from `products` [n, K, L], those of the weights."""
         assert weights.values is not None
-        scaled = weights.values.mul_(weights.scale)
+        scaled = weights.values * weights.scale
         to_logits = scaled * products
         return to_logits.addcmul_(scaled, to_logits.sum(2, keepdim=True), value=-1)
 

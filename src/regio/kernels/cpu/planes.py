@@ -23,7 +23,7 @@ from regio.kernels.cpu.compile import compiled
 from regio.kernels.cpu.masked import WINDOW, add_window, sum_window
 from regio.kernels.maps import by_group, coordinate_dtype
 
-__all__ = ["backward_maps", "forward", "pay"]
+__all__ = ["are_faster", "backward_maps", "forward"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
@@ -120,9 +120,11 @@ def _cells_of_bins(arguments: Sequence[Array], height: int, width: int, which: A
     return at.reshape(-1), row_weights.reshape(-1), n_rows, first, weights.reshape(-1), pieces
 
 
-def pay(maps: Sequence[Tensor], bins: int, channels: int) -> bool:
-    """Whether to go through the channels one by one where all parts read all of them: where there are few, and where
-    there are so few bins of all boxes that copying the maps into cells would take longer. Not where they lie in cells.
+def are_faster(maps: Sequence[Tensor], bins: int, channels: int) -> bool:
+    """Whether to go through the channels one by one although all parts read all of them.
+
+    For at most so many `channels`, and for so few `bins` of all boxes that copying the maps into cells would take
+    longer; not for maps that are stored as cells.
     """
     few = maps[0].shape[-3] <= channels or _WORTH_A_COPY * bins < sum(x.shape[-2:].numel() for x in maps)
     return few and all(arrays.has_planes(by_group(x)) for x in maps)

@@ -144,7 +144,7 @@ def forward(
     """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
     rows, _, columns, _ = arguments
     parts = rows.shape[1] * columns.shape[1]
-    if groups or planes.pay(maps, len(rows) * parts, channels=2):
+    if groups or planes.are_faster(maps, len(rows) * parts, channels=2):
         return planes.forward(maps, image, level, arguments, groups or [0] * parts)
     out = memory.empty((len(rows), maps[0].shape[-3], parts), rows.dtype)
     return launch.features(_forward, out, maps, image, level, arguments, groups)
@@ -159,7 +159,7 @@ def backward_maps(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """A gradient of each map."""
-    if groups or planes.pay(maps, len(grad) * grad.shape[2], channels=16):
+    if groups or planes.are_faster(maps, len(grad) * grad.shape[2], channels=16):
         return planes.backward_maps(grad, maps, image, level, arguments, groups or [0] * grad.shape[2])
     return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups)
 
