@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume, write_json
+from regio.config import ModelConfig, build_detector
 
 CARD = Card(("cat", "dog"), (17, 18), {"channels": 8}, {"mean": [0.5]}, 12, {"ap": 0.25})
 
@@ -73,7 +74,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 def test_a_newer_format(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors", {"regio": json.dumps({"version": 99, "card": {}})})
-    with pytest.raises(ValueError, match="format 99, this version of regio reads up to 1"):
+    with pytest.raises(ValueError, match="format 99, this version of regio reads up to 2"):
         read_card(tmp_path / "new.safetensors")
 
 
@@ -151,3 +152,25 @@ def test_resuming_another_model(tmp_path: Path) -> None:
     other = nn.Linear(3, 4)
     with pytest.raises(ValueError, match="does not fit this run's model"):
         read_resume(tmp_path / "r.safetensors", {"model": other}, torch.optim.SGD(other.parameters()))
+
+
+def test_names_of_format_1_are_read(tmp_path: Path) -> None:
+    """Before there were RoI heads, the extractor and the one head were parts of the detector."""
+    detector = build_detector(ModelConfig(channels=16, hidden=32, extractor="learned"), 2)
+    own = detector.state_dict()
+    old = {
+        name.replace("roi_heads.0.extractor.", "extractor.")
+        .replace("roi_heads.0.trunk.", "head.")
+        .replace("roi_heads.0.", "head."): tensor.contiguous().clone()
+        for name, tensor in own.items()
+    }
+    assert {"head.fc6.weight", "head.class_logits.bias", "extractor.extractors.0.part_weight"} <= old.keys()
+    header = {"version": 1, "card": {"class_names": ["cat", "dog"], "category_ids": [1, 2]}}
+    save_file(old, tmp_path / "old.safetensors", {"regio": json.dumps(header)})
+    other = build_detector(ModelConfig(channels=16, hidden=32, extractor="learned"), 2)
+    assert load_weights(tmp_path / "old.safetensors", other).class_names == ("cat", "dog")
+    assert all(torch.equal(tensor, own[name]) for name, tensor in other.state_dict().items())
+    header["version"] = 2
+    save_file(old, tmp_path / "mixed.safetensors", {"regio": json.dumps(header)})
+    with pytest.raises(ValueError, match="is missing"):
+        load_weights(tmp_path / "mixed.safetensors", other)

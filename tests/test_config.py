@@ -85,7 +85,8 @@ def test_a_detector_comes_back_from_its_checkpoint(tmp_path) -> None:  # type: i
     assert len(a) > 0
     assert torch.equal(a.boxes, b.boxes)
     assert torch.equal(a.scores, b.scores)
-    assert load_detector(tmp_path / "a.safetensors", score_threshold=0.9)[0].postprocess.score_threshold == 0.9
+    again, _ = load_detector(tmp_path / "a.safetensors", score_threshold=0.9)
+    assert again.roi_heads[0].postprocess.score_threshold == 0.9
     save(tmp_path / "b.safetensors", detector, Card(("cat", "dog")))
     with pytest.raises(ValueError, match="its card has no configuration"):
         load_detector(tmp_path / "b.safetensors")

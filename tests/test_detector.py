@@ -12,6 +12,7 @@ from torch import Tensor
 from regio.backbones import efficientnet_lite0
 from regio.boxes import iou
 from regio.detector import TwoStageDetector
+from regio.proposals import Anchors
 from regio.regions import RoIAlign
 from regio.systems import faster_rcnn, faster_rcnn_fpn
 from regio.types import Targets
@@ -29,8 +30,8 @@ def small_fpn(num_classes: int = 4, side: int = 96) -> TwoStageDetector:
         hidden=64,
         short_side=side,
         long_side=2 * side,
-        anchor_sizes=(16, 32, 64, 128),
-        sampled_regions=32,
+        anchors=Anchors(((16,), (32,), (64,), (128,))),
+        regions_per_image=32,
     )
 
 
@@ -44,10 +45,15 @@ def small_single(num_classes: int = 4, side: int = 96) -> TwoStageDetector:
         hidden=64,
         short_side=side,
         long_side=2 * side,
-        anchor_sizes=(16, 32, 64),
-        border=None,
-        sampled_regions=32,
+        anchors=Anchors(((16, 32, 64),)),
+        straddle_threshold=None,
+        regions_per_image=32,
     )
+
+
+def report_everything(detector: TwoStageDetector) -> None:
+    head = detector.roi_heads[0]
+    head.postprocess = replace(head.postprocess, score_threshold=0.0)
 
 
 def images() -> list[Tensor]:
@@ -81,7 +87,7 @@ def test_losses_train_every_part(make) -> None:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("make", [small_fpn, small_single])
 def test_detections_are_in_pixels_of_the_images(make) -> None:  # type: ignore[no-untyped-def]
     detector = make()
-    detector.postprocess = replace(detector.postprocess, score_threshold=0.0)
+    report_everything(detector)
     with torch.no_grad():
         found = detector(images())
     for detections, image in zip(found, images(), strict=True):
@@ -96,7 +102,7 @@ def test_detections_are_in_pixels_of_the_images(make) -> None:  # type: ignore[n
 
 def test_train_mode_changes_nothing() -> None:
     detector = small_fpn()
-    detector.postprocess = replace(detector.postprocess, score_threshold=0.0)
+    report_everything(detector)
     results = []
     for training in (True, False):
         detector.train(training)
@@ -115,7 +121,7 @@ def test_the_seed_decides() -> None:
         detector.zero_grad()
         losses = detector.losses(images(), targets())
         total(losses).backward()
-        grad = detector.head.fc6.weight.grad  # type: ignore[attr-defined]
+        grad = detector.roi_heads[0].trunk.fc6.weight.grad
         values.append((total(losses).item(), grad.clone()))
     assert values[0][0] == values[1][0] and torch.equal(values[0][1], values[1][1])
     assert values[0][0] != values[2][0]
@@ -123,7 +129,7 @@ def test_the_seed_decides() -> None:
 
 def test_images_of_a_batch_do_not_touch_each_other() -> None:
     detector = small_fpn()
-    detector.postprocess = replace(detector.postprocess, score_threshold=0.0)
+    report_everything(detector)
     pair = [images()[0], images()[0].flip(2)]  # of one size, so that padding is the same
     with torch.no_grad():
         together = detector(pair)
@@ -164,7 +170,7 @@ def test_no_proposals_at_all() -> None:
 
 def test_copies_and_pickles_detect_the_same() -> None:
     detector = small_fpn()
-    detector.postprocess = replace(detector.postprocess, score_threshold=0.0)
+    report_everything(detector)
     with torch.no_grad():
         expected = detector(images())[0]
         for twin in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
@@ -173,7 +179,7 @@ def test_copies_and_pickles_detect_the_same() -> None:
 
 def test_bfloat16_autocast() -> None:
     detector = small_fpn()
-    detector.postprocess = replace(detector.postprocess, score_threshold=0.0)
+    report_everything(detector)
     with torch.autocast("cpu", torch.bfloat16):
         losses = detector.losses(images(), targets())
         with torch.no_grad():

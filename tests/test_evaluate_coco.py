@@ -38,6 +38,9 @@ def assert_equal_to_reference(truth: dict[str, Any], detections: list[dict[str, 
     metrics = coco_metrics(truth, detections, iou_type)
     stats = np.where(expected.stats == -1, np.nan, expected.stats)
     np.testing.assert_allclose([*metrics.summary().values()], stats, rtol=0, atol=1e-12)
+    by_iou = np.where(expected.eval["precision"] < 0, np.nan, expected.eval["precision"])[:, :, :, 0, 2]
+    if metrics.ap_by_iou.size and not np.isnan(metrics.ap_by_iou).any():
+        np.testing.assert_allclose(metrics.ap_by_iou, np.nanmean(by_iou, (1, 2)), rtol=0, atol=1e-12)
     precision = expected.eval["precision"][:, :, :, 0, 2]
     ids = {category_id: i for i, category_id in enumerate(sorted(c["id"] for c in truth["categories"]))}
     for row, category in enumerate(truth["categories"]):

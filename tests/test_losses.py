@@ -1,26 +1,48 @@
 """Losses on numbers worked by hand."""
 
-import math
-
+import pytest
 import torch
 
-from regio.losses import box_loss, class_loss
+from regio.losses import HardExamples, MeanLoss, smooth_l1
 
 
-def test_box_loss_is_smooth_l1_over_the_mini_batch() -> None:
-    deltas, wanted = torch.tensor([[0.5, 2.0, 0.0, -3.0]]), torch.zeros(1, 4)
-    # beta 1: 0.5**2 / 2, 2 - 0.5, 0, 3 - 0.5
-    torch.testing.assert_close(box_loss(deltas, wanted, beta=1.0, count=4), torch.tensor((0.125 + 1.5 + 2.5) / 4))
-    torch.testing.assert_close(box_loss(deltas, wanted, beta=0.0, count=1), torch.tensor(5.5))
+def test_smooth_l1_by_hand() -> None:
+    deltas, wanted = torch.tensor([[0.5, 2.0, 0.0, -3.0], [0.0, 0, 0, 1]]), torch.zeros(2, 4)
+    # beta 1: 0.5**2 / 2, 2 - 0.5, 0, 3 - 0.5; and 1 - 0.5
+    assert smooth_l1(deltas, wanted, beta=1.0).tolist() == [0.125 + 1.5 + 2.5, 0.5]
+    assert smooth_l1(deltas, wanted, beta=0.0).tolist() == [5.5, 1.0]
 
 
-def test_class_loss_is_the_mean_over_boxes() -> None:
-    loss = class_loss(torch.zeros(3, 5), torch.tensor([0, 1, 4]))
-    torch.testing.assert_close(loss, torch.tensor(math.log(5)))
+def test_the_mean_counts_background_in_the_box_loss_too() -> None:
+    of_class, of_box = torch.tensor([1.0, 2, 3, 6]), torch.tensor([4.0, 0, 0, 0])
+    means = MeanLoss()(of_class, of_box, torch.zeros(4, dtype=torch.int64))
+    assert [float(mean) for mean in means] == [3.0, 1.0]
 
 
-def test_losses_of_nothing_are_zero_and_have_a_gradient() -> None:
-    logits, deltas = torch.zeros(0, 5, requires_grad=True), torch.zeros(0, 4, requires_grad=True)
-    total = class_loss(logits, torch.zeros(0, dtype=torch.int64)) + box_loss(deltas, torch.zeros(0, 4), 1.0, 0)
-    total.backward()
-    assert total.item() == 0
+@pytest.mark.parametrize("reduction", [MeanLoss(), HardExamples(2)])
+def test_nothing_has_a_loss_of_zero_and_a_gradient(reduction: MeanLoss | HardExamples) -> None:
+    of_class = torch.zeros(0, requires_grad=True)
+    of_box = torch.zeros(0, requires_grad=True)
+    total = sum(reduction(of_class, of_box, torch.zeros(0, dtype=torch.int64)))
+    total.backward()  # type: ignore[union-attr]
+    assert float(total.detach()) == 0 and of_class.grad is not None
+
+
+def test_hard_examples_by_hand() -> None:
+    """Of image 0 the two largest sums of losses (rows 1 and 3), of image 1 both there are."""
+    of_class = torch.tensor([0.1, 2.0, 0.3, 0.2, 1.0, 0.5], requires_grad=True)
+    of_box = torch.tensor([0.0, 0.0, 0.0, 4.0, 0.0, 0.0], requires_grad=True)
+    image = torch.tensor([0, 0, 0, 0, 1, 1])
+    a, b = HardExamples(2)(of_class, of_box, image)
+    torch.testing.assert_close(a, torch.tensor((2.0 + 0.2 + 1.0 + 0.5) / 4))
+    torch.testing.assert_close(b, torch.tensor(1.0))
+    (a + b).backward()
+    assert of_class.grad is not None
+    assert of_class.grad.tolist() == [0, 0.25, 0, 0.25, 0.25, 0.25]
+    everything = HardExamples(10)(of_class, of_box, image)
+    torch.testing.assert_close(everything, MeanLoss()(of_class, of_box, image))
+
+
+def test_hard_examples_need_one() -> None:
+    with pytest.raises(ValueError, match="per_image: expected a positive number"):
+        HardExamples(0)

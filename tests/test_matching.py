@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regio.boxes import BoxCoder, iou
-from regio.matching import BACKGROUND, IGNORED, BalancedSampler, Matcher, RegionSampler
+from regio.boxes import iou
+from regio.matching import BACKGROUND, IGNORED, BalancedSampler, Matcher, RegionSampler, TakeAll
 from regio.types import Targets
 
 
@@ -36,17 +36,17 @@ def test_a_box_goes_to_the_object_it_overlaps_most() -> None:
     assert match.tolist() == [1]
 
 
-def test_best_for_each_takes_all_ties_and_no_box_without_overlap() -> None:
+def test_allow_low_quality_matches_takes_all_ties_and_no_box_without_overlap() -> None:
     boxes = torch.tensor([[0.0, 0, 4, 10], [6, 0, 10, 10], [4, 0, 6, 10], [50, 50, 60, 60]])
     objects = targets((0.0, 0, 10, 10), (200.0, 200, 210, 210))  # nothing meets the second
     assert Matcher(0.7, 0.3)(boxes, objects).tolist() == [IGNORED, IGNORED, BACKGROUND, BACKGROUND]
-    assert Matcher(0.7, 0.3, best_for_each=True)(boxes, objects).tolist() == [0, 0, BACKGROUND, BACKGROUND]
+    assert Matcher(0.7, 0.3, allow_low_quality_matches=True)(boxes, objects).tolist() == [0, 0, BACKGROUND, BACKGROUND]
 
 
-def test_best_for_each_keeps_the_boxs_own_best_object() -> None:
+def test_allow_low_quality_matches_keeps_the_boxs_own_best_object() -> None:
     # The box is the best there is for both objects, and overlaps the second more.
     objects = targets((0.0, 0, 2, 10), (0.0, 0, 9, 10))
-    assert Matcher(0.7, 0.3, best_for_each=True)(LADDER[:1], objects).tolist() == [1]
+    assert Matcher(0.7, 0.3, allow_low_quality_matches=True)(LADDER[:1], objects).tolist() == [1]
 
 
 def test_crowd_regions_are_never_matched_and_hide_background() -> None:
@@ -63,9 +63,9 @@ def test_index_counts_crowd_regions() -> None:
     assert Matcher(0.5, 0.5)(LADDER[:1], objects).tolist() == [1]
 
 
-@pytest.mark.parametrize("best_for_each", [False, True])
-def test_no_objects_and_no_boxes(best_for_each: bool) -> None:
-    matcher = Matcher(0.5, 0.5, best_for_each=best_for_each)
+@pytest.mark.parametrize("allow_low_quality_matches", [False, True])
+def test_no_objects_and_no_boxes(allow_low_quality_matches: bool) -> None:
+    matcher = Matcher(0.5, 0.5, allow_low_quality_matches=allow_low_quality_matches)
     assert matcher(LADDER, targets()).tolist() == [BACKGROUND] * 6
     assert matcher(LADDER[:0], targets((0.0, 0, 1, 1))).tolist() == []
     assert matcher(LADDER[:0], targets()).tolist() == []
@@ -87,7 +87,7 @@ def test_matching_is_what_its_definition_says(boxes: list[tuple[int, ...]], obje
     b, target = torch.tensor(boxes, dtype=torch.float32), targets(*[tuple(map(float, o)) for o in objects])
     overlap = iou(b, target.boxes).tolist()
     columns = [max(row[g] for row in overlap) for g in range(len(objects))]
-    for row, match in zip(overlap, Matcher(0.7, 0.3, best_for_each=True)(b, target).tolist(), strict=True):
+    for row, match in zip(overlap, Matcher(0.7, 0.3, allow_low_quality_matches=True)(b, target).tolist(), strict=True):
         is_best = any(row[g] == columns[g] > 0 for g in range(len(objects)))
         if max(row) >= torch.tensor(0.7) or is_best:
             assert row[match] == max(row)
@@ -120,22 +120,34 @@ def test_sampler_follows_the_seed() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_region_sampler_appends_objects_and_encodes_them() -> None:
-    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-    sampler = RegionSampler(Matcher(0.5, 0.5), BalancedSampler(10, 0.5), coder)
+def test_take_all_leaves_out_what_is_ignored() -> None:
+    match = torch.tensor([2, BACKGROUND, IGNORED, 0, BACKGROUND])
+    positive, background = TakeAll()(match)
+    assert positive.tolist() == [0, 3] and background.tolist() == [1, 4]
+
+
+def test_region_sampler_appends_objects() -> None:
+    sampler = RegionSampler(Matcher(0.5, 0.5), BalancedSampler(10, 0.5))
     proposals = [torch.tensor([[0.0, 0, 8, 10], [30, 30, 40, 40]]), torch.tensor([[5.0, 5, 9, 9]]), torch.zeros(0, 4)]
     crowd = targets((0.0, 0, 10, 10), (20.0, 20, 28, 28), (60.0, 60, 90, 90), crowd=(False, False, True))
     sample = sampler(proposals, [crowd, targets(), targets((1.0, 2, 3, 4))])
     assert sample.regions.image.tolist() == [0, 0, 0, 0, 1, 2]
     assert sample.labels.tolist() == [1, 1, 2, 0, 0, 1]
     assert sample.match.tolist() == [0, 0, 1, BACKGROUND, BACKGROUND, 0]
-    expected = coder.encode(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[0.0, 0, 8, 10]]))
-    torch.testing.assert_close(sample.deltas[0], expected[0])
-    assert sample.deltas[1:].abs().max() == 0  # objects stand for themselves; background has no target
+    assert sample.objects[0].tolist() == [0, 0, 10, 10] and sample.regions.boxes[0].tolist() == [0, 0, 8, 10]
+    positive = sample.labels > 0
+    assert torch.equal(sample.objects[positive][1:], sample.regions.boxes[positive][1:])  # they stand for themselves
+    assert not bool(sample.objects[~positive].any())  # background has no object
+
+
+def test_region_sampler_without_the_objects() -> None:
+    sampler = RegionSampler(Matcher(0.5, 0.5), BalancedSampler(10, 0.5), append_objects=False)
+    sample = sampler([torch.tensor([[0.0, 0, 8, 10]])], [targets((0.0, 0, 10, 10), (20.0, 20, 28, 28))])
+    assert sample.labels.tolist() == [1] and sample.match.tolist() == [0]
 
 
 def test_zero_area_objects_are_never_matched() -> None:
-    sampler = RegionSampler(Matcher(0.5, 0.5), BalancedSampler(10, 0.5), BoxCoder())
+    sampler = RegionSampler(Matcher(0.5, 0.5), BalancedSampler(10, 0.5))
     sample = sampler([LADDER], [targets((3.0, 3, 3, 9))])
     assert sample.labels.tolist() == [0] * 7
-    assert bool(torch.isfinite(sample.deltas).all())
+    assert not bool(sample.objects.any())

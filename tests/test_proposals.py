@@ -10,8 +10,10 @@ from regio.proposals import RPN, Anchors, ProposalFilter
 from regio.types import FeatureMap, Targets
 
 
-def maps(*sizes: tuple[int, int], stride: int = 8, channels: int = 4) -> list[FeatureMap]:
-    return [FeatureMap(torch.randn(2, channels, *size), stride * 2**i) for i, size in enumerate(sizes)]
+def maps(
+    *sizes: tuple[int, int], stride: int = 8, channels: int = 4, images: tuple[tuple[int, int], ...] | None = None
+) -> list[FeatureMap]:
+    return [FeatureMap(torch.randn(2, channels, *size), stride * 2**i, images) for i, size in enumerate(sizes)]
 
 
 def test_anchor_has_its_area_ratio_and_centre() -> None:
@@ -53,7 +55,7 @@ def test_bad_anchors_are_refused() -> None:
 def network(levels: int = 1, **options: object) -> RPN:
     torch.manual_seed(0)
     sizes = tuple((16.0 * 2**i,) for i in range(levels))
-    few = ProposalFilter(before_nms=50, after_nms=20)
+    few = ProposalFilter(pre_nms_top_n=50, post_nms_top_n=20)
     return RPN(4, Anchors(sizes), test=few, train=ProposalFilter(80, 40), **options)  # type: ignore[arg-type]
 
 
@@ -74,28 +76,31 @@ def test_predictions_and_anchors_are_in_one_order() -> None:
 
 def test_proposals_lie_inside_and_apart_and_are_few() -> None:
     rpn = network(2)
-    sizes = [(60, 40), (33, 48)]
-    for boxes, (height, width) in zip(rpn(maps((8, 6), (4, 3)), sizes), sizes, strict=True):
+    sizes = ((60, 40), (33, 48))
+    for found, (height, width) in zip(rpn(maps((8, 6), (4, 3), images=sizes)), sizes, strict=True):
+        boxes = found.boxes
         assert 0 < len(boxes) <= 20
+        assert bool((found.labels == 1).all()) and bool((found.scores[:-1] >= found.scores[1:]).all())
         assert boxes.min() >= 0 and boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
         assert not boxes.requires_grad
-    (alone, _) = network(1)(maps((8, 6)), sizes)
+    (found, _) = network(1)(maps((8, 6), images=sizes))
+    alone = found.boxes
     assert (iou(alone, alone) - torch.eye(len(alone))).max() <= 0.7
 
 
 def test_training_and_detection_have_their_own_filters() -> None:
     rpn = network()
-    x, sizes = maps((16, 16)), [(128, 128)] * 2
+    x = maps((16, 16))
     target = [Targets(torch.tensor([[10.0, 10, 30, 30]]), torch.tensor([1]))] * 2
     for training in (True, False):
         rpn.train(training)
-        assert max(len(boxes) for boxes in rpn(x, sizes)) <= 20
-        assert max(len(boxes) for boxes in rpn.losses(x, sizes, target)[0]) > 20
+        assert max(len(boxes) for boxes in rpn(x)) <= 20
+        assert max(len(boxes) for boxes in rpn.losses(x, target)[0]) > 20
 
 
-def test_the_coarser_map_is_every_second_cell() -> None:
+def test_the_extra_level_is_every_second_cell() -> None:
     x = maps((5, 7))
-    levels = network(2, coarser=True)._levels(x)
+    levels = network(2, extra_level=True)._levels(x)
     assert [level.stride for level in levels] == [8, 16]
     assert levels[1].size == (3, 4)
     assert torch.equal(levels[1].data, x[0].data[:, :, [0, 2, 4]][:, :, :, [0, 2, 4, 6]])
@@ -115,8 +120,8 @@ def test_loss_pushes_objectness_up_on_the_object_only() -> None:
     assert bool((deltas.grad[0, wanted] != 0).any()) and not bool(deltas.grad[0, ~wanted].any())
 
 
-def test_border_leaves_out_anchors_and_seeks_the_best_of_the_rest() -> None:
-    strict, loose = network(border=0.0), network(border=None)
+def test_straddling_leaves_out_anchors_and_seeks_the_best_of_the_rest() -> None:
+    strict, loose = network(straddle_threshold=0.0), network(straddle_threshold=None)
     anchors = strict.anchors(maps((8, 8)))[0]
     # The best anchor of an object in the corner crosses the border of the image.
     target = Targets(torch.tensor([[0.0, 0.0, 12, 12]]), torch.tensor([1]))
@@ -133,7 +138,7 @@ def test_images_without_objects_and_with_crowds_only() -> None:
     rpn = network(2)
     nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     crowd = Targets(torch.tensor([[0.0, 0, 64, 48]]), torch.tensor([1]), crowd=torch.tensor([True]))
-    _, losses = rpn.losses(maps((8, 6), (4, 3)), [(64, 48)] * 2, [nothing, crowd])
+    _, losses = rpn.losses(maps((8, 6), (4, 3)), [nothing, crowd])
     assert float(losses["rpn_box"].detach()) == 0
     assert 0.5 < float(losses["rpn_objectness"].detach()) < 0.9  # log 2: an untrained network knows nothing
     sum(losses.values()).backward()  # type: ignore[union-attr]

@@ -103,7 +103,8 @@ def test_same_losses(shared_data: Path) -> None:
     ours.preprocess = replace(ours.preprocess, short_side=128)
     everything = BalancedSampler(10**6, 1.0)
     ours.proposals.sampler = everything  # type: ignore[attr-defined]
-    ours.sampler = replace(ours.sampler, sampler=everything)
+    head = ours.roi_heads[0]
+    head.sampler = replace(head.sampler, sampler=everything)
     for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
         sampler.batch_size_per_image, sampler.positive_fraction = 10**6, 1.0
     theirs.train()
@@ -141,7 +142,7 @@ def test_older_and_newer_names_are_read() -> None:
     b = fasterrcnn_resnet50_fpn_from_torchvision(older).state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(a["neck.lateral.1.weight"], state["backbone.fpn.inner_blocks.1.0.weight"])
-    assert a["head.class_logits.bias"].shape == (5,)
+    assert a["roi_heads.0.class_logits.bias"].shape == (5,)
 
     del state["backbone.body.layer1.0.conv1.weight"]
     with pytest.raises(ValueError, match=r"backbone\.body\.layer1\.0\.conv1\.weight is missing"):

@@ -277,6 +277,7 @@ def _names_by_output(body: nn.Module, gives: Sequence[Level]) -> list[set[str]]:
     for output, (level, channels, _) in zip(outputs, gives, strict=True):
         if output.ndim != 4 or output.shape[1] != channels:
             raise ValueError(f"body: expected shape [1, {channels}, H, W] at level {level}, got {list(output.shape)}")
-        gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
         depends.append({name for name, gradient in zip(names, gradients, strict=True) if gradient is not None})
     return depends

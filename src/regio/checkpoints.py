@@ -23,7 +23,10 @@ from torch import Tensor, nn
 
 __all__ = ["Card", "load_weights", "read_card", "read_resume", "save", "save_resume", "write_json"]
 
-FORMAT = 1
+FORMAT = 2
+
+_RENAMED = (("extractor.", "roi_heads.0.extractor."), ("head.fc", "roi_heads.0.trunk.fc"), ("head.", "roi_heads.0."))
+"""How the names of tensors in files of format 1 begin, and how they begin now."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
             f"expected these {len(class_names)}: {_some(class_names)}"
         )
     state = load_file(path)
+    if _read_header(Path(path), "card")["version"] == 1:
+        state = {_renamed(name): tensor for name, tensor in state.items()}
     own = detector.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is not a tensor of this detector" for name in state if name not in own]
@@ -131,6 +136,14 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
         raise ValueError(f"{path}: does not fit this detector: {_some(wrong)}")
     detector.load_state_dict(state)
     return card
+
+
+def _renamed(name: str) -> str:
+    """The name today of a tensor in a file of format 1."""
+    for old, new in _RENAMED:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _some(items: tuple[str, ...] | list[str], count: int = 5) -> str:

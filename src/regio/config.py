@@ -18,6 +18,8 @@ from regio.backbones import Backbone, efficientnet_lite0, timm_backbone, torchvi
 from regio.checkpoints import Card, load_weights, read_card
 from regio.detector import TwoStageDetector
 from regio.optimisation import SGD, AdamW, Cosine, OptimizerSpec, Schedule, Step
+from regio.postprocess import Postprocess
+from regio.proposals import Anchors
 from regio.regions import (
     CentreFeature,
     DeformableRoIPool,
@@ -163,15 +165,10 @@ def build_detector(config: ModelConfig, classes: int, *, pretrained: bool = True
         hidden=config.hidden,
         short_side=config.short_side,
         long_side=config.long_side,
-        anchor_sizes=config.anchor_sizes,
-        sampled_regions=config.sampled_regions,
-        **({"border": None} if single else {}),
-    )
-    detector.postprocess = dataclasses.replace(
-        detector.postprocess,
-        score_threshold=config.score_threshold,
-        iou_threshold=config.nms_threshold,
-        max_detections=config.detections,
+        anchors=Anchors((config.anchor_sizes,) if single else tuple((size,) for size in config.anchor_sizes)),
+        regions_per_image=config.sampled_regions,
+        postprocess=Postprocess(config.score_threshold, config.nms_threshold, config.detections),
+        **({"straddle_threshold": None} if single else {}),
     )
     return detector
 

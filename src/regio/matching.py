@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from regio.boxes import BoxCoder, area, intersection, iou
+from regio.boxes import area, intersection, iou
 from regio.types import Regions, Targets
 
-__all__ = ["BACKGROUND", "IGNORED", "BalancedSampler", "Matcher", "RegionSample", "RegionSampler"]
+__all__ = ["BACKGROUND", "IGNORED", "BalancedSampler", "Matcher", "RegionSample", "RegionSampler", "Sampler", "TakeAll"]
 
 BACKGROUND = -1
 IGNORED = -2
@@ -22,9 +23,9 @@ class Matcher:
     """Assigns boxes to objects by intersection over union (IoU).
 
     A box whose best IoU is `positive` or more is assigned to that object; one whose best IoU lies in
-    [`background_low`, `background`) is background; any other is ignored. With `best_for_each`, the boxes that have the
-    highest IoU of all with some object (every one of a tie, unless it is 0) are positive too, each for its own best
-    object: so no object that meets a box stays without one (Faster R-CNN, section 3.1.2).
+    [`background_low`, `background`) is background; any other is ignored. With `allow_low_quality_matches`, the boxes
+    that have the highest IoU of all with some object (every one of a tie, unless it is 0) are positive too, each for
+    its own best object: so no object that meets a box stays without one (Faster R-CNN, section 3.1.2).
 
     Crowd regions are never matched. A box that would be background, but of whose area `crowd_overlap` or more lies in a
     crowd region, is ignored.
@@ -33,7 +34,7 @@ class Matcher:
     positive: float
     background: float
     background_low: float = 0.0
-    best_for_each: bool = False
+    allow_low_quality_matches: bool = False
     crowd_overlap: float = 0.7
 
     def __post_init__(self) -> None:
@@ -48,10 +49,10 @@ class Matcher:
         objects = (~targets.crowd).nonzero()[:, 0]
         if len(objects) > 0:
             overlap = iou(targets.boxes[objects], boxes)
-            best, which = overlap.max(0)
-            match = objects[which]
+            best, object_index = overlap.max(0)
+            match = objects[object_index]
             is_positive = best >= self.positive
-            if self.best_for_each and len(boxes) > 0:
+            if self.allow_low_quality_matches and len(boxes) > 0:
                 highest = overlap.amax(1, keepdim=True)
                 is_positive |= ((overlap == highest) & (highest > 0)).any(0)
         else:
@@ -71,6 +72,20 @@ class SampledRows(NamedTuple):
 
     positive: Tensor
     background: Tensor
+
+
+class Sampler(Protocol):
+    """Draws the boxes of an image that enter the mini-batch, from a `match` [R] as `Matcher` gives it."""
+
+    def __call__(self, match: Tensor, /) -> SampledRows: ...
+
+
+@dataclass(frozen=True)
+class TakeAll:
+    """Draws every box that is not ignored: for a loss that chooses by itself (`regio.losses.HardExamples`)."""
+
+    def __call__(self, match: Tensor) -> SampledRows:
+        return SampledRows((match >= 0).nonzero()[:, 0], (match == BACKGROUND).nonzero()[:, 0])
 
 
 @dataclass(frozen=True)
@@ -98,46 +113,45 @@ def _draw(rows: Tensor, count: int) -> Tensor:
 
 
 class RegionSample(NamedTuple):
-    """What the head is trained on.
+    """What a head is trained on.
 
-    regions: R boxes of the batch. labels: [R] int64, 0 for background. deltas: [R, 4], the regression targets, defined
-    where labels > 0 and zero elsewhere. match: [R] int64, the object's index in its image's targets, or BACKGROUND.
+    regions: R boxes of the batch. labels: [R] int64, 0 for background. objects: [R, 4], the boxes of the objects they
+    stand for, zero for background. match: [R] int64, the object's index in its image's targets, or BACKGROUND.
     """
 
     regions: Regions
     labels: Tensor
-    deltas: Tensor
+    objects: Tensor
     match: Tensor
 
 
 @dataclass(frozen=True)
 class RegionSampler:
-    """Labels proposals and draws the mini-batch of the head (Fast R-CNN, section 2.3).
+    """Labels boxes and draws the mini-batch of a head (Fast R-CNN, section 2.3).
 
-    The annotated boxes, without crowd regions, are appended to the proposals first, so that there are positives from
-    the first step on.
+    With `append_objects` the annotated boxes, without crowd regions, are appended to the boxes first, so that there are
+    positives from the first step on.
     """
 
     matcher: Matcher
-    sampler: BalancedSampler
-    coder: BoxCoder
+    sampler: Sampler
+    append_objects: bool = True
 
-    def __call__(self, proposals: list[Tensor], targets: list[Targets]) -> RegionSample:
-        """A sample of `proposals`, one [P_i, 4] an image, labelled by `targets`."""
-        samples = [self._of_image(*each) for each in zip(proposals, targets, strict=True)]
-        boxes, labels, deltas, match = zip(*samples, strict=True)
-        return RegionSample(Regions.from_list(list(boxes)), torch.cat(labels), torch.cat(deltas), torch.cat(match))
+    def __call__(self, boxes: Sequence[Tensor], targets: Sequence[Targets]) -> RegionSample:
+        """A sample of `boxes`, one [P_i, 4] an image, labelled by `targets`."""
+        samples = [self._of_image(*each) for each in zip(boxes, targets, strict=True)]
+        sampled, labels, objects, match = zip(*samples, strict=True)
+        return RegionSample(Regions.from_list(list(sampled)), torch.cat(labels), torch.cat(objects), torch.cat(match))
 
-    def _of_image(self, proposals: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        boxes = torch.cat([proposals, target.boxes[~target.crowd].to(proposals.dtype)])
+    def _of_image(self, boxes: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.append_objects:
+            boxes = torch.cat([boxes, target.boxes[~target.crowd].to(boxes.dtype)])
         match = self.matcher(boxes, target)
         positive, background = self.sampler(match)
         rows = torch.cat([positive, background])
         boxes, match = boxes[rows], match[rows]
         labels = torch.zeros_like(match)
         labels[: len(positive)] = target.labels[match[: len(positive)]]
-        deltas = torch.zeros_like(boxes)
-        if len(positive) > 0:
-            objects = target.boxes[match[: len(positive)]].to(boxes.dtype)
-            deltas[: len(positive)] = self.coder.encode(objects, boxes[: len(positive)])
-        return boxes, labels, deltas, match
+        objects = torch.zeros_like(boxes)
+        objects[: len(positive)] = target.boxes[match[: len(positive)]].to(boxes.dtype)
+        return boxes, labels, objects, match

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regio.types import FeatureMap
 
-__all__ = ["FPN", "SingleMap"]
+__all__ = ["FPN", "Norm", "SingleMap"]
+
+Norm = Callable[[int], nn.Module]
+"""Makes a normalisation layer for so many channels, such as ``nn.BatchNorm2d`` or ``partial(nn.GroupNorm, 32)``."""
 
 
 class SingleMap(nn.Module):
     """The last map of the backbone, brought to `channels` by a 1 x 1 convolution.
 
-    `in_channels` is the width of that map. No non-linearity follows, so a region feature is linear in it.
+    `in_channels` is the width of that map. No non-linearity follows, so a region feature is linear in it. norm: what
+    follows the convolution, which then has no bias.
     """
 
-    def __init__(self, in_channels: int, channels: int = 256) -> None:
+    def __init__(self, in_channels: int, channels: int = 256, norm: Norm | None = None) -> None:
         super().__init__()
         self.channels = channels
-        self.reduce = nn.Conv2d(in_channels, channels, 1)
-        _keep_variance(self.reduce)
+        self.reduce = _conv(in_channels, channels, 1, norm)
 
     def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap]:
         """One map [N, channels, H, W] with the stride of the last of `maps`."""
@@ -36,16 +39,14 @@ class FPN(nn.Module):
     Each map gets a 1 x 1 lateral convolution to `channels`; from the coarsest down, a map is scaled to the next finer
     one's size (nearest) and added to it; a 3 x 3 convolution on each sum gives the output. There is no non-linearity.
     `in_channels` are the widths of the backbone's maps, finest first; any run of levels will do. (P6, which only the
-    proposals use, is made by `regio.proposals.RPN`.)
+    proposals use, is made by `regio.proposals.RPN`.) norm: what follows each convolution, which then has no bias.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, norm: Norm | None = None) -> None:
         super().__init__()
         self.channels = channels
-        self.lateral = nn.ModuleList([nn.Conv2d(width, channels, 1) for width in in_channels])
-        self.output = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels])
-        for layer in [*self.lateral, *self.output]:
-            _keep_variance(layer)
+        self.lateral = nn.ModuleList([_conv(width, channels, 1, norm) for width in in_channels])
+        self.output = nn.ModuleList([_conv(channels, channels, 3, norm) for _ in in_channels])
 
     def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap, ...]:
         """Maps [N, channels, H_i, W_i] with the strides of `maps`, finest first.
@@ -66,8 +67,10 @@ class FPN(nn.Module):
         )
 
 
-def _keep_variance(layer: nn.Module) -> None:
-    """Start a convolution so that its output varies as much as its input (Detectron's choice for these layers)."""
-    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+def _conv(in_channels: int, channels: int, size: int, norm: Norm | None) -> nn.Module:
+    """A convolution whose output varies as much as its input at the start (Detectron's choice for these layers)."""
+    layer = nn.Conv2d(in_channels, channels, size, padding=size // 2, bias=norm is None)
     nn.init.kaiming_uniform_(layer.weight, a=1)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer if norm is None else nn.Sequential(layer, norm(channels))

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regio.types import Targets
+from regio.types import Detections, Targets
 
-__all__ = ["Batch", "Preprocess", "resize_boxes"]
+__all__ = ["ImageBatch", "Preprocess", "resize_boxes"]
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Normalised images, padded at the right and at the bottom to one size.
 
     data: [N, 3, H, W] float, channels last in memory. sizes: the (height, width) that each image takes in `data`.
@@ -61,7 +61,7 @@ class Preprocess:
         scale = min(self.short_side / min(size), self.long_side / max(size))
         return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
-    def __call__(self, images: Sequence[Tensor]) -> Batch:
+    def __call__(self, images: Sequence[Tensor]) -> ImageBatch:
         """The batch of `images`, each [3, H, W]: uint8 in 0..255, or floating point in 0..1.
 
         Raises ValueError or TypeError when an image has another shape or dtype, or when there is none.
@@ -78,13 +78,24 @@ class Preprocess:
         )
         for row, image in zip(data, scaled, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
-        return Batch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
+        return ImageBatch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
 
-    def targets(self, targets: Sequence[Targets], batch: Batch) -> list[Targets]:
+    def targets(self, targets: Sequence[Targets], batch: ImageBatch) -> list[Targets]:
         """`targets`, annotated on the images as given, in pixels of the `batch`. Masks are scaled to nearest."""
-        if len(targets) != len(batch.sizes):
-            raise ValueError(f"targets: expected {len(batch.sizes)}, one an image, got {len(targets)}")
+        _require_one_an_image("targets", targets, batch)
         return [_resize_target(*each) for each in zip(targets, batch.original, batch.sizes, strict=True)]
+
+    def boxes(self, boxes: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
+        """Boxes [P_i, 4] in the images as given, in pixels of the `batch`."""
+        _require_one_an_image("proposals", boxes, batch)
+        return [resize_boxes(*each) for each in zip(boxes, batch.original, batch.sizes, strict=True)]
+
+    def restore(self, found: Sequence[Detections], batch: ImageBatch) -> list[Detections]:
+        """Detections in pixels of the `batch`, in those of the images as given."""
+        return [
+            replace(each, boxes=resize_boxes(each.boxes, size, original))
+            for each, size, original in zip(found, batch.sizes, batch.original, strict=True)
+        ]
 
     def normalisation(self) -> dict[str, Any]:
         """How images are scaled and normalised, in plain values, as a checkpoint records it."""
@@ -117,6 +128,11 @@ def _resize_target(target: Targets, old: Size, new: Size) -> Targets:
     if masks is not None:
         masks = F.interpolate(masks[None].to(torch.uint8), new, mode="nearest")[0].to(torch.bool)
     return replace(target, boxes=resize_boxes(target.boxes, old, new), masks=masks)
+
+
+def _require_one_an_image(name: str, values: Sequence[Any], batch: ImageBatch) -> None:
+    if len(values) != len(batch.sizes):
+        raise ValueError(f"{name}: expected {len(batch.sizes)}, one an image, got {len(values)}")
 
 
 def _require_image(name: str, image: Tensor) -> None:

@@ -47,13 +47,15 @@ class FeatureMap:
     """A feature map and its stride.
 
     data: [N, C, H, W], floating point. stride: image pixels per cell, the same on both axes. The stride travels with
-    the tensor and is never inferred from sizes.
+    the tensor and is never inferred from sizes. sizes: the (height, width) in pixels that each image of a padded batch
+    takes; None where the images fill the map.
 
     Raises ValueError or TypeError when the shape, dtype or stride is not as above.
     """
 
     data: Tensor
     stride: float
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4:
@@ -67,6 +69,13 @@ class FeatureMap:
     def size(self) -> tuple[int, int]:
         """(height, width) in cells."""
         return self.data.shape[2], self.data.shape[3]
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """The (height, width) of each image in pixels: `sizes`, or all that the map covers."""
+        if self.sizes is not None:
+            return self.sizes
+        return ((round(self.size[0] * self.stride), round(self.size[1] * self.stride)),) * self.data.shape[0]
 
 
 @dataclass(frozen=True)
@@ -179,8 +188,9 @@ class Targets:
 class Detections:
     """What a detector found in one image, best first.
 
-    boxes: [D, 4] in pixels of the image that was given. labels: [D] int64 in 1 .. C. scores: [D] in [0, 1].
-    masks: [D, H, W] bool or None.
+    boxes: [D, 4] in pixels of the image that was given, or of the batch between the stages of a detector. labels: [D]
+    int64 in 1 .. C. scores: [D], probabilities unless the head gives something else (margins). masks: [D, H, W] bool or
+    None.
     """
 
     boxes: Tensor

@@ -5,7 +5,13 @@ from regio.analysis.dilation import FILTER_CLASSES, effective_dilation, filter_c
 from regio.analysis.divergence import divergence, kl_between_parts, kl_of_mask, masks_to_cells
 from regio.analysis.flops import LearnedFlops, LearnedSize, published_flops, separable_flops
 from regio.analysis.samples import count_samples
-from regio.analysis.trained import Divergences, divergence_of_checkpoints, divergence_of_detector, weights_by_level
+from regio.analysis.trained import (
+    Divergences,
+    divergence_of_checkpoints,
+    divergence_of_detector,
+    extractor_of,
+    weights_by_level,
+)
 
 __all__ = [
     "FILTER_CLASSES",
@@ -20,6 +26,7 @@ __all__ = [
     "divergence_of_checkpoints",
     "divergence_of_detector",
     "effective_dilation",
+    "extractor_of",
     "filter_class",
     "kl_between_parts",
     "kl_of_mask",

@@ -18,7 +18,7 @@ from regio.detector import TwoStageDetector
 from regio.regions import Levels
 from regio.types import FeatureMap, Regions
 
-__all__ = ["Divergences", "divergence_of_checkpoints", "divergence_of_detector", "weights_by_level"]
+__all__ = ["Divergences", "divergence_of_checkpoints", "divergence_of_detector", "extractor_of", "weights_by_level"]
 
 BOXES_AT_ONCE = 8  # whose weights are held together: 8 x 49 maps of 100 x 167 cells are 50 MB in float64
 
@@ -34,6 +34,18 @@ class Divergences:
     between_parts: dict[str, Statistic]
     of_mask: dict[str, Statistic]
     unread: int
+
+
+def extractor_of(detector: TwoStageDetector) -> Levels:
+    """The extractor of the detector's first RoI head. Raises TypeError where there is none, or none of a pyramid."""
+    head = next(iter(detector.roi_heads), None)
+    extractor = getattr(head, "extractor", None)
+    if not isinstance(extractor, Levels):
+        raise TypeError(
+            f"detector: expected a first RoI head with an extractor of type Levels, got {type(head).__name__} "
+            f"with {type(extractor).__name__}"
+        )
+    return extractor
 
 
 def weights_by_level(levels: Levels, maps: Sequence[FeatureMap], r: Regions) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -56,21 +68,19 @@ def divergence_of_detector(
     pixels of the image as given. For KL of mask the dataset must be one `with_masks`; masks are brought to cells by
     the share of each that they cover. diagonal, floor: as in `regio.analysis.divergence`.
 
-    Raises TypeError unless the detector's extractor is a `Levels`.
+    Raises TypeError as `extractor_of`.
     """
-    if not isinstance(detector.extractor, Levels):
-        raise TypeError(f"detector: expected an extractor of type Levels, got {type(detector.extractor).__name__}")
+    levels = extractor_of(detector)
     device = next(detector.parameters()).device
     between, of_mask, unread = _Values(), _Values(), 0
     for index, record in enumerate(dataset.records):
         sample = dataset[index]
-        batch = detector.preprocess([sample.image.to(device)])
+        batch, maps = detector.features([sample.image.to(device)])
         targets = detector.preprocess.targets([sample.targets.to(device)], batch)[0]
         objects = (~targets.crowd).nonzero()[:, 0]
         sizes = size_class(torch.from_numpy(record.area).to(device))
-        maps = detector.neck(detector.backbone(batch.data))
         r = Regions.from_list([targets.boxes[objects]])
-        for level, rows, weights in weights_by_level(detector.extractor, maps, r):
+        for level, rows, weights in weights_by_level(levels, maps, r):
             read = (weights.sum((3, 4)) > 0).all(2).all(1)
             unread += int((~read).sum())
             weights, rows = weights[read], objects[rows[read]]

@@ -14,14 +14,14 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from regio.analysis import extractor_of
 from regio.backbones import efficientnet_lite0
 from regio.checkpoints import read_card
 from regio.cli.runs import new_folder, pick_device
 from regio.config import EXTRACTORS, load_detector, named
 from regio.data import read_image
-from regio.detector import TwoStageDetector
 from regio.preprocess import Preprocess, resize_boxes
-from regio.regions import LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign, RoIPool
+from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
 from regio.regions.deformable import DeformableRoIPool
 from regio.types import FeatureMap, Regions
 from regio.visualize.sampling import offsets_figure, quantisation_figure
@@ -133,10 +133,9 @@ def _trained(pixels: Tensor, box: Box, name: str | None, weights: Path, device: 
         raise ValueError(f"{weights}: its extractor is {own}, not {name}; leave --extractor out, or --weights")
     detector, _ = load_detector(weights)
     detector.to(device).eval()
-    batch = detector.preprocess([pixels.to(device)])
     with torch.no_grad():
-        maps = detector.neck(detector.backbone(batch.data))
-    levels = _levels(detector)
+        batch, maps = detector.features([pixels.to(device)])
+    levels = extractor_of(detector)
     size = batch.sizes[0]
     scaled = resize_boxes(torch.tensor([box], device=device), (pixels.shape[1], pixels.shape[2]), size)
     r = Regions(scaled, torch.zeros(1, dtype=torch.int64, device=device))
@@ -144,11 +143,6 @@ def _trained(pixels: Tensor, box: Box, name: str | None, weights: Path, device: 
     extractor = levels.extractors[level if len(levels.extractors) > 1 else 0]
     assert isinstance(extractor, RegionExtractor)
     return _scaled(pixels, box, size, maps[level], extractor, str(own), str(weights))
-
-
-def _levels(detector: TwoStageDetector) -> Levels:
-    assert isinstance(detector.extractor, Levels)  # as all detectors that a configuration makes
-    return detector.extractor
 
 
 def _scaled(

@@ -48,8 +48,9 @@ class CocoMetrics:
     IoU of the largest recall with that many detections an image and class; ar_small .. ar_large at 100.
     Classes without objects do not enter a mean; a mean over no class at all is NaN.
 
-    per_class: name -> ClassAP, in the order of the categories. precision: [C, 101] at IoU .50, by class in that order;
-    a row is NaN for a class without objects. recall: [101], the recalls 0, .01, ..., 1 at which precision is given.
+    ap_by_iou: [10], the AP at each of the IoU .50, .55, ..., .95. per_class: name -> ClassAP, in the order of the
+    categories. precision: [C, 101] at IoU .50, by class in that order; a row is NaN for a class without objects.
+    recall: [101], the recalls 0, .01, ..., 1 at which precision is given.
     """
 
     ap: float
@@ -64,6 +65,7 @@ class CocoMetrics:
     ar_small: float
     ar_medium: float
     ar_large: float
+    ap_by_iou: NDArray[np.float64]
     per_class: Mapping[str, ClassAP]
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
@@ -193,6 +195,7 @@ def _summarise(
         ar_small=_mean(recall[:, :, SMALL, MOST_100]),
         ar_medium=_mean(recall[:, :, MEDIUM, MOST_100]),
         ar_large=_mean(recall[:, :, LARGE, MOST_100]),
+        ap_by_iou=np.array([_mean(at_iou) for at_iou in full]),
         per_class=per_class,
         precision=full[IOU_50].T.copy(),
         recall=np.asarray(recalls, dtype=np.float64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from regio.boxes import BoxCoder, clip, sides
 from regio.kernels.nms import batched_nms
-from regio.losses import box_loss
+from regio.losses import smooth_l1
 from regio.matching import IGNORED, BalancedSampler, Matcher
 from regio.proposals.anchors import Anchors
-from regio.types import FeatureMap, Targets
+from regio.types import Detections, FeatureMap, Targets
 
 __all__ = ["RPN", "ProposalFilter"]
 
@@ -23,13 +23,14 @@ __all__ = ["RPN", "ProposalFilter"]
 class ProposalFilter:
     """Which of the decoded anchors become proposals.
 
-    Of each map the best `before_nms` are taken, clipped to the image, freed of those with a side under `min_size`
-    (pixels of the batch), suppressed per map at an IoU above `iou_threshold`; the best `after_nms` of all maps remain.
+    Of each map the best `pre_nms_top_n` are taken, clipped to the image, freed of those with a side under `min_size`
+    (pixels of the batch), suppressed per map at an IoU above `nms_threshold`; the best `post_nms_top_n` of all maps
+    remain.
     """
 
-    before_nms: int
-    after_nms: int
-    iou_threshold: float = 0.7
+    pre_nms_top_n: int
+    post_nms_top_n: int
+    nms_threshold: float = 0.7
     min_size: float = 1e-3
 
 
@@ -37,13 +38,13 @@ class RPN(nn.Module):
     """A 3 x 3 convolution and, at each cell and for each anchor, an objectness and a box (Faster R-CNN, section 3.1).
 
     The layers are shared by all maps. `channels` is the width of the maps and, unless `hidden` is given, of the
-    convolution. `test` and `train` say how many proposals `forward` and `losses` give. With `coarser`, one more map is
-    looked at: every second cell of the last one (P6 of FPN, section 4.1, which nothing else reads).
+    convolution. `test` and `train` say how many proposals `forward` and `losses` give. With `extra_level`, one more map
+    is looked at: every second cell of the last one (P6 of FPN, section 4.1, which nothing else reads).
 
-    Anchors that cross the image's border by more than `border` pixels do not take part in training (the paper: 0);
-    None lets all of them (FPN). The losses are those of the released code: both divided by the number of sampled
-    anchors, equal weights, smooth L1 with `beta` 1/9. (The paper's equation 1 divides the second by the number of cells
-    and weighs it by 10, which comes to about the same.)
+    Anchors that cross the image's border by more than `straddle_threshold` pixels do not take part in training (the
+    paper: 0); None lets all of them (FPN). The losses are those of the released code: both divided by the number of
+    sampled anchors, equal weights, smooth L1 with `beta` 1/9. (The paper's equation 1 divides the second by the number
+    of cells and weighs it by 10, which comes to about the same.)
     """
 
     def __init__(
@@ -52,21 +53,21 @@ class RPN(nn.Module):
         anchors: Anchors,
         *,
         hidden: int | None = None,
-        coarser: bool = False,
+        extra_level: bool = False,
         test: ProposalFilter,
         train: ProposalFilter,
-        matcher: Matcher = Matcher(positive=0.7, background=0.3, best_for_each=True),  # noqa: B008 (frozen)
+        matcher: Matcher = Matcher(positive=0.7, background=0.3, allow_low_quality_matches=True),  # noqa: B008 (frozen)
         sampler: BalancedSampler = BalancedSampler(256, 0.5),  # noqa: B008 (frozen)
         coder: BoxCoder = BoxCoder(),  # noqa: B008 (frozen)
-        border: float | None = None,
+        straddle_threshold: float | None = None,
         beta: float = 1 / 9,
     ) -> None:
         super().__init__()
         hidden = hidden or channels
-        self.anchors, self.coarser = anchors, coarser
+        self.anchors, self.extra_level = anchors, extra_level
         self.test_filter, self.train_filter = test, train
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
-        self.border, self.beta = border, beta
+        self.straddle_threshold, self.beta = straddle_threshold, beta
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
         self.objectness = nn.Conv2d(hidden, anchors.per_cell, 1)
         self.deltas = nn.Conv2d(hidden, anchors.per_cell * 4, 1)
@@ -75,30 +76,26 @@ class RPN(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: Sequence[FeatureMap], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Proposals [P_i, 4], best first, for each image of the batch.
+    def forward(self, maps: Sequence[FeatureMap]) -> list[Detections]:
+        """Proposals of each image, best first, clipped to it, in pixels of the batch: label 1 is "object", the score is
+        its probability."""
+        levels = self._levels(maps)
+        return self._propose(*self._predict(levels), self.anchors(levels), maps[0].image_sizes, self.test_filter)
 
-        `sizes` are the (height, width) of the images within the padded batch, to which boxes are clipped.
-        """
-        maps = self._levels(maps)
-        return self._propose(*self._predict(maps), self.anchors(maps), sizes, self.test_filter)
-
-    def losses(
-        self, maps: Sequence[FeatureMap], sizes: Sequence[tuple[int, int]], targets: Sequence[Targets]
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals to train the head on, and the losses `rpn_objectness` and `rpn_box`."""
-        maps = self._levels(maps)
-        objectness, deltas = self._predict(maps)
-        anchors = self.anchors(maps)
+    def losses(self, maps: Sequence[FeatureMap], targets: Sequence[Targets]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Boxes [P_i, 4] of each image to train the heads on, and the losses `rpn_objectness` and `rpn_box`."""
+        sizes, levels = maps[0].image_sizes, self._levels(maps)
+        objectness, deltas = self._predict(levels)
+        anchors = self.anchors(levels)
         proposals = self._propose(objectness, deltas, anchors, sizes, self.train_filter)
         losses = self._compare(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, targets)
-        return proposals, losses
+        return [each.boxes for each in proposals], losses
 
     def _levels(self, maps: Sequence[FeatureMap]) -> Sequence[FeatureMap]:
-        if not self.coarser:
+        if not self.extra_level:
             return maps
         last = maps[-1]
-        return (*maps, FeatureMap(last.data[:, :, ::2, ::2], last.stride * 2))
+        return (*maps, replace(last, data=last.data[:, :, ::2, ::2], stride=last.stride * 2))
 
     def _predict(self, maps: Sequence[FeatureMap]) -> tuple[list[Tensor], list[Tensor]]:
         """For each map, objectness logits [N, H * W * A] and deltas [N, H * W * A, 4], in the order of the anchors."""
@@ -118,18 +115,18 @@ class RPN(nn.Module):
         deltas: list[Tensor],
         anchors: list[Tensor],
         sizes: Sequence[tuple[int, int]],
-        keep: ProposalFilter,
-    ) -> list[Tensor]:
+        filter: ProposalFilter,
+    ) -> list[Detections]:
         boxes, scores, levels = [], [], []
         for i, (logit, delta, anchor) in enumerate(zip(objectness, deltas, anchors, strict=True)):
-            score, best = logit.topk(min(keep.before_nms, logit.shape[1]), dim=1)
+            score, best = logit.topk(min(filter.pre_nms_top_n, logit.shape[1]), dim=1)
             chosen = delta.gather(1, best[:, :, None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(chosen.flatten(0, 1), anchor[best].flatten(0, 1)).view_as(chosen))
             scores.append(score)
             levels.append(torch.full_like(best[0], i))
         level = torch.cat(levels)
         batch = zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True)
-        return [_suppress(clip(box, size), score, level, keep) for box, score, size in batch]
+        return [_suppress(clip(box, size), score, level, filter) for box, score, size in batch]
 
     def _compare(
         self,
@@ -151,27 +148,28 @@ class RPN(nn.Module):
         entropy = F.binary_cross_entropy_with_logits(torch.cat(logits), label, reduction="sum") / max(len(label), 1)
         return {
             "rpn_objectness": entropy,
-            "rpn_box": box_loss(torch.cat(predicted), torch.cat(wanted), self.beta, len(label)),
+            "rpn_box": smooth_l1(torch.cat(predicted), torch.cat(wanted), self.beta).sum() / max(len(label), 1),
         }
 
     def _match(self, anchors: Tensor, size: tuple[int, int], target: Targets) -> Tensor:
-        if self.border is None:
+        if self.straddle_threshold is None:
             return self.matcher(anchors, target)
         # The best anchor of an object is sought among those that take part.
-        inside = _inside(anchors, size, self.border).nonzero()[:, 0]
+        inside = _inside(anchors, size, self.straddle_threshold).nonzero()[:, 0]
         match = torch.full_like(anchors[:, 0], IGNORED, dtype=torch.int64)
         match[inside] = self.matcher(anchors[inside], target)
         return match
 
 
-def _suppress(boxes: Tensor, scores: Tensor, level: Tensor, keep: ProposalFilter) -> Tensor:
+def _suppress(boxes: Tensor, logits: Tensor, level: Tensor, filter: ProposalFilter) -> Detections:
     width, height = sides(boxes)
-    large = (width >= keep.min_size) & (height >= keep.min_size)
-    boxes = boxes[large]
-    return boxes[batched_nms(boxes, scores[large], level[large], keep.iou_threshold)[: keep.after_nms]]
+    large = (width >= filter.min_size) & (height >= filter.min_size)
+    boxes, logits = boxes[large], logits[large]
+    best = batched_nms(boxes, logits, level[large], filter.nms_threshold)[: filter.post_nms_top_n]
+    return Detections(boxes[best], torch.ones_like(best), logits[best].sigmoid())
 
 
-def _inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
+def _inside(anchors: Tensor, size: tuple[int, int], margin: float) -> Tensor:
     height, width = size
-    low = (anchors[:, :2] >= -border).all(1)
-    return low & (anchors[:, 2] <= width + border) & (anchors[:, 3] <= height + border)
+    low = (anchors[:, :2] >= -margin).all(1)
+    return low & (anchors[:, 2] <= width + margin) & (anchors[:, 3] <= height + margin)

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from regio.backbones import Backbone, Level
-from regio.boxes import BoxCoder
 from regio.detector import TwoStageDetector
-from regio.heads import BoxHead
-from regio.matching import BalancedSampler, Matcher, RegionSampler
 from regio.necks import FPN
-from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
 from regio.proposals import RPN, Anchors, ProposalFilter
 from regio.regions import Levels, RoIAlign
+from regio.roi_heads import FastRCNNHead, FullyConnected
 from regio.types import FeatureMap
 
 __all__ = ["fasterrcnn_resnet50_fpn_from_torchvision"]
@@ -79,7 +76,6 @@ def _build(num_classes: int, norm_eps: float, frozen: int) -> TwoStageDetector:
         levels=(2, 3, 4, 5),
         frozen=frozen,
     )
-    coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
     sizes = tuple((float(size),) for size in (32, 64, 128, 256, 512))
     extractor = RoIAlign(7, samples=2, aligned=False)
     return TwoStageDetector(
@@ -89,14 +85,13 @@ def _build(num_classes: int, norm_eps: float, frozen: int) -> TwoStageDetector:
         proposals=RPN(
             256,
             InferredStrideAnchors(sizes, ratios=(0.5, 1.0, 2.0), offset=0.0, rounded=True),
-            coarser=True,
-            test=ProposalFilter(before_nms=1000, after_nms=1000, iou_threshold=0.7),
-            train=ProposalFilter(before_nms=2000, after_nms=2000, iou_threshold=0.7),
+            extra_level=True,
+            test=ProposalFilter(pre_nms_top_n=1000, post_nms_top_n=1000, nms_threshold=0.7),
+            train=ProposalFilter(pre_nms_top_n=2000, post_nms_top_n=2000, nms_threshold=0.7),
         ),
-        extractor=Levels(extractor),
-        sampler=RegionSampler(Matcher(positive=0.5, background=0.5), BalancedSampler(512, 0.25), coder),
-        head=BoxHead(256, extractor.bins, num_classes, 1024, beta=1 / 9),
-        postprocess=Postprocess(coder, score_threshold=0.05, iou_threshold=0.5, max_detections=100),
+        roi_heads=[
+            FastRCNNHead(Levels(extractor), FullyConnected(256, extractor.bins, 1024), 1024, num_classes, beta=1 / 9)
+        ],
     )
 
 
@@ -126,9 +121,9 @@ _NAMES = (
     ("rpn.head.conv.", "proposals.conv."),  # files from before torchvision 0.13, COCO_V1 among them
     ("rpn.head.cls_logits.", "proposals.objectness."),
     ("rpn.head.bbox_pred.", "proposals.deltas."),
-    ("roi_heads.box_head.", "head."),
-    ("roi_heads.box_predictor.cls_score.", "head.class_logits."),
-    ("roi_heads.box_predictor.bbox_pred.", "head.box_deltas."),
+    ("roi_heads.box_head.", "roi_heads.0.trunk."),
+    ("roi_heads.box_predictor.cls_score.", "roi_heads.0.class_logits."),
+    ("roi_heads.box_predictor.bbox_pred.", "roi_heads.0.box_deltas."),
 )
 
 

@@ -1,0 +1,21 @@
+"""The second stage: a sequence of heads, each with a region feature extractor of its own.
+
+The first head turns proposals into detections; later ones refine them (a cascade) or add to them (masks).
+"""
+
+from regio.roi_heads.base import RoIHead
+from regio.roi_heads.box import BoxHead, BoxOutput, FastRCNNHead
+from regio.roi_heads.scores import Margins, Scores, Sigmoid, Softmax
+from regio.roi_heads.trunks import FullyConnected
+
+__all__ = [
+    "BoxHead",
+    "BoxOutput",
+    "FastRCNNHead",
+    "FullyConnected",
+    "Margins",
+    "RoIHead",
+    "Scores",
+    "Sigmoid",
+    "Softmax",
+]
