@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regio.heads import HeadOutput
 from regio.matching import RegionSample, RegionSampler
 from regio.postprocess import Postprocess
-from regio.preprocess import Preprocess
+from regio.preprocess import Batch, Preprocess
 from regio.types import Detections, FeatureMap, Regions, Targets
 
 __all__ = ["Head", "Proposals", "TwoStageDetector"]
@@ -69,10 +69,14 @@ class TwoStageDetector(nn.Module):
         self.head = head
         self.postprocess = postprocess
 
+    def features(self, images: Sequence[Tensor]) -> tuple[Batch, list[FeatureMap]]:
+        """`images` as a batch, and its maps, each with the sizes that the images have in the batch."""
+        batch = self.preprocess(images)
+        return batch, [x.of_images(batch.sizes) for x in self.neck(self.backbone(batch.data))]
+
     def forward(self, images: Sequence[Tensor]) -> list[Detections]:
         """What is in each of `images`, best first."""
-        batch = self.preprocess(images)
-        maps = self.neck(self.backbone(batch.data))
+        batch, maps = self.features(images)
         boxes = self.proposals(maps, batch.sizes)
         y = self.extractor(maps, Regions.from_list(boxes))
         return self.postprocess(self.head(y), boxes, batch)
@@ -83,9 +87,8 @@ class TwoStageDetector(nn.Module):
         `targets` has one element an image. Images without objects are ordinary input. Samples are drawn from PyTorch's
         global generator.
         """
-        batch = self.preprocess(images)
+        batch, maps = self.features(images)
         targets = self.preprocess.targets(targets, batch)
-        maps = self.neck(self.backbone(batch.data))
         boxes, losses = self.proposals.losses(maps, batch.sizes, targets)
         sample = self.sampler(boxes, targets)
         y = self.extractor(maps, sample.regions)

@@ -16,7 +16,8 @@ coordinates, an image index in range) are `Regions.check`, which extractors call
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,16 +45,20 @@ def _require_column(name: str, column: Tensor, rows: int, dtype: torch.dtype, de
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A feature map and its stride.
+    """A feature map, its stride, and how much of it is image.
 
     data: [N, C, H, W], floating point. stride: image pixels per cell, the same on both axes. The stride travels with
-    the tensor and is never inferred from sizes.
+    the tensor and is never inferred from sizes. sizes: the (height, width) in pixels of each of the N images, which a
+    batch pads at the right and at the bottom to one size; None: the whole map is image. A cell belongs to an image that
+    covers any part of it. A map made from another keeps its sizes (`dataclasses.replace`).
 
-    Raises ValueError or TypeError when the shape, dtype or stride is not as above.
+    Raises ValueError or TypeError when the shape, dtype or stride is not as above, where there is not one size an
+    image, and where an image has more cells than the map.
     """
 
     data: Tensor
     stride: float
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4:
@@ -62,11 +67,32 @@ class FeatureMap:
             raise TypeError(f"data: expected a floating point dtype, got {self.data.dtype}")
         if not self.stride > 0:
             raise ValueError(f"stride: expected a positive number of image pixels, got {self.stride}")
+        if self.sizes is None:
+            return
+        if len(self.sizes) != self.data.shape[0]:
+            raise ValueError(f"sizes: expected {self.data.shape[0]}, one an image, got {len(self.sizes)}")
+        for i, (size, cells) in enumerate(zip(self.sizes, self.extents, strict=True)):
+            if not (1 <= cells[0] <= self.size[0] and 1 <= cells[1] <= self.size[1]):
+                most = tuple(side * self.stride for side in self.size)
+                raise ValueError(f"sizes[{i}]: expected (height, width) in pixels from 1 to {most}, got {size}")
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in cells."""
         return self.data.shape[2], self.data.shape[3]
+
+    @property
+    def extents(self) -> list[tuple[int, int]]:
+        """The (height, width) in cells of each image: ceil(size / stride), or the whole map without `sizes`."""
+        if self.sizes is None:
+            return [self.size] * self.data.shape[0]
+        return [(math.ceil(height / self.stride), math.ceil(width / self.stride)) for height, width in self.sizes]
+
+    def of_images(self, sizes: Sequence[tuple[int, int]]) -> FeatureMap:
+        """This map with the `sizes` of the images of its batch. An image that reaches beyond the last cell (some
+        backbones drop a border) ends with that cell."""
+        height, width = (math.floor(side * self.stride) for side in self.size)
+        return replace(self, sizes=tuple((min(h, height), min(w, width)) for h, w in sizes))
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,10 @@ def divergence_of_detector(
     between, of_mask, unread = _Values(), _Values(), 0
     for index, record in enumerate(dataset.records):
         sample = dataset[index]
-        batch = detector.preprocess([sample.image.to(device)])
+        batch, maps = detector.features([sample.image.to(device)])
         targets = detector.preprocess.targets([sample.targets.to(device)], batch)[0]
         objects = (~targets.crowd).nonzero()[:, 0]
         sizes = size_class(torch.from_numpy(record.area).to(device))
-        maps = detector.neck(detector.backbone(batch.data))
         r = Regions.from_list([targets.boxes[objects]])
         for level, rows, weights in weights_by_level(detector.extractor, maps, r):
             read = (weights.sum((3, 4)) > 0).all(2).all(1)

@@ -120,7 +120,7 @@ def _untrained(pixels: Tensor, box: Box, name: str | None, device: torch.device)
     torch.manual_seed(0)  # the same pictures every time
     extractor = make(backbone.channels[-1]).to(device)
     with torch.no_grad():
-        (x,) = backbone(batch.data)
+        x = backbone(batch.data)[0].of_images(batch.sizes)
     source = "a new extractor on ImageNet features"
     return _scaled(pixels, box, batch.sizes[0], x, extractor, name, source)
 
@@ -133,9 +133,8 @@ def _trained(pixels: Tensor, box: Box, name: str | None, weights: Path, device: 
         raise ValueError(f"{weights}: its extractor is {own}, not {name}; leave --extractor out, or --weights")
     detector, _ = load_detector(weights)
     detector.to(device).eval()
-    batch = detector.preprocess([pixels.to(device)])
     with torch.no_grad():
-        maps = detector.neck(detector.backbone(batch.data))
+        batch, maps = detector.features([pixels.to(device)])
     levels = _levels(detector)
     size = batch.sizes[0]
     scaled = resize_boxes(torch.tensor([box], device=device), (pixels.shape[1], pixels.shape[2]), size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class RPN(nn.Module):
         if not self.coarser:
             return maps
         last = maps[-1]
-        return (*maps, FeatureMap(last.data[:, :, ::2, ::2], last.stride * 2))
+        return (*maps, replace(last, data=last.data[:, :, ::2, ::2], stride=last.stride * 2))
 
     def _predict(self, maps: Sequence[FeatureMap]) -> tuple[list[Tensor], list[Tensor]]:
         """For each map, objectness logits [N, H * W * A] and deltas [N, H * W * A, 4], in the order of the anchors."""
