@@ -95,7 +95,7 @@ def module_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
     e = LearnedRegionFeatures(CHANNELS)
     x = FeatureMap(torch.randn(1, CHANNELS, HEIGHT, WIDTH).contiguous(memory_format=torch.channels_last), STRIDE)
     r = random_regions(boxes)
-    cells = Sampled().cells(x, r, WholeImage()(x, r.boxes))
+    cells = Sampled().cells(x, r, WholeImage()(x, r))
 
     def parts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         code = embed(r.boxes / STRIDE, e.embedding_channels).flatten(1) @ e.box_weight.t()

@@ -222,7 +222,7 @@ def test_samples_without_limit_are_all_cells(seed: int) -> None:
         FeatureMap(torch.zeros(1, 1, 10, 12), 8),
     )
     inside, outside = count_samples(x, r, Sampled(inside=10**4, outside=10**4))
-    u0, v0, u1, v1 = Box()(x, r.boxes).unbind(1)
+    u0, v0, u1, v1 = Box()(x, r).unbind(1)
     assert inside.tolist() == ((u1 - u0) * (v1 - v0)).tolist()
     assert (inside + outside).tolist() == [120] * 4
 
@@ -238,7 +238,7 @@ def test_table_3_has_inside_and_outside_the_right_way_round(outside: int, printe
         x, Regions(boxes, torch.zeros(len(boxes), dtype=torch.int64)), Sampled(196, outside=outside)
     )
     assert found.double().mean().item() == pytest.approx(printed, rel=0.08)
-    assert WholeImage()(x, boxes[:1]).tolist() == [[0, 0, 53, 38]]
+    assert WholeImage()(x, regions(boxes[0].tolist())).tolist() == [[0, 0, 53, 38]]
 
 
 def test_weights_of_an_extractor_go_straight_in() -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from regio.backbones import efficientnet_lite0
+from regio.backbones import Backbone, Level, efficientnet_lite0
 from regio.boxes import iou
 from regio.detector import TwoStageDetector
 from regio.proposals import Anchors
-from regio.regions import RoIAlign
+from regio.regions import LearnedRegionFeatures, RoIAlign
+from regio.regions.learned import Exact, Mode, Sampled
 from regio.systems import faster_rcnn, faster_rcnn_fpn
-from regio.types import Targets
+from regio.types import Regions, Targets
 from tests.photos import voc_photo
 
 LOSSES = {"rpn_objectness", "rpn_box", "class", "box"}
@@ -136,6 +137,55 @@ def test_images_of_a_batch_do_not_touch_each_other() -> None:
         for image, expected in zip(pair, together, strict=True):
             (alone,) = detector([image])
             torch.testing.assert_close(alone.scores, expected.scores, rtol=1e-4, atol=1e-5)
+
+
+class Patches(nn.Module):
+    """Maps at strides 8, 16 and 32 by layers that see no neighbours and have no biases: the padding stays zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Conv2d(i, o, s, s, bias=False) for i, o, s in ((3, 12, 8), (12, 16, 2), (16, 20, 2))
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for layer in self.layers:
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+@pytest.mark.parametrize("mode", [Exact(), Sampled(inside=9, outside=9)])
+def test_detections_do_not_depend_on_the_padding(mode: Mode) -> None:
+    """With learned region features, which read the whole image: exactly, where the maps do not depend on it."""
+    torch.manual_seed(0)
+    backbone = Backbone(
+        Patches(), [Level(3, 12, 8), Level(4, 16, 16), Level(5, 20, 32)], levels=(3, 4, 5), frozen_norm=False
+    )
+    extractor = LearnedRegionFeatures(16, 3, 32, 16, mode=mode)
+    with torch.no_grad():
+        for parameter in extractor.parameters():
+            parameter.mul_(10)
+    detector = faster_rcnn_fpn(4, backbone, extractor, channels=16, hidden=32, short_side=64, long_side=160).eval()
+    report_everything(detector)
+    generator = torch.Generator().manual_seed(0)
+    pair = [torch.rand(3, *size, generator=generator) for size in ((64, 96), (160, 64))]  # padded to 160 x 96
+    boxes = torch.tensor([[4.0, 5, 60, 61], [0, 0, 64, 64], [30, 20, 50, 58]])
+    with torch.no_grad():
+        _, together = detector.features(pair)
+        read = detector.roi_heads[0].extractor
+        features = read(together, Regions.from_list([boxes, boxes]))
+        for i, image in enumerate(pair):
+            _, own = detector.features([image])
+            alone = read(own, Regions.from_list([boxes]))
+            torch.testing.assert_close(alone, features[3 * i : 3 * i + 3], rtol=1e-4, atol=1e-5)
+        # Proposals of the RPN do depend on the padding: its 3 x 3 convolution has a bias.
+        for image, expected in zip(pair, detector(pair, [boxes] * 2), strict=True):
+            (alone,) = detector([image], [boxes])
+            assert torch.equal(alone.labels, expected.labels)
+            torch.testing.assert_close(alone.scores, expected.scores, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(alone.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("make", [small_fpn, small_single])

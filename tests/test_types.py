@@ -103,3 +103,29 @@ def test_columns_of_targets_and_detections() -> None:
         Targets(torch.zeros(1, 4), torch.tensor([1]), masks=torch.zeros(2, 3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"scores: expected shape \[1\].*got \[2\]"):
         Detections(torch.zeros(1, 4), torch.tensor([1]), torch.zeros(2))
+
+
+def test_extents_are_the_cells_that_an_image_covers() -> None:
+    data = torch.zeros(3, 1, 6, 8)
+    assert FeatureMap(data, 16).extents == [(6, 8)] * 3
+    assert FeatureMap(data, 16, ((96, 128), (81, 1), (80, 127))).extents == [(6, 8), (6, 1), (5, 8)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (((96, 128),), "sizes: expected 2, one an image, got 1"),
+        (((96, 0), (1, 1)), r"sizes\[0\]: expected a positive .* got \(96, 0\)"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes: tuple[tuple[int, int], ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FeatureMap(torch.zeros(2, 1, 6, 8), 16, sizes)
+
+
+def test_an_image_ends_with_the_last_cell_of_its_map() -> None:
+    """A backbone whose layers drop a border has fewer cells than the image."""
+    x = FeatureMap(torch.zeros(2, 1, 6, 8), 16, ((112, 100), (50, 128)))
+    assert x.image_sizes == ((112, 100), (50, 128))
+    assert x.extents == [(6, 7), (4, 8)]
+    assert FeatureMap(x.data, 16).image_sizes == ((96, 128),) * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +31,7 @@ class SingleMap(nn.Module):
     def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap]:
         """One map [N, channels, H, W] with the stride of the last of `maps`."""
         last = maps[-1]
-        return (FeatureMap(self.reduce(last.data), last.stride),)
+        return (replace(last, data=self.reduce(last.data)),)
 
 
 class FPN(nn.Module):
@@ -62,7 +63,7 @@ class FPN(nn.Module):
                 here = here + F.interpolate(merged[-1], size=here.shape[-2:], mode="nearest")
             merged.append(here)
         return tuple(
-            FeatureMap(output(each), fine.stride)
+            replace(fine, data=output(each))
             for output, each, fine in zip(self.output, reversed(merged), maps, strict=True)
         )
 

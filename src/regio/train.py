@@ -187,6 +187,7 @@ class _Run:
             len(self.dataset),
             config.batch_size,
             config.seed,
+            sizes=self.dataset.sizes,
             start=self.step * config.accumulate,
             stop=self.steps * config.accumulate,
             rank=self.fabric.global_rank,

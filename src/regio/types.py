@@ -44,13 +44,15 @@ def _require_column(name: str, column: Tensor, rows: int, dtype: torch.dtype, de
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A feature map and its stride.
+    """A feature map, its stride, and how much of it is image.
 
     data: [N, C, H, W], floating point. stride: image pixels per cell, the same on both axes. The stride travels with
-    the tensor and is never inferred from sizes. sizes: the (height, width) in pixels that each image of a padded batch
-    takes; None where the images fill the map.
+    the tensor and is never inferred from sizes. sizes: the (height, width) in pixels of each of the N images, which a
+    batch pads at the right and at the bottom to one size; None: the whole map is image. A cell belongs to an image that
+    covers any part of it. A map made from another keeps its sizes (`dataclasses.replace`).
 
-    Raises ValueError or TypeError when the shape, dtype or stride is not as above.
+    Raises ValueError or TypeError when the shape, dtype or stride is not as above, where there is not one size an
+    image, and where a size is not positive.
     """
 
     data: Tensor
@@ -64,6 +66,13 @@ class FeatureMap:
             raise TypeError(f"data: expected a floating point dtype, got {self.data.dtype}")
         if not self.stride > 0:
             raise ValueError(f"stride: expected a positive number of image pixels, got {self.stride}")
+        if self.sizes is None:
+            return
+        if len(self.sizes) != self.data.shape[0]:
+            raise ValueError(f"sizes: expected {self.data.shape[0]}, one an image, got {len(self.sizes)}")
+        for i, size in enumerate(self.sizes):
+            if min(size) < 1:
+                raise ValueError(f"sizes[{i}]: expected a positive (height, width) in pixels, got {size}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,10 +81,17 @@ class FeatureMap:
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
-        """The (height, width) of each image in pixels: `sizes`, or all that the map covers."""
+        """The (height, width) in pixels of each image: `sizes`, or all that the map covers."""
         if self.sizes is not None:
             return self.sizes
         return ((round(self.size[0] * self.stride), round(self.size[1] * self.stride)),) * self.data.shape[0]
+
+    @property
+    def extents(self) -> list[tuple[int, int]]:
+        """The (height, width) in cells of each image: ceil(size / stride), but no more than the map has, since some
+        backbones drop a border."""
+        sides = [[math.ceil(side / self.stride) for side in size] for size in self.image_sizes]
+        return [(min(height, self.size[0]), min(width, self.size[1])) for height, width in sides]
 
 
 @dataclass(frozen=True)

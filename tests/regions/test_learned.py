@@ -46,8 +46,8 @@ def position(z: float, channels: int) -> list[float]:
 def nested_loops(e: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
     """Equations 2 and 7 to 9, cell by cell, with boxes in cells."""
     height, width = x.size
-    support = e.support(x, r.boxes).tolist()
-    listed = e.mode.cells(x, r, e.support(x, r.boxes))
+    support = e.support(x, r).tolist()
+    listed = e.mode.cells(x, r, e.support(x, r))
     out = x.data.new_zeros(len(r), x.data.shape[1], math.prod(e.bins))
     here = {}
     if e.geometry:
@@ -165,16 +165,16 @@ def test_parameter_shapes_and_start_are_the_papers() -> None:
 def test_support_by_hand() -> None:
     """Stride 4, 11 columns and 9 rows. A covered cell counts; a box beside the map or between cells has the nearest."""
     x = feature_map()
-    boxes = torch.tensor(
+    r = regions(
         [[5, 4, 13, 12.5], [8, 8, 8, 8], [44, 36, 44, 36], [60, -9, 70, -3], [-9e9, 0, -8e9, 4], [0, 0, 44, 36]]
     )
     expected = [[1, 1, 4, 4], [2, 2, 3, 3], [10, 8, 11, 9], [10, 0, 11, 1], [0, 0, 1, 1], [0, 0, 11, 9]]
-    assert Box()(x, boxes).tolist() == expected
-    assert WholeImage()(x, boxes).tolist() == [[0, 0, 11, 9]] * 6
+    assert Box()(x, r).tolist() == expected
+    assert WholeImage()(x, r).tolist() == [[0, 0, 11, 9]] * 6
     # 8 x 8 pixels about (14, 14), twice the area: 11.3 x 11.3, from 8.3 to 19.7.
-    assert Box(area=2)(x, torch.tensor([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
-    assert Box(area=1)(x, torch.tensor([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
-    assert Box(area=4)(x, torch.tensor([[10.0, 10, 18, 18]])).tolist() == [[1, 1, 6, 6]]
+    assert Box(area=2)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
+    assert Box(area=1)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
+    assert Box(area=4)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[1, 1, 6, 6]]
 
 
 def test_sampled_cells_by_hand() -> None:
@@ -182,11 +182,11 @@ def test_sampled_cells_by_hand() -> None:
     9 x 11 cells, for 8: stride ceil(sqrt(99 / 8)) = 4 from cell 0, without those in the box."""
     x, r = feature_map(), regions([[4.0, 4, 32, 20]], images=1)
     mode = Sampled(inside=4, outside=8)
-    cells = mode.cells(x, r, WholeImage()(x, r.boxes))[0]
+    cells = mode.cells(x, r, WholeImage()(x, r))[0]
     found = sorted((int(c) // 11, int(c) % 11) for c in cells if c >= 0)
     inside = [(1, 1), (1, 5), (3, 1), (3, 5)]
     outside = [(0, 0), (0, 4), (0, 8), (4, 0), (4, 8), (8, 0), (8, 4), (8, 8)]
-    assert Box()(x, r.boxes).tolist() == [[1, 1, 8, 5]]
+    assert Box()(x, r).tolist() == [[1, 1, 8, 5]]
     assert found == sorted(inside + outside)
 
 
@@ -196,7 +196,7 @@ def test_sampled_cells_are_distinct_and_no_more_than_asked_for(
     boxes: list[list[float]], inside: int, outside: int
 ) -> None:
     x, r = feature_map(), regions(boxes)
-    covered = Box()(x, r.boxes)
+    covered = Box()(x, r)
     for (u0, v0, u1, v1), row in zip(
         covered.tolist(), Sampled(inside, outside).cells(x, r, covered).tolist(), strict=True
     ):

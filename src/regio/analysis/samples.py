@@ -17,7 +17,7 @@ def count_samples(
     mode: Sampled = Sampled(),  # noqa: B008  (it is frozen)
     support: Support = WholeImage(),  # noqa: B008
 ) -> tuple[Tensor, Tensor]:
-    """The numbers [R] int64 of sampled cells inside and outside of each box; of `x` only size and stride matter.
+    """The numbers [R] int64 of sampled cells inside and outside of each box; of `x` only size, stride and sizes matter.
 
     Inside are the cells that the box covers any part of, as in `regio.regions.support.Box`.
 
@@ -26,8 +26,8 @@ def count_samples(
     cells, 38 x 53) is sampled every 4th row and column, 140 cells in all of which a box of 282 cells covers a seventh.
     """
     width = x.size[1]
-    cells = mode.cells(x, r, support(x, r.boxes))
-    u0, v0, u1, v1 = Box()(x, r.boxes)[:, :, None].unbind(1)
+    cells = mode.cells(x, r, support(x, r))
+    u0, v0, u1, v1 = Box()(x, r)[:, :, None].unbind(1)
     u, v = cells % width, cells.div(width, rounding_mode="floor")
     sampled = cells >= 0
     inside = (u >= u0) & (u < u1) & (v >= v0) & (v < v1)

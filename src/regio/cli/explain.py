@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -120,7 +120,7 @@ def _untrained(pixels: Tensor, box: Box, name: str | None, device: torch.device)
     torch.manual_seed(0)  # the same pictures every time
     extractor = make(backbone.channels[-1]).to(device)
     with torch.no_grad():
-        (x,) = backbone(batch.data)
+        x = replace(backbone(batch.data)[0], sizes=tuple(batch.sizes))
     source = "a new extractor on ImageNet features"
     return _scaled(pixels, box, batch.sizes[0], x, extractor, name, source)
 

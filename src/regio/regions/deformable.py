@@ -12,6 +12,7 @@ Three forms are in use, and they are three extractors to move:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import ClassVar
 
@@ -240,7 +241,7 @@ class DeformablePositionSensitive(RegionExtractor):
     def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
         """Region features [R, channels, *bins], box i read from ``maps[level[i]]``."""
         r.check(maps[0])
-        scores = [FeatureMap(self.scores(x.data), x.stride) for x in maps]
+        scores = [replace(x, data=self.scores(x.data)) for x in maps]
         reading = self._reading(maps, r, level, scores)
         return reading.features([s.data for s in scores], r.image, level)
 
@@ -250,18 +251,18 @@ class DeformablePositionSensitive(RegionExtractor):
         dtype = coordinate_dtype(maps[0].data)
         weight, bias = (p.to(dtype) for p in self.offset.parameters())
         with torch.autocast(r.boxes.device.type, enabled=False):
-            fields = [FeatureMap(F.conv2d(x.data.to(dtype), weight, bias), x.stride) for x in maps]
+            fields = [replace(x, data=F.conv2d(x.data.to(dtype), weight, bias)) for x in maps]
         return self.offset_extractor.pyramid(fields, r, level)
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, 1 or channels, K, H, W] of the score maps, as in `PositionSensitive`."""
         r.check(x)
-        scores = FeatureMap(self.scores(x.data), x.stride)
+        scores = replace(x, data=self.scores(x.data))
         return self._reading([x], r, torch.zeros_like(r.image), [scores]).weights(scores.data, r.image)
 
     def samples(self, x: FeatureMap, r: Regions, offsets: Tensor) -> SamplePoints:
         """As `DeformableRoIPool.samples`, for R * classes boxes: row ``r * classes + d`` is class d of box r."""
-        return _samples(self.extractor, FeatureMap(self.scores(x.data), x.stride), r, offsets, self.gamma)
+        return _samples(self.extractor, replace(x, data=self.scores(x.data)), r, offsets, self.gamma)
 
     def _reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]) -> Reading:
         return deformed_reading(self.extractor, scores, r, level, self.offsets(maps, r, level), self.gamma)

@@ -71,7 +71,7 @@ class Exact(Mode):
     aggregate_dtype: torch.dtype | None = field(default=None, kw_only=True)
 
     def __call__(self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
-        support = extractor.support(x, r.boxes)
+        support = extractor.support(x, r)
         column, row, appearance = extractor.terms(x, r)
         return attend(
             x.data, r.image, column, row, appearance, support, self.cells(x, r, support),
@@ -85,9 +85,9 @@ class Sampled(Exact):
     support.
 
     Inside, every ceil(w / sqrt(inside))-th column and ceil(h / sqrt(inside))-th row of a box of w x h cells (Eq. 10);
-    outside, every ceil(sqrt(HW / outside))-th column and row of the map (Eq. 11) that is not in the box. The maxima
-    are nominal: a small box keeps all of its cells, and the ceilings make fewer samples than asked for. With maxima
-    of the size of the map the result is that of `Exact`.
+    outside, every ceil(sqrt(HW / outside))-th column and row of the H x W cells of the image (Eq. 11) that is not in
+    the box. The maxima are nominal: a small box keeps all of its cells, and the ceilings make fewer samples than asked
+    for. With maxima of the size of the map the result is that of `Exact`.
 
     Raises ValueError unless both are positive.
     """
@@ -100,12 +100,11 @@ class Sampled(Exact):
             raise ValueError(f"inside, outside: expected positive numbers of cells, got {self.inside}, {self.outside}")
 
     def cells(self, x: FeatureMap, r: Regions, support: Tensor) -> Tensor:
-        height, width = x.size
-        covered = Box()(x, r.boxes)
-        return torch.cat([self._inside(covered, width, height), self._outside(covered, support, width, height)], 1)
+        covered = Box()(x, r)
+        return torch.cat([self._inside(covered, x), self._outside(covered, support, x, r)], 1)
 
-    def _inside(self, covered: Tensor, width: int, height: int) -> Tensor:
-        side = sqrt(self.inside)
+    def _inside(self, covered: Tensor, x: FeatureMap) -> Tensor:
+        side, (height, width) = sqrt(self.inside), x.size
         u0, v0, u1, v1 = covered[:, :, None].unbind(1)
         columns = torch.arange(min(ceil(side), width), device=covered.device)
         rows = torch.arange(min(ceil(side), height), device=covered.device)
@@ -114,17 +113,22 @@ class Sampled(Exact):
         missing = (u >= u1)[:, None, :] | (v >= v1)[:, :, None]
         return (v[:, :, None] * width + u[:, None, :]).masked_fill(missing, -1).flatten(1)
 
-    def _outside(self, covered: Tensor, support: Tensor, width: int, height: int) -> Tensor:
-        stride = ceil(sqrt(height * width / self.outside))
-        u = torch.arange(0, width, stride, device=covered.device)
-        v = torch.arange(0, height, stride, device=covered.device)[:, None]
+    def _outside(self, covered: Tensor, support: Tensor, x: FeatureMap, r: Regions) -> Tensor:
+        strides = [ceil(sqrt(height * width / self.outside)) for height, width in x.extents]
+        rows, columns = (
+            max(ceil(extent[axis] / stride) for extent, stride in zip(x.extents, strides, strict=True))
+            for axis in (0, 1)
+        )
+        stride = torch.tensor(strides, device=covered.device)[r.image, None, None]
+        u = torch.arange(columns, device=covered.device) * stride
+        v = torch.arange(rows, device=covered.device)[:, None] * stride
 
         def within(ranges: Tensor) -> Tensor:
             u0, v0, u1, v1 = ranges[:, :, None, None].unbind(1)
             return (u >= u0) & (u < u1) & (v >= v0) & (v < v1)
 
         wanted = within(support) & ~within(covered)
-        return (v * width + u).expand_as(wanted).masked_fill(~wanted, -1).flatten(1)
+        return (v * x.size[1] + u).masked_fill(~wanted, -1).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class LearnedRegionFeatures(RegionExtractor):
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, 1, K, H, W] of Eq. 7, zero outside the support and on cells that are not sampled."""
-        support = self.support(x, r.boxes)
+        support = self.support(x, r)
         inside = readable(support, self.mode.cells(x, r, support), x.size).flatten(1)[:, None]
         with torch.autocast(x.data.device.type, enabled=False):
             logits = self._geometry(x, r) if self.geometry else torch.zeros((), device=x.data.device)

@@ -12,7 +12,7 @@ argument here:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -232,4 +232,5 @@ class TorchvisionAveragePool(ReadingExtractor):
 
     def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
         """The cells of each bin; see `ReadingExtractor.reading`."""
-        return self.cells.reading([FeatureMap(x.data[:, :, :-1, :-1], x.stride) for x in maps], r, level, shift)
+        shorter = [replace(x, data=x.data[:, :, :-1, :-1], sizes=None) for x in maps]  # cells are cut, not images
+        return self.cells.reading(shorter, r, level, shift)

@@ -1,7 +1,8 @@
 """Which cells of the map a box may read: the support region of Gu et al. 2018, section 2 and table 2.
 
 A cell belongs to a box if the box covers any part of it. A box that covers none (of zero size on a border between
-cells, or beside the map) has the nearest cells, so that a support is never empty.
+cells, or beside the image) has the nearest cells, so that a support is never empty. No support reaches beyond the image
+of its box: in a batch of images of several sizes, the cells of the padding belong to none.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regio.types import FeatureMap
+from regio.types import FeatureMap, Regions
 
-__all__ = ["Box", "Support", "WholeImage"]
+__all__ = ["Box", "Support", "WholeImage", "image_extents"]
+
+
+def image_extents(x: FeatureMap, r: Regions) -> Tensor:
+    """The (columns, rows) [R, 2] int64 that the image of each box takes of the map."""
+    if x.sizes is None:
+        return torch.tensor([x.size[::-1]], device=r.boxes.device).expand(r.boxes.shape[0], 2)
+    return torch.tensor([extent[::-1] for extent in x.extents], device=r.boxes.device)[r.image]
 
 
 class Support(ABC):
     """Ranges of cells, one a box."""
 
     @abstractmethod
-    def __call__(self, x: FeatureMap, boxes: Tensor) -> Tensor:
-        """Half-open ranges (u0, v0, u1, v1) [R, 4] int64 of columns and rows, never empty, for boxes [R, 4] in pixels.
+    def __call__(self, x: FeatureMap, r: Regions) -> Tensor:
+        """Half-open ranges (u0, v0, u1, v1) [R, 4] int64 of columns and rows, never empty.
 
         A range is a constant: boxes receive no gradient through it.
         """
@@ -31,11 +39,11 @@ class Support(ABC):
 
 @dataclass(frozen=True)
 class WholeImage(Support):
-    """Every cell of the map."""
+    """Every cell of the box's image."""
 
-    def __call__(self, x: FeatureMap, boxes: Tensor) -> Tensor:
-        height, width = x.size
-        return torch.tensor([0, 0, width, height], device=boxes.device).repeat(boxes.shape[0], 1)
+    def __call__(self, x: FeatureMap, r: Regions) -> Tensor:
+        stop = image_extents(x, r)
+        return torch.cat([torch.zeros_like(stop), stop], 1)
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,10 @@ class Box(Support):
         if not self.area > 0:
             raise ValueError(f"area: expected a positive number, got {self.area}")
 
-    def __call__(self, x: FeatureMap, boxes: Tensor) -> Tensor:
-        boxes = boxes.detach()
+    def __call__(self, x: FeatureMap, r: Regions) -> Tensor:
+        boxes, size = r.boxes.detach(), image_extents(x, r)
         corner, opposite = boxes[:, :2], boxes[:, 2:]
         margin = (opposite - corner) * ((math.sqrt(self.area) - 1) / 2)
-        size = torch.tensor(x.size[::-1], device=boxes.device)
         start = ((corner - margin) / x.stride).floor().clamp(min=0).minimum(size - 1)
         stop = ((opposite + margin) / x.stride).ceil().minimum(size).maximum(start + 1)
         return torch.cat([start, stop], 1).to(torch.int64)
