@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from regio.cli.train import open_splits, transform
@@ -28,6 +29,7 @@ def main() -> None:
     console = Console()
     config = override(RunConfig(data), settings)
     dataset, validation = open_splits(config, console)
+    torch.manual_seed(config.training.seed)
     detector = TorchvisionDetector(config.model, len(dataset.class_names))
     folder = Path("runs") / name
     metrics, predictions = train(

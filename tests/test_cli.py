@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
 from regio.checkpoints import Card, read_card, save
 from regio.cli import main
@@ -107,6 +109,21 @@ def test_train_val_and_resume(here: Path, capsys: pytest.CaptureFixture[str]) ->
     metrics = json.loads(capsys.readouterr().out)
     assert set(metrics["per_class"]) == {"circle", "star"}
     assert json.loads((here / "runs" / "val" / "results.json").read_text())["ap"] == metrics["ap"]
+
+
+def trained(here: Path, name: str, seed: int) -> dict[str, Tensor]:
+    """The weights that `regio train` leaves after one step at a learning rate of zero: the initial ones."""
+    words = ["--name", name, "--seed", str(seed), "--steps", "1", "--batch", "2", "--lr", "0", *SMALL]
+    assert regio("train", "shapes", *words) == 0
+    return load_file(here / "runs" / name / "weights" / "last.safetensors")
+
+
+@pytest.mark.slow
+def test_a_seed_decides_the_initial_weights(here: Path) -> None:
+    first, again, other = trained(here, "a", 5), trained(here, "b", 5), trained(here, "c", 6)
+    assert [name for name in first if not torch.equal(first[name], again[name])] == []
+    random = {"neck.lateral.0.weight", "proposals.conv.weight", "head.fc6.weight"}
+    assert random <= {name for name in first if not torch.equal(first[name], other[name])}
 
 
 def test_detect(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

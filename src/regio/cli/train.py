@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
 from rich.console import Console
@@ -139,6 +140,7 @@ def run(config: RunConfig, folder: Path, console: Console, *, resume: bool = Fal
     """Train as `config` says, into `folder`, with plots, pictures and a report at the end."""
     dataset, validation = open_splits(config, console)
     pick_device(config.training.accelerator)
+    torch.manual_seed(config.training.seed)  # the initial weights are part of what a seed decides
     detector = build_detector(config.model, len(dataset.class_names))
     if config.weights is not None and not resume:
         load_weights(config.weights, detector, dataset.class_names)
