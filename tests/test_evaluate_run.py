@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regio.data.dataset import DetectionDataset
 from regio.data.records import Annotation, Record
-from regio.evaluate import evaluate, predict
+from regio.evaluate import evaluate, evaluation_mode, predict
 from regio.types import Detections
 
 SIZES = [(40, 60), (50, 30), (20, 20)]
@@ -55,3 +55,38 @@ def test_a_perfect_detector_has_ap_one(dataset: DetectionDataset) -> None:
 def test_a_detector_that_loses_images_is_an_error(dataset: DetectionDataset) -> None:
     with pytest.raises(ValueError, match="detect: expected 3 results, one an image, got 1"):
         predict(lambda images: detect(images)[:1], dataset)
+
+
+class Moody(nn.Module):
+    """Finds as `detect`, at random in training mode; its batch norm sees the images, and one part is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.fixed = nn.BatchNorm2d(3), nn.Dropout(), nn.BatchNorm2d(3).eval()
+
+    def forward(self, images: list[Tensor]) -> list[Detections]:
+        """Scores are 0 where something was dropped."""
+        found = []
+        for image, one in zip(images, detect(images), strict=True):
+            kept = self.drop(self.norm(image[None].float())).all()
+            found.append(Detections(one.boxes, one.labels, one.scores * kept))
+        return found
+
+
+def test_a_module_predicts_in_evaluation_mode_and_keeps_its_modes(dataset: DetectionDataset) -> None:
+    model = Moody()
+    modes = {name: part.training for name, part in model.named_modules()}
+    statistics = {name: value.clone() for name, value in model.state_dict().items()}
+    predictions = predict(model, dataset)
+    assert [row["score"] for row in predictions] == [0.5, 0.5]
+    assert {name: part.training for name, part in model.named_modules()} == modes
+    assert modes["norm"] and not modes["fixed"]
+    assert [name for name, value in model.state_dict().items() if not torch.equal(value, statistics[name])] == []
+
+
+def test_modes_come_back_after_an_error() -> None:
+    model = Moody()
+    with pytest.raises(RuntimeError, match="on purpose"), evaluation_mode(model):
+        assert not any(part.training for part in model.modules())
+        raise RuntimeError("on purpose")
+    assert [part.training for part in model.modules()] == [True, True, True, False]

@@ -118,7 +118,7 @@ def _untrained(pixels: Tensor, box: Box, name: str | None, device: torch.device)
     preprocess = Preprocess(600, 1000, backbone.mean, backbone.std)
     batch = preprocess([pixels.to(device)])
     torch.manual_seed(0)  # the same pictures every time
-    extractor = make(backbone.channels[-1]).to(device)
+    extractor = make(backbone.channels[-1]).eval().to(device)
     with torch.no_grad():
         (x,) = backbone(batch.data)
     source = "a new extractor on ImageNet features"

@@ -2,7 +2,7 @@
 
 from regio.evaluate.coco import ClassAP, CocoMetrics, coco_metrics, detections_to_coco
 from regio.evaluate.confusion import confusion_matrix
-from regio.evaluate.run import Detect, evaluate, predict
+from regio.evaluate.run import Detect, evaluate, evaluation_mode, predict
 from regio.evaluate.voc import VocClass, VocMetrics, all_point_ap, eleven_point_ap, voc_metrics
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "detections_to_coco",
     "eleven_point_ap",
     "evaluate",
+    "evaluation_mode",
     "predict",
     "voc_metrics",
 ]
