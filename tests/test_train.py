@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from regio.checkpoints import read_card
 from regio.config import ModelConfig, build_detector
-from regio.data import HorizontalFlip, Shapes
+from regio.data import DetectionDataset, HorizontalFlip, Shapes, Transform
 from regio.detector import TwoStageDetector
 from regio.metrics import MetricsFile
+from regio.optimisation import AdamW, Step
 from regio.progress import SilentProgress
 from regio.train import Interrupted, NonFiniteLoss, TrainConfig, train
 from regio.types import Targets
@@ -41,15 +43,21 @@ class StopAt(SilentProgress):
 
 
 def run(
-    folder: Path, config: TrainConfig = CONFIG, *, resume: bool = False, progress: SilentProgress | None = None
+    folder: Path,
+    config: TrainConfig = CONFIG,
+    *,
+    model: ModelConfig = MODEL,
+    data: DetectionDataset | None = None,
+    validation: DetectionDataset | None = None,
+    transform: Transform | None = HorizontalFlip(),  # noqa: B008 (frozen)
+    resume: bool = False,
+    progress: SilentProgress | None = None,
 ) -> TwoStageDetector:
     """Train a small detector from the same start."""
     torch.manual_seed(0)
-    detector = build_detector(MODEL, 6)
-    train(
-        detector, Shapes(10), Shapes(3, seed=1), config, folder,
-        transform=HorizontalFlip(), resume=resume, progress=progress,
-    )  # fmt: skip
+    detector = build_detector(model, 6)
+    data, validation = data or Shapes(10), validation or Shapes(3, seed=1)
+    train(detector, data, validation, config, folder, transform=transform, resume=resume, progress=progress)
     return detector
 
 
@@ -158,6 +166,37 @@ def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
         run(tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"a run can only be resumed as it was: steps 6, got 7$"):
         run(straight, replace(CONFIG, steps=7), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": replace(CONFIG, batch_size=1)}, "batch 2 x 1 x 1, got 1 x 1 x 1"),
+        ({"config": replace(CONFIG, evaluate_every=1)}, "evaluate_every 100, got 1"),
+        ({"config": replace(CONFIG, optimizer=AdamW(1e-3))}, r"optimizer\.lr 0\.0004, got 0\.001"),
+        ({"config": replace(CONFIG, schedule=Step())}, "schedule Cosine, got Step"),
+        ({"transform": HorizontalFlip(0.25)}, r"transform\.p 0\.5, got 0\.25"),
+        ({"transform": None}, "transform HorizontalFlip, got None"),
+        ({"model": replace(MODEL, extractor="roi-pool")}, r"model\.extractor\.extractors\.0 RoIAlign, got RoIPool"),
+        ({"model": replace(MODEL, short_side=80)}, r"model\.preprocess\.short_side 64, got 80"),
+        ({"model": replace(MODEL, anchor_sizes=(16.0, 32.0, 64.0, 128.0))}, r"sizes\.0 \[32\.0\], got \[16\.0\]"),
+        ({"model": replace(MODEL, score_threshold=0.1)}, r"model\.postprocess\.score_threshold 0\.05, got 0\.1"),
+        ({"model": replace(MODEL, frozen=3)}, r"optimizer: model\.backbone\..* is trained no more"),
+        ({"data": Shapes(10, seed=5)}, "data.annotations .*, got .*; data.files"),
+        ({"data": Shapes(11)}, "data.images 10, got 11"),
+        ({"validation": Shapes(3, seed=2)}, "validation.annotations"),
+    ],
+)  # fmt: skip
+def test_another_run_is_not_resumed(straight: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(straight, resume=True, **change)
+
+
+def test_what_a_resumed_run_may_change(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, progress=StopAt(3, signal.SIGINT))
+    run(tmp_path, replace(CONFIG, workers=1, save_every=1, log_every=3, accelerator="auto"), resume=True)
+    assert_same_weights(straight, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:

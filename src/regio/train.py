@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -23,6 +23,7 @@ from regio.checkpoints import Card, read_resume, save, save_resume, write_json
 from regio.data import Batch, DetectionDataset, EpochBatches, TrainingSet, Transform, collate
 from regio.detector import TwoStageDetector
 from regio.evaluate import CocoMetrics, coco_metrics, predict
+from regio.identity import describe
 from regio.metrics import MetricsFile
 from regio.optimisation import AdamW, Cosine, OptimizerSpec, Schedule
 from regio.progress import Progress, SilentProgress
@@ -30,6 +31,9 @@ from regio.progress import Progress, SilentProgress
 __all__ = ["Interrupted", "NonFiniteLoss", "TrainConfig", "train"]
 
 Evaluation = tuple[CocoMetrics, list[dict[str, Any]]]
+FREE = {"epochs", "steps", "batch_size", "accumulate", "accelerator", "devices", "workers", "save_every", "log_every"}
+"""Settings of `TrainConfig` that a resumed run may change, since no result depends on them: those of the machine and of
+how often it writes. (The first four count by what follows from them: the number of steps and the images of each.)"""
 EVALUATED = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
@@ -92,20 +96,24 @@ def train(
 
     With `resume` the run continues from the resume file. On a CPU the result is then, bit for bit, that of a run that
     was never stopped: augmentation depends on (seed, epoch, image) alone, the schedule and the random samples of the
-    losses on (seed, step) alone. Two runs of one seed are equal for the same reason.
+    losses on (seed, step) alone. Two runs of one seed are equal for the same reason. What must be as it was: the
+    detector in all its parts and numbers, the data and the validation data (`DetectionDataset.identity`), the
+    transform, and all of `config` but `FREE`; `evaluate_every` decides among which steps the best is chosen, so it is
+    not free.
 
     Raises NonFiniteLoss naming the images of the batch; Interrupted after SIGINT or SIGTERM, once the state is saved;
-    ValueError where the classes of the data sets differ, or where a resumed run is not configured as it was.
+    ValueError where the classes of the data sets differ, or where a resumed run is not the run it was, naming what
+    differs.
     """
     if dataset.class_names != validation.class_names:
         raise ValueError(f"validation: expected the classes {dataset.class_names}, got {validation.class_names}")
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size: expected at most the {len(dataset)} images of the data, got {config.batch_size}")
     card = Card(dataset.class_names, dataset.category_ids, model or {}, asdict(detector.preprocess))
-    run = _Run(detector, dataset, validation, config, folder, card, progress or SilentProgress())
+    run = _Run(detector, dataset, validation, config, folder, card, progress or SilentProgress(), transform)
     if resume:
         run.resume()
-    return run.train(transform)
+    return run.train()
 
 
 class _Run:
@@ -120,9 +128,12 @@ class _Run:
         folder: Path,
         card: Card,
         progress: Progress,
+        transform: Transform | None,
     ) -> None:
+        self.transform = transform
         self.dataset, self.validation, self.config, self.card = dataset, validation, config, card
         self.folder, self.weights, self.progress = folder, folder / "weights", progress
+        self.detector: TwoStageDetector = detector
         self.fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
         self.fabric.launch()
         torch.manual_seed(config.seed)
@@ -138,10 +149,10 @@ class _Run:
         if config.ema:
             self.average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
             self.average.to(self.fabric.device)
-        self.detector: TwoStageDetector = detector
         self.model, self.optimizer = self.fabric.setup(detector, optimizer)
         self.model.mark_forward_method("losses")
         self.table = MetricsFile(folder / "metrics.csv", [f"val_{name}" for name in EVALUATED])
+        self.identity = self._identity()
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -153,7 +164,7 @@ class _Run:
         """The detector that is evaluated and saved: the moving average where there is one."""
         return self.detector if self.average is None else cast(TwoStageDetector, self.average.module)
 
-    def train(self, transform: Transform | None) -> Evaluation:
+    def train(self) -> Evaluation:
         """Run from the current step to the last one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.fabric.is_global_zero:
@@ -162,7 +173,7 @@ class _Run:
         evaluate_steps = max(1, round(self.config.evaluate_every * self.epoch_steps))
         with _stop_requests() as stop_requested, self.progress, closing(self.table):
             self.progress.start(self.step, self.steps)
-            batches = iter(self.loader(transform))
+            batches = iter(self.loader())
             while self.step < self.steps:
                 try:
                     self.optimizer_step(batches)
@@ -180,7 +191,7 @@ class _Run:
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; the state is in {where}")
         return evaluation or self.evaluate()  # a run that is resumed after its last step is evaluated again
 
-    def loader(self, transform: Transform | None) -> DataLoader[Any]:
+    def loader(self) -> DataLoader[Any]:
         """The batches from the current step to the last one."""
         config = self.config
         batches = EpochBatches(
@@ -193,7 +204,7 @@ class _Run:
             world_size=self.fabric.world_size,
         )
         return DataLoader(
-            TrainingSet(self.dataset, transform, config.seed),
+            TrainingSet(self.dataset, self.transform, config.seed),
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=config.workers,
@@ -262,35 +273,28 @@ class _Run:
     def save(self) -> None:
         """Write the resume file."""
         if self.fabric.is_global_zero:
-            state = {"step": self.step, "best": self.best, "config": self._identity()}
-            save_resume(self.weights / "resume.safetensors", self.modules, self.optimizer, state)
+            state = {"step": self.step, "best": self.best}
+            save_resume(self.weights / "resume.safetensors", self.modules, self.optimizer, state, self.identity)
 
     def resume(self) -> None:
         """Take the state of the resume file."""
         path = self.weights / "resume.safetensors"
-        state = read_resume(path, self.modules, self.optimizer)
-        was, now = state["config"], self._identity()
-        differences = [f"{name} {was[name]}, got {now[name]}" for name in now if was[name] != now[name]]
-        if differences:
-            raise ValueError(f"{path}: a run can only be resumed as it was: {'; '.join(differences)}")
+        state = read_resume(path, self.modules, self.optimizer, self.identity)
         self.step, self.best = state["step"], state["best"]
 
     def _identity(self) -> dict[str, str]:
-        """What must be the same for a resumed run to be the run it was."""
-        c = self.config
+        """What must be the same for a resumed run to be the run it was, but for `FREE`."""
+        kept = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in FREE}
         identity = {
-            "steps": self.steps,
-            "batch": f"{c.batch_size} x {c.accumulate} x {self.fabric.world_size}",
-            "optimizer": c.optimizer,
-            "schedule": c.schedule,
-            "clip": c.clip_norm,
-            "ema": c.ema,
-            "precision": c.precision,
-            "seed": c.seed,
-            "images": len(self.dataset),
-            "classes": len(self.dataset.class_names),
+            "steps": str(self.steps),
+            "batch": f"{self.config.batch_size} x {self.config.accumulate} x {self.fabric.world_size}",
         }
-        return {name: str(value) for name, value in identity.items()}
+        for name, value in kept.items():
+            identity |= describe(value, name)
+        identity |= describe(self.transform, "transform")
+        for name, data in (("data", self.dataset), ("validation", self.validation)):
+            identity |= {f"{name}.{key}": value for key, value in data.identity().items()}
+        return identity | describe(self.detector, "model")
 
     def _record(self, row: dict[str, float]) -> None:
         rate = self.optimizer.param_groups[0]["lr"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -190,6 +191,30 @@ class DetectionDataset(Dataset[Sample]):
         ]
         categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+    def identity(self) -> dict[str, str]:
+        """What this data set is, in words that are equal for equal content: `images`, `classes`, and hashes of its
+        `annotations` (ids, sizes, boxes, labels and flags; segmentations if it is `with_masks`) and `files`.
+
+        Files are known by their names and lengths, not by a hash of all their bytes, which would read the whole data
+        set: a photo that is exchanged for another of the same name and length in bytes is not noticed. Where a folder
+        lies and when it was copied makes no difference.
+        """
+        annotations, files = hashlib.sha256(), hashlib.sha256()
+        for record in self.records:
+            annotations.update(repr((record.id, record.size, len(record))).encode())
+            for column in (record.boxes, record.labels, record.crowd, record.difficult):
+                annotations.update(np.ascontiguousarray(column).tobytes())
+            if self._masks:
+                annotations.update(repr(record.segmentations).encode())
+            length = record.path.stat().st_size if record.path.is_file() else None  # None: made, not read
+            files.update(repr((record.name, length)).encode())
+        return {
+            "images": str(len(self)),
+            "classes": ", ".join(f"{i} {name}" for i, name in zip(self.category_ids, self.class_names, strict=True)),
+            "annotations": annotations.hexdigest()[:16],
+            "files": files.hexdigest()[:16],
+        }
 
     def _with(self, **changes: Any) -> Self:
         other = copy.copy(self)
