@@ -18,15 +18,16 @@ from regio.checkpoints import read_card
 from regio.config import ModelConfig, build_detector
 from regio.data import DetectionDataset, HorizontalFlip, Shapes, Transform
 from regio.detector import TwoStageDetector
-from regio.metrics import MetricsFile
+from regio.evaluate import BoxEvaluator
 from regio.optimisation import AdamW, Step
 from regio.progress import SilentProgress
 from regio.train import Interrupted, NonFiniteLoss, TrainConfig, train
+from regio.training_log import TrainingLog
 from regio.types import Targets
 
 MODEL = ModelConfig(channels=16, hidden=32, short_side=64, long_side=96, sampled_regions=16)
 CONFIG = TrainConfig(
-    steps=6, batch_size=2, evaluate_every=100, save_every=2, log_every=1, workers=0, accelerator="cpu", seed=3
+    steps=6, batch_size=2, evaluate_every=100, save_every=2, log_every=1, workers=0, device="cpu", seed=3
 )
 
 
@@ -57,7 +58,9 @@ def run(
     torch.manual_seed(0)
     detector = build_detector(model, 6)
     data, validation = data or Shapes(10), validation or Shapes(3, seed=1)
-    train(detector, data, validation, config, folder, transform=transform, resume=resume, progress=progress)
+    train(
+        detector, data, BoxEvaluator(validation), config, folder, transform=transform, resume=resume, progress=progress
+    )
     return detector
 
 
@@ -86,7 +89,7 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert card.class_names == Shapes(1).class_names
     assert card.step == 6
     assert card.normalisation["mean"] == [127 / 255] * 3
-    rows = MetricsFile(straight / "metrics.csv", []).rows()
+    rows = TrainingLog(straight / "metrics.csv", []).rows()
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     assert all(row["loss"] > 0 for row in rows[:6])
     assert "val_ap" in rows[6]
@@ -144,7 +147,7 @@ def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "weights" / "last.safetensors").exists()
     run(tmp_path, resume=True)  # from the save at step 4
     assert_same_weights(straight, tmp_path)
-    steps = [row["step"] for row in MetricsFile(tmp_path / "metrics.csv", []).rows()]
+    steps = [row["step"] for row in TrainingLog(tmp_path / "metrics.csv", []).rows()]
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
@@ -171,7 +174,7 @@ def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": replace(CONFIG, batch_size=1)}, "batch 2 x 1 x 1, got 1 x 1 x 1"),
+        ({"config": replace(CONFIG, batch_size=1)}, "batch 2 x 1, got 1 x 1"),
         ({"config": replace(CONFIG, evaluate_every=1)}, "evaluate_every 100, got 1"),
         ({"config": replace(CONFIG, optimizer=AdamW(1e-3))}, r"optimizer\.lr 0\.0004, got 0\.001"),
         ({"config": replace(CONFIG, schedule=Step())}, "schedule Cosine, got Step"),
@@ -195,7 +198,7 @@ def test_another_run_is_not_resumed(straight: Path, change: dict[str, Any], mess
 def test_what_a_resumed_run_may_change(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(tmp_path, progress=StopAt(3, signal.SIGINT))
-    run(tmp_path, replace(CONFIG, workers=1, save_every=1, log_every=3, accelerator="auto"), resume=True)
+    run(tmp_path, replace(CONFIG, workers=1, save_every=1, log_every=3, device="auto"), resume=True)
     assert_same_weights(straight, tmp_path)
 
 
@@ -215,7 +218,7 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
     detector.__class__ = Broken
     data = Shapes(10)
     with pytest.raises(NonFiniteLoss, match=r"loss 'box' is nan at step 1, on the images \S+, \S+") as error:
-        train(detector, data, data, CONFIG, tmp_path)
+        train(detector, data, BoxEvaluator(data), CONFIG, tmp_path)
     named = str(error.value).split("images ")[1].split(", ")
     assert set(named) <= {record.name for record in data.records}
 
@@ -223,7 +226,7 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
 def test_data_that_does_not_fit(tmp_path: Path) -> None:
     detector = build_detector(MODEL, 6)
     few = Shapes(10).keep_classes(["circle", "star"])
-    with pytest.raises(ValueError, match=r"validation: expected the classes \('circle', 'star'\), got"):
-        train(detector, few, Shapes(3), CONFIG, tmp_path)
+    with pytest.raises(ValueError, match=r"evaluator: expected images with the classes \('circle', 'star'\), got"):
+        train(detector, few, BoxEvaluator(Shapes(3)), CONFIG, tmp_path)
     with pytest.raises(ValueError, match="batch_size: expected at most the 1 images of the data, got 2"):
-        train(detector, Shapes(1), Shapes(1), CONFIG, tmp_path)
+        train(detector, Shapes(1), BoxEvaluator(Shapes(1)), CONFIG, tmp_path)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_torchvision.py"
-SMALL = ["channels=16", "hidden=32", "short_side=64", "long_side=96", "workers=0", "accelerator=cpu"]
+SMALL = ["channels=16", "hidden=32", "short_side=64", "long_side=96", "workers=0", "device=cpu"]
 
 
 @pytest.mark.slow

@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from regio.data import DetectionDataset, Shapes, read_coco
 from tests.data.small_datasets import coco_source, write_coco
@@ -111,3 +114,14 @@ def test_identity_is_that_of_the_content(tmp_path: Path) -> None:
     assert other["files"] != first["files"] and other["annotations"] == first["annotations"]
     assert Shapes(4).identity() == Shapes(4).identity() != Shapes(4, seed=1).identity()
     assert Shapes(4).with_masks().identity()["annotations"] != Shapes(4).identity()["annotations"]
+
+
+def test_difficult_objects_can_be_left_out(data: DetectionDataset) -> None:
+    assert data.without_difficult() is data
+    records = [replace(record, difficult=np.arange(len(record)) == 0) for record in data.records]
+    marked = DetectionDataset(data.class_names, data.category_ids, records)
+    assert marked[0].targets.difficult.tolist() == [True, False]
+    kept = marked.without_difficult()
+    assert [len(record) for record in kept.records] == [1, 0]  # the image stays
+    assert torch.equal(kept[0].targets.boxes, marked[0].targets.boxes[1:])
+    assert kept.notes == ("1 difficult objects are not trained on (difficult=true trains on them)",)

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from regio.backbones import efficientnet_lite0
 from regio.checkpoints import read_card
-from regio.cli.runs import new_folder, pick_device
+from regio.cli.runs import new_folder
 from regio.config import EXTRACTORS, load_detector, named
 from regio.data import read_image
 from regio.detector import TwoStageDetector
+from regio.devices import pick_device
 from regio.preprocess import Preprocess, resize_boxes
 from regio.regions import LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign, RoIPool
 from regio.regions.deformable import DeformableRoIPool
@@ -65,7 +66,7 @@ def explain(
         Path | None, typer.Option(help="Checkpoint whose maps and extractor are used (default: ImageNet's maps).")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the pictures (default: a new one in runs/).")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dpi: Annotated[int, typer.Option(min=30, max=600, help="Pixels per inch of the pictures.")] = 150,
 ) -> None:
     """Draw which cells of the feature map an extractor reads for a box, and with what weight.
@@ -85,7 +86,7 @@ def explain(
     else:
         reading = _trained(pixels, corners, extractor, weights, place)
     figures = pictures(reading)
-    folder = new_folder(Path("runs"), None, "explain") if output is None else output
+    folder = new_folder(Path("runs"), "explain") if output is None else output
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=dpi)

@@ -117,6 +117,20 @@ class DetectionDataset(Dataset[Sample]):
         """The images with at least one object that is not a crowd."""
         return self._with(records=tuple(record for record in self.records if not record.crowd.all()))
 
+    def without_difficult(self) -> Self:
+        """The objects that are not marked as difficult. Every image is kept; a dataset without such objects is given
+        back as it is, and `notes` says how many were left out."""
+        count = sum(int(record.difficult.sum()) for record in self.records)
+        if count == 0:
+            return self
+
+        def kept(record: Record) -> Record:
+            rows = np.flatnonzero(~record.difficult)
+            return record.select(rows, record.labels[rows])
+
+        note = f"{count} difficult objects are not trained on (difficult=true trains on them)"
+        return self._with(records=tuple(kept(record) for record in self.records)).with_note(note)
+
     def keep_classes(self, names: Sequence[str]) -> Self:
         """The objects of these classes, with labels 1 .. len(names) in the order given. Every image is kept.
 
