@@ -11,11 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from regio.cli.train import open_splits, transform
 from regio.config import RunConfig, override, to_dict
-from regio.evaluate import voc_metrics
+from regio.evaluate import BoxEvaluator
 from regio.progress import RichProgress
 from regio.results import show_metrics, write_results
 from regio.train import train
@@ -28,20 +29,21 @@ def main() -> None:
     console = Console()
     config = override(RunConfig(data), settings)
     dataset, validation = open_splits(config, console)
+    torch.manual_seed(config.training.seed)
     detector = TorchvisionDetector(config.model, len(dataset.class_names))
-    folder = Path("runs") / name
-    metrics, predictions = train(
+    folder, evaluator = Path("runs") / name, BoxEvaluator(validation)
+    records = train(
         detector,
         dataset,
-        validation,
+        evaluator,
         config.training,
         folder,
         transform=transform(config),
         progress=RichProgress(console),
-    )
-    voc = voc_metrics(validation.to_coco(), predictions)
+    ).records
+    metrics, voc = evaluator.coco(records), evaluator.voc(records)
     show_metrics(metrics, voc, console)
-    write_results(folder, validation, predictions, metrics, voc, to_dict(config))
+    write_results(folder, validation, evaluator.rows(records), metrics, voc, to_dict(config))
 
 
 if __name__ == "__main__":

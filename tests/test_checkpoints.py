@@ -12,6 +12,7 @@ from torch import nn
 from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume, write_json
 from regio.config import ModelConfig, build_detector
 
+SAME = {"seed": "3"}
 CARD = Card(("cat", "dog"), (17, 18), {"channels": 8}, {"mean": [0.5]}, 12, {"ap": 0.25})
 
 
@@ -69,7 +70,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="half.safetensors: not a safetensors file, or damaged"):
         read_card(tmp_path / "half.safetensors")
     with pytest.raises(ValueError, match="expected a file with a 'resume' entry, got one with"):
-        read_resume(tmp_path / "whole.safetensors", {}, torch.optim.SGD(model().parameters()))
+        read_resume(tmp_path / "whole.safetensors", {}, torch.optim.SGD(model().parameters()), {})
 
 
 def test_a_newer_format(tmp_path: Path) -> None:
@@ -135,23 +136,55 @@ def test_a_resumed_optimizer_goes_on_exactly(tmp_path: Path, kind: type[torch.op
     straight = model()
     optimizer = kind(straight.parameters(), **options)
     step(straight, optimizer, 0)
-    save_resume(tmp_path / "r.safetensors", {"model": straight}, optimizer, {"step": 1, "best": float("-inf")})
+    save_resume(tmp_path / "r.safetensors", {"model": straight}, optimizer, {"step": 1, "best": float("-inf")}, SAME)
     step(straight, optimizer, 1)
 
     resumed = model()
     optimizer = kind(resumed.parameters(), **options)
-    assert read_resume(tmp_path / "r.safetensors", {"model": resumed}, optimizer) == {"step": 1, "best": float("-inf")}
+    state = read_resume(tmp_path / "r.safetensors", {"model": resumed}, optimizer, SAME)
+    assert state == {"step": 1, "best": float("-inf")}
     step(resumed, optimizer, 1)
     for name, tensor in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
 def test_resuming_another_model(tmp_path: Path) -> None:
-    first = model()
-    save_resume(tmp_path / "r.safetensors", {"model": first}, torch.optim.SGD(first.parameters()), {"step": 1})
-    other = nn.Linear(3, 4)
-    with pytest.raises(ValueError, match="does not fit this run's model"):
-        read_resume(tmp_path / "r.safetensors", {"model": other}, torch.optim.SGD(other.parameters()))
+    first, path = model(), tmp_path / "r.safetensors"
+    save_resume(path, {"model": first}, torch.optim.SGD(first.parameters()), {"step": 1}, SAME)
+    other = model()
+    with pytest.raises(ValueError, match=r"r\.safetensors: a run can only be resumed as it was: seed 3, got 4; flip"):
+        read_resume(path, {"model": other}, torch.optim.SGD(other.parameters()), {"seed": "4", "flip": "0.5"})
+    wide = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match="does not fit this run's model: size mismatch for 2.weight"):
+        read_resume(path, {"model": wide}, torch.optim.SGD(wide.parameters()), SAME)
+
+
+def test_resuming_with_other_parameters_trained(tmp_path: Path) -> None:
+    """Their number and shapes may well fit: `a` and `b` have parameters of the same shapes."""
+
+    def trained(*frozen: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+        net = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+        for name in frozen:
+            net[name].requires_grad_(False)
+        return net, torch.optim.AdamW([p for p in net.parameters() if p.requires_grad])
+
+    net, optimizer = trained("a")
+    save_resume(tmp_path / "r.safetensors", {"model": net}, optimizer, {"step": 1}, SAME)
+    other, optimizer = trained("b")
+    weights = [parameter.clone() for parameter in other.parameters()]
+    expected = (
+        "optimizer: model.b.bias is trained no more, model.b.weight is trained no more, model.a.bias was not trained"
+    )
+    with pytest.raises(ValueError, match=expected):
+        read_resume(tmp_path / "r.safetensors", {"model": other}, optimizer, SAME)
+    assert all(torch.equal(a, b) for a, b in zip(weights, other.parameters(), strict=True))
+
+
+def test_a_resume_file_of_an_earlier_version(tmp_path: Path) -> None:
+    header = {"regio": json.dumps({"version": 1, "resume": {"step": 1, "groups": []}})}
+    save_file({"a": torch.zeros(1)}, tmp_path / "r.safetensors", header)
+    with pytest.raises(ValueError, match="written by an earlier version of regio"):
+        read_resume(tmp_path / "r.safetensors", {}, torch.optim.SGD(model().parameters()), SAME)
 
 
 def test_names_of_format_1_are_read(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The commands as a person types them."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
 from regio.checkpoints import Card, read_card, save
 from regio.cli import main
 from regio.cli.detect import find_images
-from regio.cli.runs import new_folder
+from regio.cli.runs import locked, new_folder, new_run
 from regio.config import ModelConfig, RunConfig, build_detector, to_dict
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.results import as_yaml
@@ -25,7 +29,7 @@ SMALL = [
     "long_side=96",
     "sampled_regions=16",
     "workers=0",
-    "accelerator=cpu",
+    "device=cpu",
 ]
 
 
@@ -97,7 +101,7 @@ def test_train_val_and_resume(here: Path, capsys: pytest.CaptureFixture[str]) ->
     capsys.readouterr()
 
     assert regio(*words) == 2
-    assert "there is a run of this name; give --resume" in capsys.readouterr().err
+    assert "there is a run of this name; go on with --resume" in capsys.readouterr().err
     assert regio("train", "shapes", "--name", "a", "--resume", "--steps", "3") == 2
     assert "a run can only be resumed as it was" in capsys.readouterr().err
     assert regio("train", "shapes", "--name", "a", "--resume") == 0
@@ -107,6 +111,21 @@ def test_train_val_and_resume(here: Path, capsys: pytest.CaptureFixture[str]) ->
     metrics = json.loads(capsys.readouterr().out)
     assert set(metrics["per_class"]) == {"circle", "star"}
     assert json.loads((here / "runs" / "val" / "results.json").read_text())["ap"] == metrics["ap"]
+
+
+def trained(here: Path, name: str, seed: int) -> dict[str, Tensor]:
+    """The weights that `regio train` leaves after one step at a learning rate of zero: the initial ones."""
+    words = ["--name", name, "--seed", str(seed), "--steps", "1", "--batch", "2", "--lr", "0", *SMALL]
+    assert regio("train", "shapes", *words) == 0
+    return load_file(here / "runs" / name / "weights" / "last.safetensors")
+
+
+@pytest.mark.slow
+def test_a_seed_decides_the_initial_weights(here: Path) -> None:
+    first, again, other = trained(here, "a", 5), trained(here, "b", 5), trained(here, "c", 6)
+    assert [name for name in first if not torch.equal(first[name], again[name])] == []
+    random = {"neck.lateral.0.weight", "proposals.conv.weight", "head.fc6.weight"}
+    assert random <= {name for name in first if not torch.equal(first[name], other[name])}
 
 
 def test_detect(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,8 +203,8 @@ def test_find_images(here: Path) -> None:
         (["train", "shapes", "chanels=3"], "chanels: no such setting; did you mean channels"),
         (["train", "shapes", "--resume"], "--resume: expected --name, the run to go on with"),
         (["train", "shapes", "--resume", "--name", "x"], "config.yaml: no such file"),
-        (["train", "shapes", "--device", "gpu"], "--device: expected cpu, cuda, cuda:1, mps or auto, got 'gpu'"),
-        (["train", "shapes", "--device", "cuda:99"], "--device: cuda:99 cannot be used here: "),
+        (["train", "shapes", "--device", "gpu"], "device: expected cpu, cuda, cuda:1, mps or auto, got 'gpu'"),
+        (["train", "shapes", "--device", "cuda:99"], "device: cuda:99 cannot be used here: "),
         (["train", "shapes", "--weights", "none.safetensors"], "none.safetensors: no such checkpoint"),
         (["val", "shapes"], "no run in runs has a checkpoint"),
         (["detect", "nothing.jpg"], "nothing.jpg: expected an image, a folder with images or a glob"),
@@ -203,7 +222,7 @@ def test_a_device_that_is_not_there(here: Path, weights: Path, capsys: pytest.Ca
     photo(here / "a.jpg")
     assert regio("detect", "a.jpg", "--device", "cuda:99") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --device: cuda:99 cannot be used here: ") and error.count("\n") == 1
+    assert error.startswith("error: device: cuda:99 cannot be used here: ") and error.count("\n") == 1
 
 
 def test_a_training_that_ended_before_its_first_save_leaves_its_name_free(
@@ -213,12 +232,43 @@ def test_a_training_that_ended_before_its_first_save_leaves_its_name_free(
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(as_yaml(to_dict(RunConfig("shapes"))))
     (run / "metrics.csv").write_text("step,loss\n")
-    assert new_folder(here / "runs", "a", "train") == run
+    with new_run(here / "runs", "a", "train") as folder:
+        assert folder == run
     assert regio("train", "shapes", "--name", "a", "--resume") == 2
     assert "ended before its first save; start it again without --resume" in capsys.readouterr().err
     (run / "weights").mkdir()
-    with pytest.raises(ValueError, match="there is a run of this name"):
-        new_folder(here / "runs", "a", "train")
+    with pytest.raises(ValueError, match="there is a run of this name"), new_run(here / "runs", "a", "train"):
+        pass
+
+
+def test_a_run_has_its_folder_alone_from_the_start(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing has been written yet when the second run begins."""
+    runs = here / "runs"
+    with new_run(runs, None, "train") as first, new_run(runs, None, "train") as second, new_run(runs, "a", "train"):
+        assert (first, second) == (runs / "train", runs / "train-2")
+        assert regio("train", "shapes", "--name", "a", *SMALL) == 2
+        assert "a: another process has a run going on there" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="has a run going on there"), new_run(runs, "train", "train"):
+            pass
+        (second / "config.yaml").write_text("")
+    assert [path.name for path in runs.iterdir()] == ["train-2"]  # those that stayed empty are gone
+    with new_run(runs, "train-2", "train") as again:
+        assert sorted(path.name for path in again.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_a_run_that_was_killed_leaves_its_folder_free(here: Path) -> None:
+    """The lock ends with the process, not with the file."""
+    script = "from regio.cli.runs import *; from pathlib import Path; import os, signal\n"
+    script += "with locked(Path('runs/a')) as f: (f / 'config.yaml').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert (here / "runs" / "a" / ".lock").exists()
+    with new_run(here / "runs", "a", "train") as folder, pytest.raises(ValueError, match="going on"), locked(folder):
+        pass
+
+
+def test_results_get_a_folder_of_their_own(here: Path) -> None:
+    names = [new_folder(here / "runs", "val").name for _ in range(3)]
+    assert names == ["val", "val-2", "val-3"]
 
 
 def test_a_damaged_photo_ends_a_training_with_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from regio.checkpoints import read_card
 from regio.config import ModelConfig, build_detector
-from regio.data import HorizontalFlip, Sample, Shapes
+from regio.data import DetectionDataset, HorizontalFlip, Sample, Shapes, Transform
 from regio.detector import TwoStageDetector
-from regio.metrics import MetricsFile
+from regio.evaluate import BoxEvaluator
+from regio.optimisation import AdamW, Step
 from regio.progress import SilentProgress
 from regio.train import Interrupted, NonFiniteLoss, TrainConfig, train
+from regio.training_log import TrainingLog
 from regio.types import Targets
 
 MODEL = ModelConfig(channels=16, hidden=32, short_side=64, long_side=96, sampled_regions=16)
 CONFIG = TrainConfig(
-    steps=6, batch_size=2, evaluate_every=100, save_every=2, log_every=1, workers=0, accelerator="cpu", seed=3
+    steps=6, batch_size=2, evaluate_every=100, save_every=2, log_every=1, workers=0, device="cpu", seed=3
 )
 
 
@@ -41,15 +44,23 @@ class StopAt(SilentProgress):
 
 
 def run(
-    folder: Path, config: TrainConfig = CONFIG, *, resume: bool = False, progress: SilentProgress | None = None
+    folder: Path,
+    config: TrainConfig = CONFIG,
+    *,
+    model: ModelConfig = MODEL,
+    data: DetectionDataset | None = None,
+    validation: DetectionDataset | None = None,
+    transform: Transform | None = HorizontalFlip(),  # noqa: B008 (frozen)
+    resume: bool = False,
+    progress: SilentProgress | None = None,
 ) -> TwoStageDetector:
     """Train a small detector from the same start."""
     torch.manual_seed(0)
-    detector = build_detector(MODEL, 6)
+    detector = build_detector(model, 6)
+    data, validation = data or Shapes(10), validation or Shapes(3, seed=1)
     train(
-        detector, Shapes(10), Shapes(3, seed=1), config, folder,
-        transform=HorizontalFlip(), resume=resume, progress=progress,
-    )  # fmt: skip
+        detector, data, BoxEvaluator(validation), config, folder, transform=transform, resume=resume, progress=progress
+    )
     return detector
 
 
@@ -78,7 +89,7 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert card.class_names == Shapes(1).class_names
     assert card.step == 6
     assert card.normalisation["mean"] == [127 / 255] * 3
-    rows = MetricsFile(straight / "metrics.csv", []).rows()
+    rows = TrainingLog(straight / "metrics.csv", []).rows()
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     assert all(row["loss"] > 0 for row in rows[:6])
     assert "val_ap" in rows[6]
@@ -151,7 +162,7 @@ def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "weights" / "last.safetensors").exists()
     run(tmp_path, resume=True)  # from the save at step 4
     assert_same_weights(straight, tmp_path)
-    steps = [row["step"] for row in MetricsFile(tmp_path / "metrics.csv", []).rows()]
+    steps = [row["step"] for row in TrainingLog(tmp_path / "metrics.csv", []).rows()]
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
@@ -175,6 +186,37 @@ def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
         run(straight, replace(CONFIG, steps=7), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": replace(CONFIG, batch_size=1)}, "batch 2 x 1, got 1 x 1"),
+        ({"config": replace(CONFIG, evaluate_every=1)}, "evaluate_every 100, got 1"),
+        ({"config": replace(CONFIG, optimizer=AdamW(1e-3))}, r"optimizer\.lr 0\.0004, got 0\.001"),
+        ({"config": replace(CONFIG, schedule=Step())}, "schedule Cosine, got Step"),
+        ({"transform": HorizontalFlip(0.25)}, r"transform\.p 0\.5, got 0\.25"),
+        ({"transform": None}, "transform HorizontalFlip, got None"),
+        ({"model": replace(MODEL, extractor="roi-pool")}, r"model\.extractor\.extractors\.0 RoIAlign, got RoIPool"),
+        ({"model": replace(MODEL, short_side=80)}, r"model\.preprocess\.short_side 64, got 80"),
+        ({"model": replace(MODEL, anchor_sizes=(16.0, 32.0, 64.0, 128.0))}, r"sizes\.0 \[32\.0\], got \[16\.0\]"),
+        ({"model": replace(MODEL, score_threshold=0.1)}, r"model\.postprocess\.score_threshold 0\.05, got 0\.1"),
+        ({"model": replace(MODEL, frozen=3)}, r"optimizer: model\.backbone\..* is trained no more"),
+        ({"data": Shapes(10, seed=5)}, "data.annotations .*, got .*; data.files"),
+        ({"data": Shapes(11)}, "data.images 10, got 11"),
+        ({"validation": Shapes(3, seed=2)}, "validation.annotations"),
+    ],
+)  # fmt: skip
+def test_another_run_is_not_resumed(straight: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(straight, resume=True, **change)
+
+
+def test_what_a_resumed_run_may_change(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, progress=StopAt(3, signal.SIGINT))
+    run(tmp_path, replace(CONFIG, workers=1, save_every=1, log_every=3, device="auto"), resume=True)
+    assert_same_weights(straight, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
     class Broken(TwoStageDetector):
         """Its second batch has a NaN loss."""
@@ -191,7 +233,7 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
     detector.__class__ = Broken
     data = Shapes(10)
     with pytest.raises(NonFiniteLoss, match=r"loss 'box' is nan at step 1, on the images \S+, \S+") as error:
-        train(detector, data, data, CONFIG, tmp_path)
+        train(detector, data, BoxEvaluator(data), CONFIG, tmp_path)
     named = str(error.value).split("images ")[1].split(", ")
     assert set(named) <= {record.name for record in data.records}
 
@@ -199,7 +241,7 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
 def test_data_that_does_not_fit(tmp_path: Path) -> None:
     detector = build_detector(MODEL, 6)
     few = Shapes(10).keep_classes(["circle", "star"])
-    with pytest.raises(ValueError, match=r"validation: expected the classes \('circle', 'star'\), got"):
-        train(detector, few, Shapes(3), CONFIG, tmp_path)
+    with pytest.raises(ValueError, match=r"evaluator: expected images with the classes \('circle', 'star'\), got"):
+        train(detector, few, BoxEvaluator(Shapes(3)), CONFIG, tmp_path)
     with pytest.raises(ValueError, match="batch_size: expected at most the 1 images of the data, got 2"):
-        train(detector, Shapes(1), Shapes(1), CONFIG, tmp_path)
+        train(detector, Shapes(1), BoxEvaluator(Shapes(1)), CONFIG, tmp_path)

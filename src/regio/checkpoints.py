@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+
+from regio.identity import differences
 
 __all__ = ["Card", "load_weights", "read_card", "read_resume", "save", "save_resume", "write_json"]
 
@@ -156,24 +158,59 @@ def save_resume(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
+    identity: Mapping[str, str],
 ) -> None:
-    """Write the whole state of a training to `path`, whole or not at all. `state` is JSON: the step, the best AP."""
+    """Write the whole state of a training to `path`, whole or not at all.
+
+    modules: by name; the parameters of the optimizer are among theirs. state: JSON, the step and the best result.
+    identity: what must be the same for a resumed run to be the run it was, in words, see `regio.identity`.
+    """
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    groups = _names(modules, optimizer)
+    names = [name for group in groups for name in group]
     saved = optimizer.state_dict()
     for index, entries in saved["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": t for key, t in entries.items() if isinstance(t, Tensor)}
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
-    _write(Path(path), tensors, {"resume": {**state, "groups": groups}})
+        tensors |= {f"optimizer.{names[index]}.{key}": t for key, t in entries.items() if isinstance(t, Tensor)}
+    options = [{**group, "params": members} for group, members in zip(saved["param_groups"], groups, strict=True)]
+    _write(Path(path), tensors, {"resume": {**state, "groups": options, "identity": dict(identity)}})
 
 
-def read_resume(path: Path | str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def read_resume(
+    path: Path | str,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, str],
+) -> dict[str, Any]:
     """Load what `save_resume` wrote into `modules` and `optimizer`; returns `state`.
 
-    Raises FileNotFoundError or ValueError naming the file; strict about the names and shapes of all tensors.
+    Raises FileNotFoundError or ValueError naming the file: for another `identity`, naming what differs; for tensors of
+    other names or shapes; for an optimizer of other parameters. Nothing has been loaded then.
     """
     path = Path(path)
     state: dict[str, Any] = _read_header(path, "resume")["resume"]
+    if "identity" not in state:
+        raise ValueError(f"{path}: written by an earlier version of regio; go on with that one, or start again")
+    different = differences(state.pop("identity"), identity)
+    if different:
+        raise ValueError(f"{path}: a run can only be resumed as it was: {different}")
+    groups, saved_groups = _names(modules, optimizer), state.pop("groups")
+    if [group["params"] for group in saved_groups] != groups:
+        was, now = (
+            {name for group in each for name in group} for each in ([g["params"] for g in saved_groups], groups)
+        )
+        changed = [f"{name} is trained no more" for name in sorted(was - now)]
+        changed += [f"{name} was not trained" for name in sorted(now - was)] or ["its groups of parameters differ"]
+        raise ValueError(f"{path}: does not fit this run's optimizer: {_some(changed)}")
     tensors = load_file(path)
+    parameters = dict(_parameters(modules))
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            name, entry = key.removeprefix("optimizer.").rsplit(".", 1)
+            entries.setdefault(name, {})[entry] = tensor
+            if tensor.ndim and tensor.shape != parameters[name].shape:
+                shape = list(parameters[name].shape)
+                raise ValueError(f"{path}: {key}: expected shape {shape}, got {list(tensor.shape)}")
     for name, module in modules.items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
@@ -183,16 +220,24 @@ def read_resume(path: Path | str, modules: Mapping[str, nn.Module], optimizer: t
             raise ValueError(
                 f"{path}: does not fit this run's {name}: {str(error).splitlines()[-1].strip()}"
             ) from error
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, entry = key.split(".", 2)
-            entries.setdefault(int(index), {})[entry] = tensor
+    names = [name for group in groups for name in group]
     current = optimizer.state_dict()["param_groups"]
-    saved_groups = state.pop("groups")
-    groups = [
+    options = [
         {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()} | {"params": own["params"]}
         for saved, own in zip(saved_groups, current, strict=True)
     ]
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    states = {i: entries[name] for i, name in enumerate(names) if name in entries}
+    optimizer.load_state_dict({"state": states, "param_groups": options})
     return state
+
+
+def _parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, module in modules.items():
+        for key, parameter in module.named_parameters():
+            yield f"{name}.{key}", parameter
+
+
+def _names(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """The names of the parameters of each group of `optimizer`."""
+    name = {id(parameter): key for key, parameter in _parameters(modules)}
+    return [[name[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]

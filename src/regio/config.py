@@ -120,7 +120,9 @@ class RunConfig:
 
     data: where the data set is, see `regio.data.open_dataset`; validation: where the one to evaluate on is, None for
     the `val` split of `data`. classes: the classes to train on, empty for all. weights: a checkpoint to start from.
-    flip: probability of a mirrored image. jitter: whether colours are varied.
+    flip: probability of a mirrored image. jitter: whether colours are varied. difficult: whether objects that are
+    marked as difficult, as Pascal VOC does, are trained on; if not they are simply not there, as in the released code
+    of Faster R-CNN. Evaluation has its own rule for them.
     """
 
     data: str
@@ -129,6 +131,7 @@ class RunConfig:
     weights: str | None = None
     flip: float = 0.5
     jitter: bool = False
+    difficult: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
 
@@ -149,14 +152,18 @@ def build_detector(config: ModelConfig, classes: int, *, pretrained: bool = True
     system = named(NECKS, config.neck, "neck")
     kind, _, variant = config.backbone.partition(":")
     single = system is faster_rcnn
-    backbone = named(BACKBONES, kind, "backbone")(
-        *([variant] if variant else []),
-        levels=config.levels[-1:] if single else config.levels,
-        output_stride=16 if single else 32,
-        pretrained=pretrained and config.backbone_weights != "none",
-        weights=config.backbone_weights if pretrained and config.backbone_weights != "none" else None,
-        frozen=config.frozen,
-    )
+    make = named(BACKBONES, kind, "backbone")
+    try:
+        backbone = make(
+            *([variant] if variant else []),
+            levels=config.levels[-1:] if single else config.levels,
+            output_stride=16 if single else 32,
+            pretrained=pretrained and config.backbone_weights != "none",
+            weights=config.backbone_weights if pretrained and config.backbone_weights != "none" else None,
+            frozen=config.frozen,
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"backbone_weights: {error}") from error
     detector: TwoStageDetector = system(
         classes + 1,
         backbone,

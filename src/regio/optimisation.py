@@ -43,7 +43,11 @@ def rate_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent with momentum; the numbers of Fast R-CNN, section 2.3, but for the rate."""
+    """Stochastic gradient descent with the momentum and the weight decay of FPN and Mask R-CNN.
+
+    Fast and Faster R-CNN and R-FCN have the momentum, but a weight decay of 5e-4. The rate is for a few images a step;
+    these papers have 0.001 for two, FPN 0.02 for sixteen.
+    """
 
     lr: float = 0.01
     momentum: float = 0.9

@@ -76,7 +76,7 @@ def require_timm_weights(name: str) -> None:
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
         raise FileNotFoundError(
-            f"{name}: timm publishes no weights for it; give a file as `weights`, or pretrained=False"
+            f"{name}: timm publishes no weights for it; give a file of them, or start from random ones"
         )
     if not config.hf_hub_id:
         return
@@ -90,7 +90,7 @@ def require_timm_weights(name: str) -> None:
     except OSError as error:
         raise FileNotFoundError(
             f"{config.hf_hub_id}/{file}: weights of {name}, not in {hub.HF_HUB_CACHE} and could not be downloaded from "
-            f"{hub.ENDPOINT} ({error}); put them there or give the path of a copy as `weights`"
+            f"{hub.ENDPOINT} ({error}); put them there or give the path of a copy"
         ) from error
 
 
@@ -112,5 +112,5 @@ def torchvision_classifier(name: str, pretrained: bool, weights: Path | str | No
         file = Path(choice.url).name
         raise FileNotFoundError(
             f"{file}: weights of {name}, not in {torch.hub.get_dir()}/checkpoints and could not be downloaded from "
-            f"{choice.url} ({error.reason}); put the file there or give its path as `weights`"
+            f"{choice.url} ({error.reason}); put the file there or give the path of a copy"
         ) from error

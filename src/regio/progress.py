@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-
-from regio.evaluate import CocoMetrics
 
 __all__ = ["Progress", "RichProgress", "SilentProgress"]
 
@@ -30,7 +29,7 @@ class Progress(Protocol):
     def evaluating(self, done: int, images: int) -> None:
         """`done` of `images` validation images are evaluated."""
 
-    def evaluated(self, step: int, metrics: CocoMetrics) -> None:
+    def evaluated(self, step: int, numbers: Mapping[str, float]) -> None:
         """An evaluation is done."""
 
 
@@ -54,7 +53,7 @@ class SilentProgress:
     def evaluating(self, done: int, images: int) -> None:
         """Nothing."""
 
-    def evaluated(self, step: int, metrics: CocoMetrics) -> None:
+    def evaluated(self, step: int, numbers: Mapping[str, float]) -> None:
         """Nothing."""
 
 
@@ -118,10 +117,10 @@ class RichProgress:
             self.evaluation = self.bars.add_task("evaluate", total=images, detail="")
         self.bars.update(self.evaluation, completed=done)
 
-    def evaluated(self, step: int, metrics: CocoMetrics) -> None:
-        """Print the result in one line."""
+    def evaluated(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Print the first three numbers in one line."""
         if self.evaluation is not None:
             self.bars.remove_task(self.evaluation)
             self.evaluation = None
-        text = f"step {step}: AP {metrics.ap:.3f}  AP50 {metrics.ap50:.3f}  AP75 {metrics.ap75:.3f}"
-        self.console.print(text, highlight=False)
+        shown = "  ".join(f"{name} {number:.3f}" for name, number in list(numbers.items())[:3])
+        self.console.print(f"step {step}: {shown}", highlight=False)

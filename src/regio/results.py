@@ -19,7 +19,7 @@ from rich.table import Table
 from regio.checkpoints import write_json
 from regio.data import DetectionDataset
 from regio.evaluate import CocoMetrics, VocMetrics, confusion_matrix
-from regio.metrics import MetricsFile
+from regio.training_log import TrainingLog
 from regio.types import Detections
 from regio.visualize import (
     comparison_sheet,
@@ -95,7 +95,7 @@ def write_results(
         matrix = confusion_matrix(dataset.to_coco(), predictions)
         plots["confusion"] = confusion_figure(matrix, dataset.class_names)
     if (folder / "metrics.csv").exists():
-        plots = {"training": training_figure(MetricsFile(folder / "metrics.csv", []).rows()), **plots}
+        plots = {"training": training_figure(TrainingLog(folder / "metrics.csv", []).rows()), **plots}
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in plots.items():
         figure.savefig(folder / "plots" / f"{name}.png", dpi=150)

@@ -5,32 +5,37 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from regio.checkpoints import Card, read_resume, save, save_resume, write_json
+from regio.averaging import moving_average
+from regio.checkpoints import Card, read_resume, save, save_resume
 from regio.data import Batch, DetectionDataset, EpochBatches, TrainingSet, Transform, collate
-from regio.detector import TwoStageDetector
-from regio.evaluate import CocoMetrics, coco_metrics, predict
-from regio.metrics import MetricsFile
+from regio.evaluate import Evaluation, Evaluator, predict
+from regio.identity import describe
 from regio.optimisation import AdamW, Cosine, OptimizerSpec, Schedule
+from regio.processes import ProcessFailed, any_process, gather, launch, share_buffers, together
 from regio.progress import Progress, SilentProgress
+from regio.training_log import TrainingLog
+from regio.types import Targets
 
-__all__ = ["Interrupted", "NonFiniteLoss", "TrainConfig", "train"]
+__all__ = ["FREE", "Interrupted", "NonFiniteLoss", "TrainConfig", "Trainable", "train"]
 
-Evaluation = tuple[CocoMetrics, list[dict[str, Any]]]
-EVALUATED = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+FREE = {"epochs", "steps", "batch_size", "accumulate", "device", "devices", "workers", "save_every", "log_every"}
+"""Settings of `TrainConfig` that a resumed run may change, since no result depends on them: those of the machine and of
+how often it writes. (The first four count by what follows from them: the number of steps and the images of each.)"""
+SAME_SIGNAL = 2.0  # seconds: under torchrun Ctrl-C comes twice, from the terminal and from torchrun
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -41,16 +46,27 @@ class Interrupted(Exception):
     """The run was asked to stop and has saved its whole state; the message says where."""
 
 
+class Trainable(Protocol):
+    """What can be trained: a module with these two methods. A detector, a proposal network, a segmentation network."""
+
+    def losses(self, images: list[Tensor], targets: list[Targets], /) -> dict[str, Tensor]:
+        """Scalars, whose sum is minimised; each a mean, over what is sampled from these images. uint8 [3, H_i, W_i]."""
+
+    def __call__(self, images: list[Tensor], /) -> Sequence[Any]:
+        """What the evaluator of the training measures: a prediction for each image."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train.
 
     epochs: passes over the data; steps: optimizer steps instead, if given. batch_size: images read at once by each
-    process; accumulate: how many such batches make one optimizer step. clip_norm: largest norm of the gradient, None
-    for no clipping. ema: decay of a moving average of the weights, which is then what is evaluated and saved; 0 for
-    none. precision, accelerator, devices: Lightning Fabric's, for instance "bf16-mixed". workers: processes that read
-    images. evaluate_every: epochs between evaluations. save_every: steps between saves of the resume file, which is
-    also written at evaluations.
+    process; accumulate: how many such batches each process makes into one optimizer step. clip_norm: largest norm of
+    the gradient, None for no clipping. ema: decay of a moving average of weights and buffers, with the ramp of
+    `regio.averaging`, which is then what is evaluated and saved; 0 for none. precision: Lightning Fabric's, for
+    instance "bf16-mixed". device, devices: see `regio.processes.launch`. workers: processes that read images, for each
+    process that trains. evaluate_every: epochs between evaluations. save_every: steps between saves of the resume
+    file, which is also written at evaluations.
     """
 
     epochs: float = 12
@@ -62,7 +78,7 @@ class TrainConfig:
     clip_norm: float | None = 10.0
     ema: float = 0.0
     precision: Any = "32-true"
-    accelerator: str = "auto"
+    device: str = "auto"
     devices: int = 1
     seed: int = 0
     workers: int = 2
@@ -72,40 +88,61 @@ class TrainConfig:
 
 
 def train(
-    detector: TwoStageDetector,
+    model: Trainable,
     dataset: DetectionDataset,
-    validation: DetectionDataset,
+    evaluator: Evaluator,
     config: TrainConfig,
     folder: Path,
     *,
     transform: Transform | None = None,
-    model: dict[str, Any] | None = None,
+    configuration: Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-) -> tuple[CocoMetrics, list[dict[str, Any]]]:
-    """Train `detector` on `dataset`, evaluate it on `validation`; returns the metrics and the predictions (COCO's
-    results form) of the last evaluation.
+    fabric: Fabric | None = None,
+) -> Evaluation:
+    """Train `model` on `dataset`; returns what `evaluator` measured at the end.
 
-    Leaves under `folder`: metrics.csv, predictions.json (COCO results of the last evaluation), the checkpoints
-    weights/best.safetensors (by AP) and weights/last.safetensors, and weights/resume.safetensors, the whole state.
-    `model` goes onto the cards of the checkpoints: the configuration that builds this detector again.
+    Leaves under `folder`: metrics.csv, the checkpoints weights/best.safetensors (by the number that the evaluator
+    selects) and weights/last.safetensors, weights/resume.safetensors, the whole state, and what the evaluator saves.
+    `configuration` goes onto the cards of the checkpoints: what builds this model again. Modules are trained in the
+    modes they come in, and predict in evaluation mode.
 
     With `resume` the run continues from the resume file. On a CPU the result is then, bit for bit, that of a run that
-    was never stopped: augmentation depends on (seed, epoch, image) alone, the schedule and the random samples of the
-    losses on (seed, step) alone. Two runs of one seed are equal for the same reason.
+    was never stopped: augmentation depends on (seed, epoch, image) alone, the random samples of the losses on (seed,
+    batch), the schedule on the step. Two runs of one seed are equal for the same reason, if the models were: seed
+    before they are built. What must be as it was: the model in all its parts and numbers, the data and that of the
+    evaluator (`DetectionDataset.identity`), the transform, and all of `config` but `FREE`; `evaluate_every` decides
+    among which steps the best is chosen, so it is not free.
 
-    Raises NonFiniteLoss naming the images of the batch; Interrupted after SIGINT or SIGTERM, once the state is saved;
-    ValueError where the classes of the data sets differ, or where a resumed run is not configured as it was.
+    Several processes (`fabric`, which `regio.processes.launch` makes, by default from `config`) train one model: the
+    gradient of a step is the mean of those of all `accumulate` batches of all processes. N processes train as one that
+    accumulates N times as many batches: on the same batches with the same random samples, so that the two differ by
+    rounding alone, and by running statistics where batch norm is trained, of which the first process's count. A resumed
+    run may divide its batches between other processes. The first process writes the files; where there are several
+    machines, all need to read them.
+
+    Raises NonFiniteLoss naming the images of the batch; Interrupted after SIGINT or SIGTERM in any process, once the
+    state is saved, in all processes at the same step; ProcessFailed where another process failed; TypeError for a model
+    that cannot be trained; ValueError where the classes of the data sets differ, or where a resumed run is not the run
+    it was, naming what differs.
     """
-    if dataset.class_names != validation.class_names:
-        raise ValueError(f"validation: expected the classes {dataset.class_names}, got {validation.class_names}")
+    if not isinstance(model, nn.Module) or not callable(getattr(model, "losses", None)):
+        raise TypeError(f"model: expected a module with `losses` and `forward`, got {type(model).__name__}")
+    names = evaluator.dataset.class_names
+    if dataset.class_names != names:
+        raise ValueError(f"evaluator: expected images with the classes {dataset.class_names}, got {names}")
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size: expected at most the {len(dataset)} images of the data, got {config.batch_size}")
-    card = Card(dataset.class_names, dataset.category_ids, model or {}, asdict(detector.preprocess))
-    run = _Run(detector, dataset, validation, config, folder, card, progress or SilentProgress())
+    if fabric is None:
+        fabric = launch(config.device, config.devices, config.precision)
+    preprocess = getattr(model, "preprocess", None)
+    normalisation = asdict(preprocess) if is_dataclass(preprocess) and not isinstance(preprocess, type) else {}
+    card = Card(dataset.class_names, dataset.category_ids, dict(configuration or {}), normalisation)
+    run = _Run(fabric, model, dataset, transform, evaluator, config, folder, card, progress or SilentProgress())
     if resume:
-        run.resume()
-    return run.train(transform)
+        with together(fabric):
+            run.resume()
+    return run.train()
 
 
 class _Run:
@@ -113,75 +150,81 @@ class _Run:
 
     def __init__(
         self,
-        detector: TwoStageDetector,
+        fabric: Fabric,
+        model: nn.Module,
         dataset: DetectionDataset,
-        validation: DetectionDataset,
+        transform: Transform | None,
+        evaluator: Evaluator,
         config: TrainConfig,
         folder: Path,
         card: Card,
         progress: Progress,
     ) -> None:
-        self.dataset, self.validation, self.config, self.card = dataset, validation, config, card
-        self.folder, self.weights, self.progress = folder, folder / "weights", progress
-        self.fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
-        self.fabric.launch()
-        torch.manual_seed(config.seed)
-
-        self.images_a_step = config.batch_size * config.accumulate * self.fabric.world_size
+        self.fabric, self.dataset, self.transform, self.evaluator = fabric, dataset, transform, evaluator
+        self.config, self.folder, self.weights, self.card, self.progress = (
+            config,
+            folder,
+            folder / "weights",
+            card,
+            progress,
+        )
+        self.batches_a_step = config.accumulate * fabric.world_size
+        self.images_a_step = config.batch_size * self.batches_a_step
         self.epoch_steps = len(dataset) / self.images_a_step
         self.steps = config.steps or math.ceil(config.epochs * self.epoch_steps)
         self.step, self.best = 0, -math.inf
+        self.module = model
+        self.identity = self._identity()
 
-        optimizer = config.optimizer.build(detector)
+        optimizer = config.optimizer.build(model)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.average: AveragedModel | None = None
         if config.ema:
-            self.average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-            self.average.to(self.fabric.device)
-        self.detector: TwoStageDetector = detector
-        self.model, self.optimizer = self.fabric.setup(detector, optimizer)
+            self.average = moving_average(model, config.ema).to(fabric.device)
+        self.model, self.optimizer = fabric.setup(model, optimizer)
         self.model.mark_forward_method("losses")
-        self.table = MetricsFile(folder / "metrics.csv", [f"val_{name}" for name in EVALUATED])
+        self.log = TrainingLog(folder / "metrics.csv", [f"val_{name}" for name in evaluator.names])
 
     @property
-    def modules(self) -> dict[str, torch.nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """What the resume file holds."""
-        return {"model": self.detector} | ({} if self.average is None else {"average": self.average})
+        return {"model": self.module} | ({} if self.average is None else {"average": self.average})
 
     @property
-    def evaluated(self) -> TwoStageDetector:
-        """The detector that is evaluated and saved: the moving average where there is one."""
-        return self.detector if self.average is None else cast(TwoStageDetector, self.average.module)
+    def evaluated(self) -> nn.Module:
+        """The module that is evaluated and saved: the moving average where there is one."""
+        return self.module if self.average is None else self.average.module
 
-    def train(self, transform: Transform | None) -> Evaluation:
+    def train(self) -> Evaluation:
         """Run from the current step to the last one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.fabric.is_global_zero:
-            self.table.start(self.step)
+            self.log.start(self.step)
         evaluation: Evaluation | None = None
         evaluate_steps = max(1, round(self.config.evaluate_every * self.epoch_steps))
-        with _stop_requests() as stop_requested, self.progress, closing(self.table):
+        with _stop_requests() as stop_requested, self.progress, closing(self.log):
             self.progress.start(self.step, self.steps)
-            batches = iter(self.loader(transform))
+            batches = iter(self.loader())
             while self.step < self.steps:
                 try:
                     self.optimizer_step(batches)
-                except (OSError, ValueError):  # a photo that cannot be read: repaired, the run can go on from here
-                    self.save()
+                except (OSError, ValueError, ProcessFailed):  # a photo that cannot be read: once it is repaired, the
+                    self.save()  # run can go on from here
                     raise
                 done = self.step % evaluate_steps == 0 or self.step == self.steps
                 if done:
                     evaluation = self.evaluate()
-                stop = stop_requested() and self.step < self.steps
+                stop = any_process(self.fabric, stop_requested()) and self.step < self.steps
                 if done or stop or self.step % self.config.save_every == 0:
                     self.save()
                 if stop:
+                    self.fabric.barrier()  # no process ends before the state is saved
                     where = self.weights / "resume.safetensors"
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; the state is in {where}")
         return evaluation or self.evaluate()  # a run that is resumed after its last step is evaluated again
 
-    def loader(self, transform: Transform | None) -> DataLoader[Any]:
-        """The batches from the current step to the last one."""
+    def loader(self) -> DataLoader[Any]:
+        """This process's batches from the current step to the last one."""
         config = self.config
         batches = EpochBatches(
             len(self.dataset),
@@ -194,7 +237,7 @@ class _Run:
             world_size=self.fabric.world_size,
         )
         return DataLoader(
-            TrainingSet(self.dataset, transform, config.seed),
+            TrainingSet(self.dataset, self.transform, config.seed),
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=config.workers,
@@ -204,19 +247,19 @@ class _Run:
     def optimizer_step(self, batches: Iterator[Batch]) -> None:
         """One step: `accumulate` batches forward and backward, then the optimizer."""
         began = time.perf_counter()
-        seed = np.random.SeedSequence([self.config.seed, self.fabric.global_rank, self.step])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
         config, losses = self.config, dict[str, float]()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * config.schedule(self.step, self.steps)
         for micro in range(config.accumulate):
-            batch = next(batches)
-            images = [image.to(self.fabric.device) for image in batch.images]
-            targets = [target.to(self.fabric.device) for target in batch.targets]
+            self._seed(micro)
             with self.fabric.no_backward_sync(self.model, enabled=micro + 1 < config.accumulate):
-                parts: dict[str, Tensor] = self.model.losses(images, targets)
-                values = {name: float(loss.detach()) for name, loss in parts.items()}
-                self._require_finite(values, batch)
+                with together(self.fabric):
+                    batch = next(batches)
+                    images = [image.to(self.fabric.device) for image in batch.images]
+                    targets = [target.to(self.fabric.device) for target in batch.targets]
+                    parts: dict[str, Tensor] = self.model.losses(images, targets)
+                    values = {name: float(loss.detach()) for name, loss in parts.items()}
+                    self._require_finite(values, batch)
                 self.fabric.backward(torch.stack([*parts.values()]).sum() / config.accumulate)
             losses = {name: losses.get(name, 0.0) + value / config.accumulate for name, value in values.items()}
         if config.clip_norm is not None:
@@ -224,78 +267,77 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update_parameters(self.detector)
+            self.average.update_parameters(self.module)
         self.step += 1
         speed = self.images_a_step / (time.perf_counter() - began)
         self.progress.step(self.step, losses, speed)
-        if self.fabric.is_global_zero and (
-            self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps
-        ):
+        if self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps:
+            everywhere = gather(self.fabric, losses)
+            losses = {name: sum(each[name] for each in everywhere) / len(everywhere) for name in losses}
             self._record({"loss": sum(losses.values()), **losses, "images_per_second": speed})
 
+    def _seed(self, micro: int) -> None:
+        """Make the random samples of a batch depend on the seed and the number of that batch in the whole run."""
+        number = self.step * self.batches_a_step + micro * self.fabric.world_size + self.fabric.global_rank
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0]))
+
     def evaluate(self) -> Evaluation:
-        """Evaluate, and write the checkpoints: each process detects its share of the images."""
-        share = range(self.fabric.global_rank, len(self.validation), self.fabric.world_size)
-        predictions = predict(
-            self.evaluated,
-            self.validation.subset(share) if self.fabric.world_size > 1 else self.validation,
-            batch_size=self.config.batch_size,
-            device=self.fabric.device,
-            progress=self.progress.evaluating,
-        )
-        if self.fabric.world_size > 1:
-            gathered: list[Any] = [None] * self.fabric.world_size
-            torch.distributed.all_gather_object(gathered, predictions)
-            predictions = [one for part in gathered for one in part]
-        metrics = coco_metrics(self.validation.to_coco(), predictions)
-        if self.fabric.is_global_zero:
-            scores = {name: float(getattr(metrics, name)) for name in EVALUATED}
-            self._record({f"val_{name}": score for name, score in scores.items()})
-            self.progress.evaluated(self.step, metrics)
-            write_json(self.folder / "predictions.json", predictions)
-            card = replace(self.card, step=self.step, metrics=scores)
-            save(self.weights / "last.safetensors", self.evaluated, card)
-            if not metrics.ap <= self.best:
-                self.best = metrics.ap
-                save(self.weights / "best.safetensors", self.evaluated, card)
-        return metrics, predictions
+        """Evaluate, each process its share of the images, and write the checkpoints."""
+        fabric, size = self.fabric, self.fabric.world_size
+        share_buffers(fabric, self.evaluated)
+        with together(fabric):
+            own = predict(
+                cast(Trainable, self.evaluated),
+                self.evaluator,
+                share=range(fabric.global_rank, len(self.evaluator.dataset), size) if size > 1 else None,
+                batch_size=self.config.batch_size,
+                device=fabric.device,
+                progress=self.progress.evaluating,
+            )
+        shares = gather(fabric, own)
+        records = [shares[i % size][i // size] for i in range(len(self.evaluator.dataset))]
+        evaluation = Evaluation(self.evaluator.measure(records), records)
+        numbers, result = evaluation.numbers, evaluation.numbers[self.evaluator.selects]
+        better = not result <= self.best  # also where it is not defined
+        if better:
+            self.best = result
+        self.progress.evaluated(self.step, numbers)
+        self._record({f"val_{name}": number for name, number in numbers.items()})
+        if fabric.is_global_zero:
+            self.evaluator.save(records, self.folder)
+            card = replace(self.card, step=self.step, metrics=numbers)
+            for name in ("last", "best") if better else ("last",):
+                save(self.weights / f"{name}.safetensors", self.evaluated, card)
+        return evaluation
 
     def save(self) -> None:
         """Write the resume file."""
         if self.fabric.is_global_zero:
-            state = {"step": self.step, "best": self.best, "config": self._identity()}
-            save_resume(self.weights / "resume.safetensors", self.modules, self.optimizer, state)
+            state = {"step": self.step, "best": self.best}
+            save_resume(self.weights / "resume.safetensors", self.modules, self.optimizer, state, self.identity)
 
     def resume(self) -> None:
         """Take the state of the resume file."""
         path = self.weights / "resume.safetensors"
-        state = read_resume(path, self.modules, self.optimizer)
-        was, now = state["config"], self._identity()
-        differences = [f"{name} {was[name]}, got {now[name]}" for name in now if was[name] != now[name]]
-        if differences:
-            raise ValueError(f"{path}: a run can only be resumed as it was: {'; '.join(differences)}")
+        state = read_resume(path, self.modules, self.optimizer, self.identity)
         self.step, self.best = state["step"], state["best"]
 
     def _identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to be the run it was."""
-        c = self.config
-        identity = {
-            "steps": self.steps,
-            "batch": f"{c.batch_size} x {c.accumulate} x {self.fabric.world_size}",
-            "optimizer": c.optimizer,
-            "schedule": c.schedule,
-            "clip": c.clip_norm,
-            "ema": c.ema,
-            "precision": c.precision,
-            "seed": c.seed,
-            "images": len(self.dataset),
-            "classes": len(self.dataset.class_names),
-        }
-        return {name: str(value) for name, value in identity.items()}
+        kept = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in FREE}
+        identity = {"steps": str(self.steps), "batch": f"{self.config.batch_size} x {self.batches_a_step}"}
+        for name, value in kept.items():
+            identity |= describe(value, name)
+        identity |= describe(self.transform, "transform")
+        for name, data in (("data", self.dataset), ("validation", self.evaluator.dataset)):
+            identity |= {f"{name}.{key}": value for key, value in data.identity().items()}
+        selects = {"evaluator": type(self.evaluator).__qualname__, "evaluator.selects": self.evaluator.selects}
+        return identity | selects | describe(self.module, "model")
 
     def _record(self, row: dict[str, float]) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.table.append({"step": self.step, "epoch": self.step / self.epoch_steps, "lr": rate, **row})
+        if self.fabric.is_global_zero:
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.log.append({"step": self.step, "epoch": self.step / self.epoch_steps, "lr": rate, **row})
 
     def _require_finite(self, losses: dict[str, float], batch: Batch) -> None:
         for name, loss in losses.items():
@@ -306,14 +348,18 @@ class _Run:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within, the first SIGINT or SIGTERM only makes the given function return True; a second acts as usual."""
-    requested = False
+    """Within, the first SIGINT or SIGTERM only makes the given function return True; a later one acts as usual."""
+    requested: float | None = None
     previous: dict[int, Any] = {}
 
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        requested = True
+        now = time.monotonic()
+        if requested is None or now - requested < SAME_SIGNAL:
+            requested = now if requested is None else requested
+            return
         signal.signal(number, previous[number])
+        signal.raise_signal(number)
 
     try:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -321,7 +367,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     except ValueError:  # not the main thread: signals stay as they are
         previous.clear()
     try:
-        yield lambda: requested
+        yield lambda: requested is not None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

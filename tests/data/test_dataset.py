@@ -1,8 +1,14 @@
 """Choosing classes and images from a dataset."""
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from regio.data import DetectionDataset, Shapes, read_coco
 from tests.data.small_datasets import coco_source, write_coco
@@ -78,3 +84,44 @@ def test_targets_do_not_share_memory_with_the_record(data: DetectionDataset) -> 
     assert data[0].targets.labels.tolist() == [2, 1]
     assert data[0].targets.boxes[0].tolist() == [1, 2, 11, 22]
     assert data[0].targets.crowd.tolist() == [False, True]
+
+
+def test_identity_is_that_of_the_content(tmp_path: Path) -> None:
+    source = coco_source()
+
+    def identity(folder: str, change: Callable[[dict[str, Any]], None] = lambda source: None) -> dict[str, str]:
+        changed = copy.deepcopy(source)
+        change(changed)
+        return read_coco(write_coco(tmp_path / folder, changed), [tmp_path / folder]).identity()
+
+    first = identity("a")
+    assert first["images"] == "2" and first["classes"] == "3 cat, 7 dog"
+    assert identity("b") == first  # another folder, another time
+    for number, change in enumerate(
+        [
+            lambda s: s["annotations"][0]["bbox"].__setitem__(0, 2),
+            lambda s: s["annotations"][0].update(category_id=3),
+            lambda s: s["annotations"][1].update(iscrowd=0),
+            lambda s: s["images"][1].update(id=13),
+            lambda s: s["annotations"].pop(),
+        ]
+    ):
+        other = identity(f"c{number}", change)
+        assert other["annotations"] != first["annotations"] and other["files"] == first["files"], number
+    photo = tmp_path / "b" / "b.png"
+    photo.write_bytes(photo.read_bytes() + b"x")
+    other = read_coco(tmp_path / "b" / "trainval.json", [tmp_path / "b"]).identity()
+    assert other["files"] != first["files"] and other["annotations"] == first["annotations"]
+    assert Shapes(4).identity() == Shapes(4).identity() != Shapes(4, seed=1).identity()
+    assert Shapes(4).with_masks().identity()["annotations"] != Shapes(4).identity()["annotations"]
+
+
+def test_difficult_objects_can_be_left_out(data: DetectionDataset) -> None:
+    assert data.without_difficult() is data
+    records = [replace(record, difficult=np.arange(len(record)) == 0) for record in data.records]
+    marked = DetectionDataset(data.class_names, data.category_ids, records)
+    assert marked[0].targets.difficult.tolist() == [True, False]
+    kept = marked.without_difficult()
+    assert [len(record) for record in kept.records] == [1, 0]  # the image stays
+    assert torch.equal(kept[0].targets.boxes, marked[0].targets.boxes[1:])
+    assert kept.notes == ("1 difficult objects are not trained on (difficult=true trains on them)",)

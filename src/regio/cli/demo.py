@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from regio.cli.runs import emptied
 from regio.cli.train import run
 from regio.config import RunConfig, override
 
@@ -38,7 +38,6 @@ def demo(
     console = Console(soft_wrap=True)
     began = time.perf_counter()
     folder = project / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
     config = CONFIG if steps is None else override(CONFIG, [f"steps={steps}"])
-    run(config, folder, console)
+    run(config, emptied(folder), console)
     console.print(f"The demo took {time.perf_counter() - began:.0f} s. Open {folder / 'report.html'}", highlight=False)

@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.progress import track
 
 from regio.checkpoints import write_json
-from regio.cli.runs import latest_checkpoint, new_folder, pick_device
+from regio.cli.runs import latest_checkpoint, new_folder
 from regio.config import load_detector
 from regio.data import read_image
+from regio.devices import pick_device
 from regio.types import Detections
 from regio.visualize import draw_detections
 
@@ -35,7 +36,7 @@ def detect(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Convolve in bfloat16: faster where the processor has it.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results (default: a new one in --project).")
     ] = None,
@@ -52,7 +53,7 @@ def detect(
     place = pick_device(device)
     detector, card = load_detector(path, score_threshold=score)
     detector.to(place).eval()
-    folder = new_folder(project, None, "detect") if output is None else output
+    folder = new_folder(project, "detect") if output is None else output
     console.print(
         f"{path}, {len(card.class_names)} classes, on {place}, {_count(len(files), 'image')}",
         highlight=False,

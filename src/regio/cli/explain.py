@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from regio.analysis import extractor_of
 from regio.backbones import efficientnet_lite0
 from regio.checkpoints import read_card
-from regio.cli.runs import new_folder, pick_device
+from regio.cli.runs import new_folder
 from regio.config import EXTRACTORS, load_detector, named
 from regio.data import read_image
+from regio.devices import pick_device
 from regio.preprocess import Preprocess, resize_boxes
 from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
 from regio.regions.deformable import DeformableRoIPool
@@ -65,7 +66,7 @@ def explain(
         Path | None, typer.Option(help="Checkpoint whose maps and extractor are used (default: ImageNet's maps).")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the pictures (default: a new one in runs/).")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dpi: Annotated[int, typer.Option(min=30, max=600, help="Pixels per inch of the pictures.")] = 150,
 ) -> None:
     """Draw which cells of the feature map an extractor reads for a box, and with what weight.
@@ -85,7 +86,7 @@ def explain(
     else:
         reading = _trained(pixels, corners, extractor, weights, place)
     figures = pictures(reading)
-    folder = new_folder(Path("runs"), None, "explain") if output is None else output
+    folder = new_folder(Path("runs"), "explain") if output is None else output
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=dpi)
@@ -118,7 +119,7 @@ def _untrained(pixels: Tensor, box: Box, name: str | None, device: torch.device)
     preprocess = Preprocess(600, 1000, backbone.mean, backbone.std)
     batch = preprocess([pixels.to(device)])
     torch.manual_seed(0)  # the same pictures every time
-    extractor = make(backbone.channels[-1]).to(device)
+    extractor = make(backbone.channels[-1]).eval().to(device)
     with torch.no_grad():
         x = replace(backbone(batch.data)[0], sizes=tuple(batch.sizes))
     source = "a new extractor on ImageNet features"

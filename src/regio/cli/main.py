@@ -16,6 +16,7 @@ from regio.cli.detect import detect
 from regio.cli.explain import explain
 from regio.cli.train import train
 from regio.cli.val import val
+from regio.processes import ProcessFailed
 from regio.train import Interrupted
 
 __all__ = ["app", "main"]
@@ -47,8 +48,11 @@ def main() -> None:
     try:
         app()
     except Interrupted as stop:
-        console.print(f"[yellow]interrupted:[/] {escape(str(stop))}; go on with --resume", highlight=False)
+        if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):  # all processes are told to stop
+            console.print(f"[yellow]interrupted:[/] {escape(str(stop))}; go on with --resume", highlight=False)
         sys.exit(130)
+    except ProcessFailed:  # the one that failed prints why
+        sys.exit(2)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("REGIO_DEBUG"):
             raise

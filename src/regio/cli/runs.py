@@ -1,35 +1,100 @@
-"""What the commands share: where results go, which checkpoint, which device, and how errors of workers read."""
+"""What the commands share: where results go, which checkpoint, and how errors of workers read."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
-import torch
+from filelock import FileLock, Timeout
 
-__all__ = ["latest_checkpoint", "new_folder", "pick_device", "without_worker_tracebacks"]
+__all__ = ["emptied", "latest_checkpoint", "locked", "new_folder", "new_run", "without_worker_tracebacks"]
+
+LOCK = ".lock"
 
 
-def new_folder(project: Path, name: str | None, default: str) -> Path:
-    """The folder of a new run: `project/name`, which must not hold a run yet; without a name, the first free one of
-    `default`, `default-2`, ... Raises ValueError where the named one is taken."""
-    if name is not None:
-        folder = project / name
-        if _holds_a_run(folder):
-            raise ValueError(f"{folder}: there is a run of this name; give --resume to go on, or another --name")
+def new_folder(project: Path, default: str) -> Path:
+    """A folder that was not there before: the first free one of `project/default`, `default-2`, ..."""
+    project.mkdir(parents=True, exist_ok=True)
+    for folder in _numbered(project, default):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
         return folder
-    number, folder = 1, project / default
-    while _holds_a_run(folder):
-        number += 1
-        folder = project / f"{default}-{number}"
-    return folder
+    raise AssertionError  # there is no last number
+
+
+@contextmanager
+def new_run(project: Path, name: str | None, default: str) -> Iterator[Path]:
+    """The folder of a new training, which belongs to this process alone within, see `locked`.
+
+    It is `project/name`, or without a name the first free one of `project/default`, `default-2`, ... Free is one that
+    does not hold a run and that no other process has; what a run left that ended before its first save is no run.
+
+    Raises ValueError where the named one is not free.
+    """
+    for folder in [project / name] if name is not None else _numbered(project, default):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(folder))
+                if _holds_a_run(folder):
+                    raise ValueError(
+                        f"{folder}: there is a run of this name; go on with --resume, or give another --name"
+                    )
+            except ValueError:
+                if name is not None:
+                    raise
+                continue
+            yield folder
+            return
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Within, `folder`, which is made where it is missing, belongs to this process alone; a folder that is empty
+    afterwards is removed. The lock is the system's, on the file `.lock`, and ends with the process however that ends.
+
+    Raises ValueError where another process has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another process has a run going on there; give another --name") from None
+    try:
+        yield folder
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # not empty, as a rule
+            folder.rmdir()
+
+
+@contextmanager
+def emptied(folder: Path) -> Iterator[Path]:
+    """As `locked`, and what was in the folder is removed first."""
+    with locked(folder):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        yield folder
+
+
+def _numbered(project: Path, default: str) -> Iterator[Path]:
+    yield project / default
+    yield from (project / f"{default}-{number}" for number in count(2))
 
 
 def _holds_a_run(folder: Path) -> bool:
     """Whether `folder` has anything but what a training leaves that ended before its first save."""
-    return folder.exists() and any(
-        path.name not in ("config.yaml", "metrics.csv") and not path.name.startswith("events.")
+    return any(
+        path.name not in ("config.yaml", "metrics.csv", LOCK) and not path.name.startswith("events.")
         for path in folder.iterdir()
     )
 
@@ -40,25 +105,6 @@ def latest_checkpoint(project: Path) -> Path:
     if not found:
         raise ValueError(f"--weights: no run in {project} has a checkpoint; name one, or train first (regio train)")
     return found[-1]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the accelerator where there is one.
-
-    Raises ValueError for an unknown name, and for a device that this machine or this PyTorch does not have.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda, cuda:1, mps or auto, got '{name}'") from error
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise ValueError(f"--device: {name} cannot be used here: {reason}") from error
-    return device
 
 
 @contextmanager

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from regio.checkpoints import load_weights
-from regio.cli.runs import new_folder, pick_device, without_worker_tracebacks
+from regio.cli.runs import locked, new_run, without_worker_tracebacks
 from regio.config import (
     BACKBONES,
     EXTRACTORS,
@@ -30,8 +32,9 @@ from regio.config import (
 )
 from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
 from regio.detector import TwoStageDetector
-from regio.evaluate import CocoMetrics, voc_metrics
+from regio.evaluate import BoxEvaluator, CocoMetrics
 from regio.optimisation import SGD, AdamW
+from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
 from regio.results import as_yaml, show_metrics, write_results
 from regio.train import TrainConfig
@@ -41,7 +44,7 @@ __all__ = ["open_splits", "run", "train"]
 
 
 MODEL, TRAINING = ModelConfig(), TrainConfig()
-OPTIONS = {"backbone", "extractor", "neck", "epochs", "batch_size", "precision", "accelerator", "workers", "seed"}
+OPTIONS = {"backbone", "extractor", "neck", "epochs", "batch_size", "precision", "device", "devices", "workers", "seed"}
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
 
 
@@ -51,7 +54,7 @@ def _one_of(table: dict[str, Any]) -> str:
 
 def _settings() -> str:
     """The settings without an option of their own, and their defaults."""
-    values = {"flip": 0.5, "jitter": False} | to_dict(MODEL) | to_dict(TRAINING)
+    values = {"flip": 0.5, "jitter": False, "difficult": False} | to_dict(MODEL) | to_dict(TRAINING)
     shown = {name: value for name, value in values.items() if name not in OPTIONS and value is not None}
     return ", ".join(f"{name}={value}" for name, value in shown.items() if not isinstance(value, dict))
 
@@ -89,7 +92,11 @@ def train(
         str | None, typer.Option(help=f"32-true or bf16-mixed (default: {TRAINING.precision}).")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help=f"cpu, cuda, mps or auto (default: {TRAINING.accelerator}).")
+        str | None, typer.Option(help=f"cpu, cuda, cuda:1, mps or auto (default: {TRAINING.device}).")
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Devices, of a process each (default: {TRAINING.devices})."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help=f"Processes that read images (default: {TRAINING.workers}).")
@@ -110,14 +117,12 @@ def train(
     if resume:
         if name is None:
             raise ValueError("--resume: expected --name, the run to go on with")
-        folder = project / name
-        config = read_config(folder)
+        config = read_config(project / name)
         if config.data != data:
-            raise ValueError(f"--resume: the run {folder} trains on {config.data}, got {data}")
-        if not (folder / "weights" / "resume.safetensors").is_file():
-            raise ValueError(f"--resume: {folder} ended before its first save; start it again without --resume")
+            raise ValueError(f"--resume: the run {project / name} trains on {config.data}, got {data}")
+        if not (project / name / "weights" / "resume.safetensors").is_file():
+            raise ValueError(f"--resume: {project / name} ended before its first save; start it again without --resume")
     else:
-        folder = new_folder(project, name, "train")
         config = RunConfig(data, validation=val, weights=weights)
         if classes:
             config = replace(config, classes=tuple(c.strip() for c in classes.split(",")))
@@ -128,43 +133,56 @@ def train(
         config = replace(config, training=replace(config.training, schedule=named(SCHEDULES, schedule, "--schedule")()))
     given = {
         "extractor": extractor, "backbone": backbone, "neck": neck, "epochs": epochs, "steps": steps,
-        "batch_size": batch, "optimizer.lr": lr, "precision": precision, "accelerator": device, "workers": workers,
-        "seed": seed,
+        "batch_size": batch, "optimizer.lr": lr, "precision": precision, "device": device, "devices": devices,
+        "workers": workers, "seed": seed,
     }  # fmt: skip
     words = [f"{key}={value}" for key, value in given.items() if value is not None]
+    folder = locked(project / name) if resume and name is not None else new_run(project, name, "train")
     run(override(config, words + (settings or [])), folder, console, resume=resume)
 
 
-def run(config: RunConfig, folder: Path, console: Console, *, resume: bool = False) -> CocoMetrics:
-    """Train as `config` says, into `folder`, with plots, pictures and a report at the end."""
-    dataset, validation = open_splits(config, console)
-    pick_device(config.training.accelerator)
-    detector = build_detector(config.model, len(dataset.class_names))
-    if config.weights is not None and not resume:
-        load_weights(config.weights, detector, dataset.class_names)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        (folder / "config.yaml").write_text(as_yaml(to_dict(config)))
-    _describe(config, dataset, validation, detector, folder, console)
-    with without_worker_tracebacks():
-        metrics, predictions = run_training(
-            detector,
-            dataset,
-            validation,
-            config.training,
-            folder,
-            transform=transform(config),
-            model=to_dict(config.model),
-            resume=resume,
-            progress=RichProgress(console),
+def run(
+    config: RunConfig, folder: AbstractContextManager[Path], console: Console, *, resume: bool = False
+) -> CocoMetrics:
+    """Train as `config` says, into the folder that `folder` gives, with plots, pictures and a report at the end.
+
+    Where several processes train, all run this; the first takes the folder, prints, and writes the report.
+    """
+    training = config.training
+    fabric = launch(training.device, training.devices, training.precision)
+    console.quiet = not fabric.is_global_zero
+    with entered_by_first(fabric, folder) as place:
+        with together(fabric):
+            dataset, validation = open_splits(config, console)
+            torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
+            detector = build_detector(config.model, len(dataset.class_names))
+            if config.weights is not None and not resume:
+                load_weights(config.weights, detector, dataset.class_names)
+            if not resume and fabric.is_global_zero:
+                (place / "config.yaml").write_text(as_yaml(to_dict(config)))
+        _describe(config, dataset, validation, detector, place, fabric.world_size, console)
+        evaluator = BoxEvaluator(validation)
+        with without_worker_tracebacks():
+            records = run_training(
+                detector,
+                dataset,
+                evaluator,
+                training,
+                place,
+                transform=transform(config),
+                configuration=to_dict(config.model),
+                resume=resume,
+                progress=RichProgress(console),
+                fabric=fabric,
+            ).records
+        metrics, voc = evaluator.coco(records), evaluator.voc(records)
+        if fabric.is_global_zero:
+            show_metrics(metrics, voc, console)
+            write_results(place, validation, evaluator.rows(records), metrics, voc, to_dict(config))
+        console.print(
+            f"Results are in [bold]{escape(str(place))}[/]: report.html, weights/best.safetensors", highlight=False
         )
-    voc = voc_metrics(validation.to_coco(), predictions)
-    show_metrics(metrics, voc, console)
-    write_results(folder, validation, predictions, metrics, voc, to_dict(config))
-    console.print(
-        f"Results are in [bold]{escape(str(folder))}[/]: report.html, weights/best.safetensors", highlight=False
-    )
-    return metrics
+        return metrics
 
 
 def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
@@ -173,6 +191,8 @@ def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, 
     validation = open_dataset(config.validation or config.data, "val")
     if config.classes:
         dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
+    if not config.difficult:
+        dataset = dataset.without_difficult()
     for note in dict.fromkeys([*dataset.notes, *validation.notes]):
         console.print(note, style="dim", highlight=False, markup=False)
     problems = [*dict.fromkeys(str(problem) for which in (dataset, validation) for problem in which.problems)]
@@ -205,11 +225,12 @@ def _describe(
     validation: DetectionDataset,
     detector: TwoStageDetector,
     folder: Path,
+    processes: int,
     console: Console,
 ) -> None:
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     model, training = config.model, config.training
-    images = training.batch_size * training.accumulate * training.devices
+    images = training.batch_size * training.accumulate * processes
     steps = training.steps or math.ceil(training.epochs * len(dataset) / images)
     console.print(
         f"[bold]{model.backbone}[/], {model.neck}, [bold]{model.extractor}[/]: {trained / 1e6:.1f} M parameters train, "

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from regio.cli.runs import latest_checkpoint, new_folder, pick_device, without_worker_tracebacks
+from regio.cli.runs import latest_checkpoint, new_folder, without_worker_tracebacks
 from regio.config import load_detector
 from regio.data import open_dataset
-from regio.evaluate import evaluate, voc_metrics
+from regio.devices import pick_device
+from regio.evaluate import BoxEvaluator, evaluate
 from regio.results import show_metrics, write_results
 
 __all__ = ["val"]
@@ -31,7 +32,7 @@ def val(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results (default: a new one in --project).")
     ] = None,
@@ -54,23 +55,24 @@ def val(
     except ValueError as error:
         expected = f"{data}: expected the classes of {path} ({', '.join(card.class_names)})"
         raise ValueError(f"{expected}, got {', '.join(dataset.class_names)}") from error
-    folder = new_folder(project, None, "val") if output is None else output
+    folder = new_folder(project, "val") if output is None else output
     about = f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes"
     console.print(about, highlight=False, markup=False)
     with without_worker_tracebacks(), Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
-        metrics, predictions = evaluate(
+        evaluator = BoxEvaluator(dataset)
+        records = evaluate(
             detector,
-            dataset,
+            evaluator,
             batch_size=batch,
             workers=workers,
             device=place,
             progress=lambda done, images: bars.update(task, completed=done),
-        )
-    voc = voc_metrics(dataset.to_coco(), predictions)
+        ).records
+    metrics, voc = evaluator.coco(records), evaluator.voc(records)
     show_metrics(metrics, voc, console)
     configuration = {"weights": str(path), "data": data, "split": split}
-    write_results(folder, dataset, predictions, metrics, voc, configuration)
+    write_results(folder, dataset, evaluator.rows(records), metrics, voc, configuration)
     console.print(f"Results are in [bold]{escape(str(folder))}[/]: report.html", highlight=False)
     if as_json:
         print(json.dumps(metrics.to_json() | {"voc_map_area": voc.map_area, "voc_map_11_points": voc.map_11_points}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -116,6 +117,20 @@ class DetectionDataset(Dataset[Sample]):
         """The images with at least one object that is not a crowd."""
         return self._with(records=tuple(record for record in self.records if not record.crowd.all()))
 
+    def without_difficult(self) -> Self:
+        """The objects that are not marked as difficult. Every image is kept; a dataset without such objects is given
+        back as it is, and `notes` says how many were left out."""
+        count = sum(int(record.difficult.sum()) for record in self.records)
+        if count == 0:
+            return self
+
+        def kept(record: Record) -> Record:
+            rows = np.flatnonzero(~record.difficult)
+            return record.select(rows, record.labels[rows])
+
+        note = f"{count} difficult objects are not trained on (difficult=true trains on them)"
+        return self._with(records=tuple(kept(record) for record in self.records)).with_note(note)
+
     def keep_classes(self, names: Sequence[str]) -> Self:
         """The objects of these classes, with labels 1 .. len(names) in the order given. Every image is kept.
 
@@ -190,6 +205,30 @@ class DetectionDataset(Dataset[Sample]):
         ]
         categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+    def identity(self) -> dict[str, str]:
+        """What this data set is, in words that are equal for equal content: `images`, `classes`, and hashes of its
+        `annotations` (ids, sizes, boxes, labels and flags; segmentations if it is `with_masks`) and `files`.
+
+        Files are known by their names and lengths, not by a hash of all their bytes, which would read the whole data
+        set: a photo that is exchanged for another of the same name and length in bytes is not noticed. Where a folder
+        lies and when it was copied makes no difference.
+        """
+        annotations, files = hashlib.sha256(), hashlib.sha256()
+        for record in self.records:
+            annotations.update(repr((record.id, record.size, len(record))).encode())
+            for column in (record.boxes, record.labels, record.crowd, record.difficult):
+                annotations.update(np.ascontiguousarray(column).tobytes())
+            if self._masks:
+                annotations.update(repr(record.segmentations).encode())
+            length = record.path.stat().st_size if record.path.is_file() else None  # None: made, not read
+            files.update(repr((record.name, length)).encode())
+        return {
+            "images": str(len(self)),
+            "classes": ", ".join(f"{i} {name}" for i, name in zip(self.category_ids, self.class_names, strict=True)),
+            "annotations": annotations.hexdigest()[:16],
+            "files": files.hexdigest()[:16],
+        }
 
     def _with(self, **changes: Any) -> Self:
         other = copy.copy(self)

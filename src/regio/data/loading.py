@@ -87,12 +87,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The batches of a training, each a list of `batch_size` pairs (epoch, index); `batch(step)` is any of them.
 
     size: images in the dataset. Each epoch takes every image once, in an order drawn from (seed, epoch), and is cut
-    into steps of batch_size x world_size images, of which rank r gets the r-th part: all ranks take equally many
-    steps, with different images.
+    into batches. In step n rank r of `world_size` gets batch n x world_size + r of that one sequence: all ranks take
+    equally many steps, and what is trained on does not depend on how many processes share it.
 
-    sizes: (height, width) of each image; given, a step holds landscape or portrait images where possible, so that
-    less is lost to padding. drop_last: leave out what does not fill a step (other images in each epoch); False: fill
-    the last step with images from the start of the epoch's order, which then come twice.
+    sizes: (height, width) of each image; given, a batch holds landscape or portrait images where possible, so that
+    less is lost to padding. drop_last: leave out what does not fill a batch (other images in each epoch); False: fill
+    the last batch with images from the start of the epoch's order, which then come twice.
 
     start, stop: the first step to yield, and the step to end before (None: never end). A sampler that starts at step
     n yields what an uninterrupted one would from there.
@@ -121,11 +121,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"rank: expected 0 <= rank < {world_size}, got {rank}")
         if sizes is not None and len(sizes) != size:
             raise ValueError(f"sizes: expected {size}, one an image, got {len(sizes)}")
-        step_size = batch_size * world_size
-        if drop_last and size < step_size:
+        if drop_last and size < batch_size:
             raise ValueError(
-                f"batch_size: {batch_size} x {world_size} processes is more than the {size} images; "
-                "take smaller batches, or drop_last=False to repeat images"
+                f"batch_size: {batch_size} is more than the {size} images; take smaller batches, or drop_last=False to "
+                "repeat images"
             )
         if start < 0 or (stop is not None and stop < start):
             raise ValueError(f"start: expected 0 <= start <= stop, got start {start}, stop {stop}")
@@ -133,16 +132,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.start = start
         self.stop = stop
-        self._rank = rank
-        self._step_size = step_size
-        self._steps = size // step_size if drop_last else -(-size // step_size)
+        self._rank, self._world_size = rank, world_size
+        self._count = size // batch_size if drop_last else -(-size // batch_size)
         self._portrait = torch.tensor([h > w for h, w in sizes] if sizes is not None else [False] * size)
         self._current: tuple[int, Tensor] | None = None
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the same for each rank."""
-        return self._steps
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch, of all ranks together."""
+        return self._count
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         steps = itertools.count(self.start) if self.stop is None else range(self.start, self.stop)
@@ -155,24 +153,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self.stop - self.start
 
     def batch(self, step: int) -> list[tuple[int, int]]:
-        """The (epoch, index) pairs of this rank in global step `step`, counted from 0 at the start of the training."""
-        epoch, position = divmod(step, self._steps)
+        """The (epoch, index) pairs of this rank in step `step`, counted from 0 at the start of the training."""
+        epoch, position = divmod(step * self._world_size + self._rank, self._count)
         if self._current is None or self._current[0] != epoch:
             self._current = (epoch, self._order(epoch))
-        first = self._rank * self.batch_size
-        row = self._current[1][position, first : first + self.batch_size]
-        return [(epoch, index) for index in row.tolist()]
+        return [(epoch, index) for index in self._current[1][position].tolist()]
 
     def _order(self, epoch: int) -> Tensor:
-        """Image indices [steps, step_size] of an epoch."""
-        generator = _generator(self.seed, epoch)
+        """Image indices [batches, batch_size] of an epoch."""
+        generator, size = _generator(self.seed, epoch), self.batch_size
         order = torch.randperm(len(self._portrait), generator=generator)
-        # Whole steps of each orientation first; what is left of both comes last, in steps of mixed orientation.
+        # Whole batches of each orientation first; what is left of both comes last, in batches of mixed orientation.
         groups = [order[self._portrait[order] == portrait] for portrait in (False, True)]
-        whole = [len(group) // self._step_size * self._step_size for group in groups]
-        grouped = torch.cat([group[:n] for group, n in zip(groups, whole, strict=True)])
+        grouped = torch.cat([group[: len(group) // size * size] for group in groups])
         rest = order[torch.isin(order, grouped, invert=True)]
-        short = self._steps * self._step_size - len(grouped) - len(rest)
+        short = self._count * size - len(grouped) - len(rest)
         filled = torch.cat([grouped, rest, order.repeat(-(-max(short, 0) // len(order)))[: max(short, 0)]])
-        steps = filled[: self._steps * self._step_size].view(self._steps, self._step_size)
-        return steps[torch.randperm(self._steps, generator=generator)]
+        batches = filled[: self._count * size].view(self._count, size)
+        return batches[torch.randperm(self._count, generator=generator)]

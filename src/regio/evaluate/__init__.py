@@ -1,14 +1,20 @@
-"""Measuring detections: COCO's and Pascal VOC's metrics, the confusion matrix, and a detector run over a data set."""
+"""Measuring predictions: COCO's and Pascal VOC's metrics, recall of proposals, and models run over a data set."""
 
+from regio.evaluate.boxes import BoxEvaluator
 from regio.evaluate.coco import ClassAP, CocoMetrics, coco_metrics, detections_to_coco
 from regio.evaluate.confusion import confusion_matrix
-from regio.evaluate.run import Detect, evaluate, predict
+from regio.evaluate.proposals import ProposalRecall
+from regio.evaluate.run import Evaluation, Evaluator, Predict, evaluate, evaluation_mode, predict
 from regio.evaluate.voc import VocClass, VocMetrics, all_point_ap, eleven_point_ap, voc_metrics
 
 __all__ = [
+    "BoxEvaluator",
     "ClassAP",
     "CocoMetrics",
-    "Detect",
+    "Evaluation",
+    "Evaluator",
+    "Predict",
+    "ProposalRecall",
     "VocClass",
     "VocMetrics",
     "all_point_ap",
@@ -17,6 +23,7 @@ __all__ = [
     "detections_to_coco",
     "eleven_point_ap",
     "evaluate",
+    "evaluation_mode",
     "predict",
     "voc_metrics",
 ]

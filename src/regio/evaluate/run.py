@@ -1,65 +1,113 @@
-"""A detector, run over a data set."""
+"""What is measured, and a model run over a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from regio.data.dataset import DetectionDataset
-from regio.evaluate.coco import CocoMetrics, coco_metrics, detections_to_coco
-from regio.types import Detections
+from regio.data.dataset import DetectionDataset, Sample
 
-__all__ = ["Detect", "evaluate", "predict"]
+__all__ = ["Evaluation", "Evaluator", "Predict", "evaluate", "evaluation_mode", "predict"]
 
-Detect = Callable[[list[Tensor]], list[Detections]]
-"""Images, uint8 [3, H, W] of any sizes, to the detections in each, in its pixels."""
+Predict = Callable[[list[Tensor]], Sequence[Any]]
+"""Images, uint8 [3, H, W] of any sizes, to what is predicted for each, for instance its `Detections`."""
+
+
+class Evaluator(Protocol):
+    """Measures what a model predicts for a data set.
+
+    dataset: its images are what the model is given. names: of the numbers that `measure` gives. selects: the one of
+    them by which the best weights of a training are chosen, the larger the better.
+    """
+
+    @property
+    def dataset(self) -> DetectionDataset: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def selects(self) -> str: ...
+
+    def record(self, sample: Sample, prediction: Any, /) -> Any:
+        """What is kept of the prediction for one image. It is pickled where several processes share the images."""
+
+    def measure(self, records: Sequence[Any], /) -> dict[str, float]:
+        """The numbers, from a record for each image in the order of `dataset`; NaN where nothing is defined."""
+
+    def save(self, records: Sequence[Any], folder: Path, /) -> None:
+        """Leave in `folder` what a person may want of the records, if anything."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """numbers: by name. records: one for each image of the evaluator's data set, in its order."""
+
+    numbers: dict[str, float]
+    records: list[Any]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Within, `module` is in evaluation mode: no dropout, no stochastic depth, and batch norm neither uses the batch
+    nor learns from it. Afterwards each submodule is in the mode it was in, also where modes were mixed."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training
 
 
 def predict(
-    detect: Detect,
-    dataset: DetectionDataset,
+    model: Predict,
+    evaluator: Evaluator,
     *,
+    share: range | None = None,
     batch_size: int = 4,
     workers: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """What `detect` finds in `dataset`, in COCO's results form, in the order of the images.
+) -> list[Any]:
+    """The evaluator's records of what `model` predicts for its images, in their order.
 
-    batch_size: images a call. workers: processes that read images ahead. device: where images are put before the call.
-    progress: called with (images done, images) after each batch. No gradients are recorded.
+    share: the indices of the images to predict for; default all. batch_size: images a call. workers: processes that
+    read images ahead. device: where images are put before the call. progress: called with (images done, images) after
+    each batch. No gradients are recorded; a module is in evaluation mode meanwhile, see `evaluation_mode`.
 
-    Raises ValueError when `detect` returns another number of results than it was given images.
+    Raises ValueError when `model` returns another number of predictions than it was given images.
     """
+    dataset = evaluator.dataset if share is None else evaluator.dataset.subset(share)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list)
-    results: list[dict[str, Any]] = []
-    done = 0
-    with torch.no_grad():
+    records: list[Any] = []
+    with torch.no_grad(), evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext():
         for samples in loader:
-            found = detect([sample.image.to(device) for sample in samples])
+            found = model([sample.image.to(device) for sample in samples])
             if len(found) != len(samples):
-                raise ValueError(f"detect: expected {len(samples)} results, one an image, got {len(found)}")
-            for sample, detections in zip(samples, found, strict=True):
-                results += detections_to_coco(detections, sample.id, dataset.category_ids)
-            done += len(samples)
+                raise ValueError(f"model: expected {len(samples)} predictions, one an image, got {len(found)}")
+            records += [evaluator.record(*each) for each in zip(samples, found, strict=True)]
             if progress is not None:
-                progress(done, len(dataset))
-    return results
+                progress(len(records), len(dataset))
+    return records
 
 
 def evaluate(
-    detect: Detect,
-    dataset: DetectionDataset,
+    model: Predict,
+    evaluator: Evaluator,
     *,
     batch_size: int = 4,
     workers: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[CocoMetrics, list[dict[str, Any]]]:
-    """COCO's box metrics of `detect` on `dataset`, and its predictions; arguments and errors as for `predict`."""
-    predictions = predict(detect, dataset, batch_size=batch_size, workers=workers, device=device, progress=progress)
-    return coco_metrics(dataset.to_coco(), predictions), predictions
+) -> Evaluation:
+    """What `evaluator` measures of `model`; arguments and errors as for `predict`."""
+    records = predict(model, evaluator, batch_size=batch_size, workers=workers, device=device, progress=progress)
+    return Evaluation(evaluator.measure(records), records)

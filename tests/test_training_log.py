@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from regio.metrics import MetricsFile
+from regio.training_log import TrainingLog
 
 
 def test_rows_of_two_kinds(tmp_path: Path) -> None:
-    table = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    table = TrainingLog(tmp_path / "metrics.csv", ["val_ap"])
     table.start(0)
     table.append({"step": 1, "loss": 0.5})
     table.append({"step": 2, "val_ap": 0.25})
@@ -20,11 +20,11 @@ def test_rows_of_two_kinds(tmp_path: Path) -> None:
 
 
 def test_resuming_drops_later_rows(tmp_path: Path) -> None:
-    first = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    first = TrainingLog(tmp_path / "metrics.csv", ["val_ap"])
     first.start(0)
     for step in range(1, 5):
         first.append({"step": step, "loss": step / 3})
-    again = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    again = TrainingLog(tmp_path / "metrics.csv", ["val_ap"])
     again.start(2)
     again.append({"step": 3, "val_ap": 1.0})
     assert [row["step"] for row in again.rows()] == [1, 2, 3]
@@ -35,7 +35,7 @@ def test_resuming_drops_later_rows(tmp_path: Path) -> None:
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no TensorBoard")
-    table = MetricsFile(tmp_path / "metrics.csv", ["val_ap"])
+    table = TrainingLog(tmp_path / "metrics.csv", ["val_ap"])
     table.start(0)
     table.append({"step": 1, "loss": 0.5})
     table.append({"step": 2, "val_ap": 0.25})

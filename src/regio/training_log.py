@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsFile"]
+__all__ = ["TrainingLog"]
 
 
-class MetricsFile:
+class TrainingLog:
     """`metrics.csv` of a run.
 
     Columns are those of the first row and `later`, which rows of another kind fill: an evaluation fills other columns

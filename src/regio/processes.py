@@ -1,0 +1,116 @@
+"""The processes of a training: one, or several that train one model together.
+
+There are several under `torchrun --nproc-per-node N`, or where `devices` is N, when the command starts N - 1 more of
+itself. What they do together is written with the functions here; each does nothing but its work where there is one
+process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import nn
+
+from regio.devices import pick_device
+
+__all__ = ["ProcessFailed", "any_process", "entered_by_first", "gather", "launch", "share_buffers", "together"]
+
+T = TypeVar("T")
+
+
+class ProcessFailed(Exception):
+    """Another process of this training failed; the error itself was raised there."""
+
+
+def launch(device: str = "auto", devices: int = 1, precision: Any = "32-true") -> Fabric:
+    """Start, or join, the processes of a training.
+
+    device: as for `pick_device`. devices: processes on this machine, each with a device of that kind. Under `torchrun`
+    their number and that of machines are torchrun's, and `devices` is 1 or the same.
+
+    Raises ValueError for a device that is not there, and for numbers that contradict each other.
+    """
+    place = pick_device(device)
+    nodes = 1
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        if devices not in (1, here):
+            raise ValueError(f"devices: expected {here}, the processes that torchrun started here, got {devices}")
+        devices, nodes = here, everywhere // here
+    if devices < 1:
+        raise ValueError(f"devices: expected at least 1, got {devices}")
+    present = {"cpu": devices, "cuda": torch.cuda.device_count(), "mps": 1}[place.type]
+    if devices > present:
+        raise ValueError(f"devices: expected at most {present}, those of kind {place.type} here, got {devices}")
+    if devices > 1 and place.type == "cuda" and place.index is not None and device != "auto":
+        raise ValueError(f"device: expected cuda, of which {devices} are used, got {device}")
+    chosen = [place.index or 0] if place.type == "cuda" and devices == 1 else devices
+    # Heads and levels that no box of a batch reaches have no gradient in it; normalisation's buffers are shared when
+    # they are used, see `share_buffers`, so that no process waits for another in a forward pass.
+    alone = devices * nodes == 1
+    strategy = "auto" if alone else DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    fabric = Fabric(accelerator=place.type, strategy=strategy, devices=chosen, num_nodes=nodes, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def any_process(fabric: Fabric, flag: bool) -> bool:
+    """Whether `flag` is True in one process at least: the same answer in all."""
+    if fabric.world_size == 1:
+        return flag
+    total = torch.tensor(float(flag), device=fabric.device)
+    torch.distributed.all_reduce(total)
+    return bool(total > 0)
+
+
+@contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """Within, an error in one process ends the others too, at the end of the block, instead of leaving them waiting.
+
+    The error is raised again in the first of the processes that have one; in all others ProcessFailed is.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if fabric.world_size == 1:
+            raise
+        failure = error
+    if any_process(fabric, failure is not None):
+        failed = [rank for rank, each in enumerate(gather(fabric, failure is not None)) if each]
+        if failure is not None and fabric.global_rank == failed[0]:
+            raise failure
+        raise ProcessFailed(f"process {failed[0]} of {fabric.world_size} failed; its own error is there")
+
+
+def gather(fabric: Fabric, value: T) -> list[T]:
+    """The values of all processes, in their order, in all processes. They are pickled."""
+    if fabric.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def entered_by_first(fabric: Fabric, context: AbstractContextManager[T]) -> Iterator[T]:
+    """Enter `context` in the first process alone; all get its value, or end with `together` where it fails."""
+    with ExitStack() as stack:
+        value: Any = None
+        with together(fabric):
+            if fabric.is_global_zero:
+                value = stack.enter_context(context)
+        yield fabric.broadcast(value)
+
+
+def share_buffers(fabric: Fabric, module: nn.Module) -> None:
+    """Give all processes the buffers of the first one's `module`, for instance what batch norm has learned."""
+    if fabric.world_size > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
