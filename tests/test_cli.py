@@ -1,7 +1,9 @@
 """The commands as a person types them."""
 
 import json
+import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ from PIL import Image
 
 from regio.checkpoints import Card, read_card, save
 from regio.cli import main
-from regio.cli.detect import find_images
+from regio.cli.main import COMMANDS
 from regio.cli.runs import new_folder
-from regio.config import ModelConfig, RunConfig, build_detector, to_dict
+from regio.config import ModelConfig, RunConfig, build_detector, load_detector, to_dict
 from regio.data import SHAPE_CLASSES, Shapes
+from regio.inference import detect_files, find_images
 from regio.results import as_yaml
 
 SMALL = [
@@ -77,6 +80,35 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in text for command in ("demo", "train", "val", "detect"))
     assert regio("train", "--help") == 0
     assert "--extractor" in capsys.readouterr().out
+
+
+HEAVY = ("torch", "torchvision", "numba", "timm", "matplotlib", "PIL", "numpy")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["detect", "--help"], ["val", "--help"], ["explain", "--help"], ["nothing"]]
+)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from regio.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]", run.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_begins_as_it_is_listed(name: str) -> None:
+    command = getattr(import_module(f"regio.cli.{name}"), name)
+    assert command.__doc__.splitlines()[0] == COMMANDS[name]
+
+
+def test_an_unknown_command_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert regio("trian") == 2
+    assert "No such command 'trian'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -158,6 +190,19 @@ def test_detect_prints_json_alone(here: Path, weights: Path, capsys: pytest.Capt
     photo(here / "a.jpg")
     assert regio("detect", "a.jpg", "--json", "--no-pictures") == 0
     assert json.loads(capsys.readouterr().out)[0]["file"] == "a.jpg"
+
+
+def test_detect_files_is_what_the_command_calls(here: Path, weights: Path) -> None:
+    files = [photo(here / "a.jpg"), here / "gone.jpg", photo(here / "x" / "a.jpg")]
+    detector, card = load_detector(weights)
+    done: list[int] = []
+    result = detect_files(detector.eval(), files, card.class_names, here / "out", progress=done.append)
+    assert [one["file"] for one in result.found] == [str(files[0]), str(files[2])]
+    assert result.unreadable == [f"{files[1]}: no such image file"]
+    assert result.objects == sum(len(one["detections"]) for one in result.found) > 0
+    assert done == [1, 2, 3]
+    assert json.loads((here / "out" / "detections.json").read_text()) == result.found
+    assert sorted(path.name for path in (here / "out" / "pictures").iterdir()) == ["a-2.jpg", "a.jpg"]
 
 
 def test_find_images(here: Path) -> None:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from regio.checkpoints import Card, read_resume, save, save_resume, write_json
 from regio.data import Batch, DetectionDataset, EpochBatches, TrainingSet, Transform, collate
 from regio.detector import TwoStageDetector
+from regio.errors import Interrupted, NonFiniteLoss
 from regio.evaluate import CocoMetrics, coco_metrics, predict
 from regio.metrics import MetricsFile
 from regio.optimisation import AdamW, Cosine, OptimizerSpec, Schedule
@@ -31,14 +32,6 @@ __all__ = ["Interrupted", "NonFiniteLoss", "TrainConfig", "train"]
 
 Evaluation = tuple[CocoMetrics, list[dict[str, Any]]]
 EVALUATED = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-
-
-class NonFiniteLoss(FloatingPointError):
-    """A loss is NaN or infinite; the message names the loss, the step and the images of that batch."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its whole state; the message says where."""
 
 
 @dataclass(frozen=True)

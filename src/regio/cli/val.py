@@ -11,12 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from regio.cli.runs import latest_checkpoint, new_folder, pick_device, without_worker_tracebacks
-from regio.config import load_detector
-from regio.data import open_dataset
-from regio.evaluate import evaluate, voc_metrics
-from regio.results import show_metrics, write_results
-
 __all__ = ["val"]
 
 
@@ -42,6 +36,12 @@ def val(
 
     Leaves results.json, predictions.json (COCO results), plots, pictures and report.html in a folder.
     """
+    from regio.cli.runs import latest_checkpoint, new_folder, pick_device, without_worker_tracebacks
+    from regio.config import load_detector
+    from regio.data import open_dataset
+    from regio.evaluate import evaluate, voc_metrics
+    from regio.results import show_metrics, write_results
+
     console = Console(stderr=as_json, soft_wrap=True)
     path = weights or latest_checkpoint(project)
     detector, card = load_detector(path)
