@@ -18,6 +18,7 @@ from regio.data.transforms import (
     Transform,
 )
 from regio.data.voc import VOC_CLASSES, read_voc
+from regio.data.yolo import read_yolo
 
 __all__ = [
     "SHAPE_CLASSES",
@@ -45,4 +46,5 @@ __all__ = [
     "read_coco",
     "read_image",
     "read_voc",
+    "read_yolo",
 ]
