@@ -23,6 +23,8 @@ __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
     "demo": "Train a Faster R-CNN on generated scenes, evaluate it on scenes it has not seen, and draw what it finds.",
+    "doctor": "Examine a data set: name every bad file and annotation, and what to do about it.",
+    "convert": "Write a data set in another format, and print what that format cannot hold.",
     "train": "Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder.",
     "val": "Evaluate a checkpoint: COCO's metrics, and Pascal VOC's AP at IoU 0.5.",
     "detect": "Detect objects in photos: annotated pictures, and detections.json with boxes in pixels.",

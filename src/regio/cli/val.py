@@ -16,7 +16,7 @@ __all__ = ["val"]
 
 def val(
     data: Annotated[
-        str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")
+        str, typer.Argument(help="Folder of a COCO, Pascal VOC or YOLO data set, its JSON or YAML, or 'shapes'.")
     ],
     *,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
@@ -47,8 +47,10 @@ def val(
     detector, card = load_detector(path)
     place = pick_device(device)
     detector.to(place).eval()
-    split = split or ("all" if Path(data).is_file() else "val")
+    split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
+    for note in dataset.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
     try:
         dataset = dataset.keep_classes(card.class_names)
     except ValueError as error:
