@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from regio.checkpoints import Card, read_card, save
 from regio.cli import main
-from regio.cli.detect import find_images
+from regio.cli.main import COMMANDS
 from regio.cli.runs import locked, new_folder, new_run
-from regio.config import ModelConfig, RunConfig, build_detector, to_dict
-from regio.data import SHAPE_CLASSES, Shapes
+from regio.config import ModelConfig, RunConfig, build_detector, load_detector, to_dict
+from regio.data import SHAPE_CLASSES, Shapes, open_dataset
+from regio.inference import detect_files, find_images
 from regio.results import as_yaml
+from tests.data.small_datasets import write_yolo_folder
 
 SMALL = [
     "channels=16",
@@ -81,6 +84,89 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in text for command in ("demo", "train", "val", "detect"))
     assert regio("train", "--help") == 0
     assert "--extractor" in capsys.readouterr().out
+
+
+HEAVY = ("torch", "torchvision", "numba", "timm", "matplotlib", "PIL", "numpy")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["doctor", "--help"],
+        ["convert", "--help"],
+        ["detect", "--help"],
+        ["val", "--help"],
+        ["explain", "--help"],
+        ["nothing"],
+    ],
+)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from regio.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]", run.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_begins_as_it_is_listed(name: str) -> None:
+    command = getattr(import_module(f"regio.cli.{name}"), name)
+    assert command.__doc__.splitlines()[0] == COMMANDS[name]
+
+
+def test_an_unknown_command_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert regio("trian") == 2
+    assert "No such command 'trian'" in capsys.readouterr().err
+
+
+def test_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_yolo_folder(here / "data", {"a": "0 0.5 0.5 0.5 0.5\n", "b": "0 0.5 0.5 0.01 0.5\n", "c": ""})
+    file.write_text("train: images/train\nnames: [cat, dog]\n")
+    assert regio("doctor", "data") == 0
+    output = capsys.readouterr().out
+    assert "box under 3 pixels, 1: see whether" in output
+    assert "data/images/train/b.png: annotation 1 (cat): box" in output
+    assert "sound: nothing must be mended" in output
+    (here / "data" / "labels" / "train" / "a.txt").write_text("0 1 2\n")
+    (here / "data" / "images" / "train" / "c.png").write_bytes(b"")
+    assert regio("doctor", "data") == 1
+    output = capsys.readouterr().out
+    assert "cannot be read, 1: restore the file or write the line anew" in output
+    assert "  train: data/labels/train/a.txt: line 1: expected a class and the numbers" in output
+    assert "to be mended: 2" in output
+    assert regio("doctor", "data", "--json") == 1
+    result = json.loads(capsys.readouterr().out)
+    assert [each["check"] for each in result["findings"] if each["fault"]] == ["cannot be read", "doubtful"]
+    assert regio("doctor", "nowhere") == 2
+
+
+def test_convert(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_yolo_folder(here / "data", {"a": "0 0.5 0.5 0.5 0.5\n", "b": "1 0.1 0.1 0.5 0.1 0.5 0.3\n9 1 1 1 1\n"})
+    assert regio("convert", "data", "out", "--to", "voc", "--link") == 0
+    output = capsys.readouterr().out
+    assert "note: data/labels/train/b.txt: line 2: of unknown class 9" in output
+    assert "lost: 2 segmentations" in output  # of train and of val, which are the same here
+    assert "train: 2 images, 2 objects read" in output
+    assert len(open_dataset("out", "train")) == 2
+    assert regio("convert", "data", "out", "--to", "coco") == 2
+    assert "out: expected a new or an empty folder" in capsys.readouterr().err
+    assert regio("convert", "data", "new", "--to", "tfrecord") == 2
+    assert "'tfrecord' is not one of 'yolo', 'coco', 'voc'" in capsys.readouterr().err
+
+
+def test_val_takes_the_path_of_a_yaml_file(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_yolo_folder(
+        here / "repository" / "data", {"a": "0 0.5 0.5 0.5 0.5\n"}, f"names: [{', '.join(SHAPE_CLASSES)}]"
+    )
+    assert regio("val", "repository/data/data.yaml") == 0
+    assert regio("val", "repository") == 0
+    assert "the data set in it is repository/data (YOLO)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -177,6 +263,19 @@ def test_detect_prints_json_alone(here: Path, weights: Path, capsys: pytest.Capt
     photo(here / "a.jpg")
     assert regio("detect", "a.jpg", "--json", "--no-pictures") == 0
     assert json.loads(capsys.readouterr().out)[0]["file"] == "a.jpg"
+
+
+def test_detect_files_is_what_the_command_calls(here: Path, weights: Path) -> None:
+    files = [photo(here / "a.jpg"), here / "gone.jpg", photo(here / "x" / "a.jpg")]
+    detector, card = load_detector(weights)
+    done: list[int] = []
+    result = detect_files(detector.eval(), files, card.class_names, here / "out", progress=done.append)
+    assert [one["file"] for one in result.found] == [str(files[0]), str(files[2])]
+    assert result.unreadable == [f"{files[1]}: no such image file"]
+    assert result.objects == sum(len(one["detections"]) for one in result.found) > 0
+    assert done == [1, 2, 3]
+    assert json.loads((here / "out" / "detections.json").read_text()) == result.found
+    assert sorted(path.name for path in (here / "out" / "pictures").iterdir()) == ["a-2.jpg", "a.jpg"]
 
 
 def test_find_images(here: Path) -> None:

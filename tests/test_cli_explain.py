@@ -10,12 +10,13 @@ from PIL import Image
 
 from regio.checkpoints import Card, save
 from regio.cli import main
-from regio.cli.explain import Reading, parse_box, pictures
+from regio.cli.explain import parse_box
 from regio.config import ModelConfig, build_detector, to_dict
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign
 from regio.regions.deformable import DeformableRoIPool
 from regio.types import FeatureMap
+from regio.visualize.explain import Reading, pictures
 
 
 @pytest.fixture
@@ -99,9 +100,9 @@ def test_other_mistakes_are_named(photo: str, capsys: pytest.CaptureFixture[str]
     weights = checkpoint("roi-align")
     box = ("--box", "20,10,70,80")
     for words, message in [
-        ((photo, *box), "--extractor: expected one of roi-pool, "),
-        ((photo, *box, "--extractor", "roi-bool"), "--extractor: expected one of roi-pool, "),
-        ((photo, *box, "--weights", weights, "--extractor", "roi-bool"), "--extractor: expected one of roi-pool, "),
+        ((photo, *box), "extractor: expected one of roi-pool, "),
+        ((photo, *box, "--extractor", "roi-bool"), "extractor: expected one of roi-pool, "),
+        ((photo, *box, "--weights", weights, "--extractor", "roi-bool"), "extractor: expected one of roi-pool, "),
         (
             (photo, *box, "--weights", weights, "--extractor", "learned"),
             "roi-align.safetensors: its extractor is roi-align, not learned",

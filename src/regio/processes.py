@@ -18,14 +18,11 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 from regio.devices import pick_device
+from regio.errors import ProcessFailed
 
-__all__ = ["ProcessFailed", "any_process", "entered_by_first", "gather", "launch", "share_buffers", "together"]
+__all__ = ["any_process", "entered_by_first", "gather", "launch", "share_buffers", "together"]
 
 T = TypeVar("T")
-
-
-class ProcessFailed(Exception):
-    """Another process of this training failed; the error itself was raised there."""
 
 
 def launch(device: str = "auto", devices: int = 1, precision: Any = "32-true") -> Fabric:

@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 from regio.averaging import moving_average
 from regio.checkpoints import Card, read_resume, save, save_resume
 from regio.data import Batch, DetectionDataset, EpochBatches, TrainingSet, Transform, collate
+from regio.errors import Interrupted, NonFiniteLoss, ProcessFailed
 from regio.evaluate import Evaluation, Evaluator, predict
 from regio.identity import describe
 from regio.optimisation import AdamW, Cosine, OptimizerSpec, Schedule
-from regio.processes import ProcessFailed, any_process, gather, launch, share_buffers, together
+from regio.processes import any_process, gather, launch, share_buffers, together
 from regio.progress import Progress, SilentProgress
 from regio.training_log import TrainingLog
 from regio.types import Targets
@@ -36,14 +37,6 @@ FREE = {"epochs", "steps", "batch_size", "accumulate", "device", "devices", "wor
 """Settings of `TrainConfig` that a resumed run may change, since no result depends on them: those of the machine and of
 how often it writes. (The first four count by what follows from them: the number of steps and the images of each.)"""
 SAME_SIGNAL = 2.0  # seconds: under torchrun Ctrl-C comes twice, from the terminal and from torchrun
-
-
-class NonFiniteLoss(FloatingPointError):
-    """A loss is NaN or infinite; the message names the loss, the step and the images of that batch."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its whole state; the message says where."""
 
 
 class Trainable(Protocol):

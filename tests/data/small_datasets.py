@@ -55,3 +55,16 @@ def write_voc(folder: Path, pages: dict[str, str]) -> Path:
         (folder / "Annotations" / f"{stem}.xml").write_text(page)
         save_image(folder / "JPEGImages" / f"{stem}.png", number)
     return folder
+
+
+def write_yolo_folder(folder: Path, labels: dict[str, str | None], page: str = "names: [cat, dog]") -> Path:
+    """Writes an image ``images/train/STEM.png`` for each of `labels`, its label file unless that is None, and
+    ``data.yaml``, of which train and val are the same; gives the path of the latter."""
+    for number, (stem, text) in enumerate(labels.items()):
+        save_image(folder / "images" / "train" / f"{stem}.png", number)
+        if text is not None:
+            (folder / "labels" / "train").mkdir(parents=True, exist_ok=True)
+            (folder / "labels" / "train" / f"{stem}.txt").write_text(text)
+    file = folder / "data.yaml"
+    file.write_text(f"train: images/train\nval: images/train\n{page}\n")
+    return file

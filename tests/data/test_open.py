@@ -102,7 +102,7 @@ def test_voc_lists(tmp_path: Path) -> None:
         (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(stems)
     assert _names(open_dataset(folder, "train")) == ["a.png", "c.png"]
     assert _names(open_dataset(folder, "val")) == ["b.png"]
-    with pytest.raises(ValueError, match=r"no split 'test' in ImageSets/Main: it has train, val"):
+    with pytest.raises(ValueError, match=r"ImageSets/Main: no split 'test': it has train, val"):
         open_dataset(folder, "test")
 
 
@@ -171,11 +171,80 @@ def test_nothing_to_open(tmp_path: Path) -> None:
         ValueError, match=r"photo\.JPG: no dataset: expected a folder or a COCO JSON file, got a single"
     ):
         open_dataset(tmp_path / "photo.JPG")
-    with pytest.raises(ValueError, match=r"no dataset found: expected COCO .* or Pascal VOC"):
+    with pytest.raises(ValueError, match=r"no dataset found: expected COCO .* Pascal VOC .* YOLO"):
         open_dataset(tmp_path)
-    inner = write_voc(tmp_path / "VOC2007", {"a": _CAT})
-    with pytest.raises(ValueError, match=f"no dataset found.*; try {inner}"):
+    (tmp_path / "package.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no dataset found.*; .*package.json lacks images, annotations or categories"):
         open_dataset(tmp_path)
+
+
+def test_the_one_data_set_in_a_folder_is_opened_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inner = write_voc(tmp_path / "data" / "VOC2007", {"a": _CAT, "b": _CAT})
+    (tmp_path / "package.json").write_text('{"images": "none"}')
+    (tmp_path / "pom.xml").write_text("<project/>")
+    (tmp_path / "data" / "config.yaml").write_text("names: a word\n")
+    hidden = write_voc(tmp_path / ".cache", {"a": _CAT, "b": _CAT})
+    assert hidden.is_dir()
+    with caplog.at_level(logging.INFO, logger="regio.data"):
+        data = open_dataset(tmp_path, "all")
+    assert _names(data) == ["a.png", "b.png"]
+    assert data.notes == (f"{tmp_path}: the data set in it is {inner} (Pascal VOC)",)
+    assert caplog.messages == [*data.notes]
+    assert "divided by a hash" in open_dataset(tmp_path, "val").notes[1]
+
+
+def test_of_several_data_sets_in_a_folder_one_must_be_named(tmp_path: Path) -> None:
+    voc = write_voc(tmp_path / "x" / "VOC2007", {"a": _CAT, "b": _CAT})
+    _write_split(tmp_path / "y" / "annotations/instances_train.json", tmp_path / "y" / "train", "t.png")
+    with pytest.raises(ValueError, match=f"2 data sets in it: {voc}, {tmp_path / 'y'}; name one of them") as error:
+        open_dataset(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"), [("annots", "images"), ("xml", "photos"), (".", "."), (".", "img"), ("labels", ".")]
+)
+def test_xml_files_in_any_folder_near_their_images(tmp_path: Path, annotations: str, images: str) -> None:
+    folder = write_voc(tmp_path / "written", {"a": _CAT, "b": voc_page(filename="b.png")})
+    for ending, place in (("xml", annotations), ("png", images)):
+        (tmp_path / "data" / place).mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.rglob(f"*.{ending}")):
+            shutil.copy(file, tmp_path / "data" / place)
+    (tmp_path / "data" / "other").mkdir()
+    save_image(tmp_path / "data" / "other" / "logo.png")
+    data = open_dataset(tmp_path / "data", "all")
+    assert _names(data) == ["a.png", "b.png"]
+    assert {record.path.parent for record in data.records} == {tmp_path / "data" / images}
+
+
+def test_pets_masks_are_not_taken_for_images(tmp_path: Path) -> None:
+    """The layout of Oxford's pets: XML files two folders down, beside masks of the same names."""
+    for stem in ("a", "b"):
+        page = voc_page(voc_object("cat", (1, 1, 5, 5)), filename=f"{stem}.jpg")
+        (tmp_path / "annotations" / "xmls").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "annotations" / "xmls" / f"{stem}.xml").write_text(page)
+        save_image(tmp_path / "annotations" / "trimaps" / f"{stem}.png")
+        save_image(tmp_path / "images" / f"{stem}.jpg")
+    data = open_dataset(tmp_path, "all")
+    assert {record.path for record in data.records} == {tmp_path / "images" / f"{stem}.jpg" for stem in "ab"}
+
+
+def test_voc_with_a_folder_for_each_split(tmp_path: Path) -> None:
+    for split, name in (("train", "cat"), ("valid", "eel"), ("test", "bat")):
+        written = write_voc(tmp_path / "w" / split, {split: voc_page(voc_object(name, (1, 1, 5, 5)))})
+        (tmp_path / "d" / split).mkdir(parents=True)
+        for file in [*written.rglob("*.xml"), *written.rglob("*.png")]:
+            shutil.copy(file, tmp_path / "d" / split)
+    for split, label in (("train", 2), ("val", 3), ("test", 1)):
+        data = open_dataset(tmp_path / "d", split)
+        assert data.class_names == ("bat", "cat", "eel")
+        assert [record.labels.tolist() for record in data.records] == [[label]]
+
+
+def test_all_damaged_files_are_counted(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, {"a": _CAT, "b": "<annotation>", "c": "<annotation><object/></annotation>"})
+    with pytest.raises(ValueError, match=r"b\.xml: not XML: .*; and 1 more like this \(regio doctor lists all\)"):
+        open_dataset(folder)
 
 
 def test_strict_reaches_the_reader(tmp_path: Path) -> None:

@@ -1,35 +1,75 @@
-"""The commands put together, and what happens to their errors."""
+"""The commands put together, and what happens to their errors.
+
+A command's module is imported when the command runs or its own help is asked for: PyTorch alone takes longer to import
+than `regio --help` should take.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from regio import __version__
-from regio.cli.demo import demo
-from regio.cli.detect import detect
-from regio.cli.explain import explain
-from regio.cli.train import train
-from regio.cli.val import val
-from regio.processes import ProcessFailed
-from regio.train import Interrupted
+from regio.errors import Interrupted, ProcessFailed
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = {
+    "demo": "Train a Faster R-CNN on generated scenes, evaluate it on scenes it has not seen, and draw what it finds.",
+    "doctor": "Examine a data set: name every bad file and annotation, and what to do about it.",
+    "convert": "Write a data set in another format, and print what that format cannot hold.",
+    "train": "Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder.",
+    "val": "Evaluate a checkpoint: COCO's metrics, and Pascal VOC's AP at IoU 0.5.",
+    "detect": "Detect objects in photos: annotated pictures, and detections.json with boxes in pixels.",
+    "explain": "Draw which cells of the feature map an extractor reads for a box, and with what weight.",
+}
+"""The first line of each command's help. The command NAME is the function NAME of the module `regio.cli.NAME`."""
+
+
+class _CommandsAtUse(TyperGroup):
+    """Lists the commands without importing them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command that only has a help text, or None where there is no such command."""
+        if cmd_name not in COMMANDS:
+            return None
+        listed = typer.Typer(add_completion=False)
+        listed.command(cmd_name, help=COMMANDS[cmd_name])(lambda: None)
+        return typer.main.get_command(listed)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As click's: the name of the command to run, the command, and the words after it."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, _imported(name) if name else None, rest
+
+
+def _imported(name: str) -> Any:
+    """The command, from its module."""
+    alone = typer.Typer(add_completion=False, context_settings=_SETTINGS)
+    alone.command(name, no_args_is_help=name != "demo")(getattr(import_module(f"regio.cli.{name}"), name))
+    return typer.main.get_command(alone)
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="regio",
+    cls=_CommandsAtUse,
     help="Region-based object detection: train, evaluate and use two-stage detectors.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_SETTINGS,
 )
-for command in (demo, train, val, detect, explain):
-    app.command(no_args_is_help=command is not demo)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,19 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from regio.cli.runs import latest_checkpoint, new_folder, without_worker_tracebacks
-from regio.config import load_detector
-from regio.data import open_dataset
-from regio.devices import pick_device
-from regio.evaluate import BoxEvaluator, evaluate
-from regio.results import show_metrics, write_results
-
 __all__ = ["val"]
 
 
 def val(
     data: Annotated[
-        str, typer.Argument(help="Folder of a COCO or Pascal VOC data set, a COCO JSON file, or 'shapes'.")
+        str, typer.Argument(help="Folder of a COCO, Pascal VOC or YOLO data set, its JSON or YAML, or 'shapes'.")
     ],
     *,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
@@ -43,13 +36,22 @@ def val(
 
     Leaves results.json, predictions.json (COCO results), plots, pictures and report.html in a folder.
     """
+    from regio.cli.runs import latest_checkpoint, new_folder, without_worker_tracebacks
+    from regio.config import load_detector
+    from regio.data import open_dataset
+    from regio.devices import pick_device
+    from regio.evaluate import BoxEvaluator, evaluate
+    from regio.results import show_metrics, write_results
+
     console = Console(stderr=as_json, soft_wrap=True)
     path = weights or latest_checkpoint(project)
     detector, card = load_detector(path)
     place = pick_device(device)
     detector.to(place).eval()
-    split = split or ("all" if Path(data).is_file() else "val")
+    split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
+    for note in dataset.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
     try:
         dataset = dataset.keep_classes(card.class_names)
     except ValueError as error:

@@ -1,7 +1,9 @@
 """Annotated images: reading them in any format, augmenting them, and forming batches."""
 
 from regio.data.coco import read_coco
+from regio.data.convert import Conversion, convert, write_coco, write_voc, write_yolo
 from regio.data.dataset import DetectionDataset, Sample
+from regio.data.doctor import Examination, examine
 from regio.data.images import read_image
 from regio.data.loading import Batch, EpochBatches, TrainingSet, collate
 from regio.data.masks import decode_masks, encode_mask
@@ -18,14 +20,17 @@ from regio.data.transforms import (
     Transform,
 )
 from regio.data.voc import VOC_CLASSES, read_voc
+from regio.data.yolo import read_yolo
 
 __all__ = [
     "SHAPE_CLASSES",
     "VOC_CLASSES",
     "Batch",
     "Compose",
+    "Conversion",
     "DetectionDataset",
     "EpochBatches",
+    "Examination",
     "HorizontalFlip",
     "PhotometricJitter",
     "Problem",
@@ -38,11 +43,17 @@ __all__ = [
     "TrainingSet",
     "Transform",
     "collate",
+    "convert",
     "decode_masks",
     "divide",
     "encode_mask",
+    "examine",
     "open_dataset",
     "read_coco",
     "read_image",
     "read_voc",
+    "read_yolo",
+    "write_coco",
+    "write_voc",
+    "write_yolo",
 ]

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from regio.data.dataset import DetectionDataset
-from regio.data.images import image_size
 from regio.data.masks import Segmentation, mask_area
-from regio.data.records import Annotation, Problems, Record, repeated, sound_box
+from regio.data.records import Annotation, Problems, Record, repeated, size_in_file, sound_box
 
-__all__ = ["ROBOFLOW_FILE", "read_coco"]
+__all__ = ["ROBOFLOW_FILE", "coco_dataset", "is_coco", "read_coco"]
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+
+_KEYS = ("images", "annotations", "categories")
 
 
 def read_coco(file: str | Path, folders: Sequence[str | Path], *, strict: bool = False) -> DetectionDataset:
@@ -38,22 +39,39 @@ def read_coco(file: str | Path, folders: Sequence[str | Path], *, strict: bool =
     Raises ValueError when `file` is missing, no JSON or no COCO JSON, when an id is used twice, and when none of the
     images is found.
     """
-    file = Path(file)
-    source = _load(file)
     problems = Problems(strict)
+    dataset = coco_dataset(Path(file), [Path(folder) for folder in folders], problems)
+    problems.raise_damage()
+    return dataset
+
+
+def coco_dataset(file: Path, folders: Sequence[Path], problems: Problems) -> DetectionDataset:
+    """As `read_coco`, with damage listed in `problems` where the rest can be read without it."""
+    source = _load(file)
     categories = _categories(file, source)
     images = {_field(file, "images", image, "id", int): image for image in source["images"]}
     if len(images) != len(source["images"]):
         raise ValueError(f"{file}: image id {repeated([image['id'] for image in source['images']])} is used twice")
-    found = _find_images(file, [Path(folder) for folder in folders], images, problems)
+    found = _find_images(file, folders, images, problems)
     of_image = _annotations_of_images(file, source["annotations"], images, problems)
     labels = {id: label for label, id in enumerate(categories, start=1)}
     records = []
     for id, path in found.items():
-        size = _size(file, images[id], path)
+        size = _size(file, images[id], path, problems)
+        if size is None:
+            continue
         rows = [_annotation(file, row, size, labels, problems) for row in of_image[id]]
         records.append(Record.of(id, path, images[id]["file_name"], size, [row for row in rows if row is not None]))
     return DetectionDataset(list(categories.values()), list(categories), records, problems=problems.found)
+
+
+def is_coco(file: Path) -> bool:
+    """Whether `file` seems to be COCO JSON: the three keys are in it, looked for as text."""
+    try:
+        text = file.read_bytes()
+    except OSError:
+        return False
+    return all(f'"{key}"'.encode() in text for key in _KEYS)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -63,7 +81,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{file}: not JSON: {error}") from error
-    for key in ("images", "annotations", "categories"):
+    for key in _KEYS:
         if not isinstance(source, dict) or not isinstance(source.get(key), list):
             found = f"the keys {sorted(source)}" if isinstance(source, dict) else f"a {type(source).__name__}"
             raise ValueError(f"{file}: not COCO: expected a list under {key!r}, got {found}"[:400])
@@ -100,7 +118,7 @@ def _categories(file: Path, source: dict[str, Any]) -> dict[int, str]:
 
 
 def _find_images(
-    file: Path, folders: list[Path], images: dict[int, dict[str, Any]], problems: Problems
+    file: Path, folders: Sequence[Path], images: dict[int, dict[str, Any]], problems: Problems
 ) -> dict[int, Path]:
     """Path by image id, for the images that exist."""
     names = {id: _field(file, "images", image, "file_name", str) for id, image in images.items()}
@@ -146,10 +164,10 @@ def _annotations_of_images(
     return of_image
 
 
-def _size(file: Path, image: dict[str, Any], path: Path) -> tuple[int, int]:
+def _size(file: Path, image: dict[str, Any], path: Path, problems: Problems) -> tuple[int, int] | None:
     height, width = image.get("height"), image.get("width")
     if height is None or width is None:
-        return image_size(path)
+        return size_in_file(path, problems)
     if not all(isinstance(side, int | float) and side > 0 and side == int(side) for side in (height, width)):
         raise ValueError(f"{file}: image {image['id']}: expected a whole width and height, got {width!r} x {height!r}")
     return int(height), int(width)
@@ -180,7 +198,7 @@ def _annotation(
         id=row["id"] if isinstance(row.get("id"), int) else -1,
         box=box,
         label=labels[category_id],
-        area=_area(file, item, row, box, segmentation, size),
+        area=_area(file, item, row, box, segmentation, size, problems),
         crowd=bool(row.get("iscrowd", 0)),
         difficult=bool(row.get("difficult", row.get("ignore", 0))),
         segmentation=segmentation,
@@ -198,6 +216,7 @@ def _area(
     box: tuple[float, float, float, float],
     segmentation: Segmentation | None,
     size: tuple[int, int],
+    problems: Problems,
 ) -> float:
     area = row.get("area")
     if _is_number(area) and math.isfinite(area) and area > 0:
@@ -207,4 +226,5 @@ def _area(
     try:
         return mask_area(segmentation, size)
     except ValueError as error:
-        raise ValueError(f"{file}: {item}: {error}") from error
+        problems.add_damage(file, item, str(error))
+        return math.nan

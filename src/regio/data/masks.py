@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Segmentation", "decode_masks", "encode_mask", "mask_area"]
+__all__ = ["Segmentation", "decode_masks", "encode_mask", "is_polygon", "mask_area"]
 
 Segmentation = list[list[float]] | dict[str, Any]
 
@@ -37,6 +37,13 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": _api().encode(mask)["counts"].decode("ascii")}
 
 
+def is_polygon(polygon: Any) -> bool:
+    """Whether `polygon` is a list of at least three x, y pairs of finite numbers."""
+    if not (isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0):
+        return False
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in polygon)
+
+
 def mask_area(segmentation: Segmentation, size: tuple[int, int]) -> float:
     """Area of a segmentation in pixels. Raises as `decode_masks`."""
     return float(decode_masks([segmentation], size).sum())
@@ -50,8 +57,7 @@ def _api() -> Any:
 
 def _rasterised(polygons: list[list[float]], size: tuple[int, int]) -> np.ndarray:
     for polygon in polygons:
-        corners = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-        if not corners or not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
+        if not is_polygon(polygon):
             raise ValueError(f"segmentation: expected polygons of at least three x, y pairs, got {str(polygon)[:80]}")
     return _api().decode(_api().merge(_api().frPyObjects(polygons, *size)))
 

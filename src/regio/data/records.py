@@ -19,8 +19,13 @@ image file missing                                          image left out, list
 image without an annotation file (VOC split)                image left out, listed; ValueError when all lack one
 image id used twice, category id or name used twice         ValueError: which is meant cannot be known
 file that is no JSON, no COCO, no XML, no VOC               ValueError
+line of a YOLO file that is neither a box nor a polygon     ValueError that names file and line
+no image with a label file (YOLO split)                     ValueError
+image that only its file gives a size, and that has none    image left out, listed
 image damaged, or of another size than its annotation says  ValueError when it is read
 ==========================================================  ===========================================================
+
+A ValueError about damaged files names the first and counts the others; `regio doctor` lists all.
 """
 
 from __future__ import annotations
@@ -34,9 +39,10 @@ from typing import Any
 
 import numpy as np
 
+from regio.data.images import image_size
 from regio.data.masks import Segmentation
 
-__all__ = ["Annotation", "Problem", "Problems", "Record", "repeated", "sound_box"]
+__all__ = ["Annotation", "Problem", "Problems", "Record", "repeated", "size_in_file", "sound_box"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,32 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.item}: {self.what}"
+        return ": ".join(filter(None, (str(self.file), self.item, self.what)))
 
 
 @dataclass
 class Problems:
-    """Collects problems while a dataset is read; with `strict`, raises the first as ValueError."""
+    """Collects what is wrong while a dataset is read.
+
+    strict: raise the first doubtful annotation as ValueError. found: doubtful images and annotations, which do not keep
+    the rest from being read. damaged: files and lines that cannot be read; whoever wants the dataset calls
+    `raise_damage` when all files have been looked at.
+    """
 
     strict: bool
     found: list[Problem] = field(default_factory=list)
+    damaged: list[Problem] = field(default_factory=list)
+
+    def add_damage(self, file: Path, item: str, what: str) -> None:
+        """List one file, or one line of it, that cannot be read."""
+        self.damaged.append(Problem(file, item, what))
+
+    def raise_damage(self) -> None:
+        """Raise ValueError with the first of `damaged`, and how many more there are."""
+        if self.damaged:
+            more = len(self.damaged) - 1
+            hint = f"; and {more} more like this (regio doctor lists all)" if more else ""
+            raise ValueError(f"{self.damaged[0]}{hint}")
 
     def add(self, file: Path, item: str, what: str) -> None:
         """List one problem."""
@@ -140,6 +163,15 @@ class Record:
 def repeated(values: Iterable[Any]) -> Any:
     """A value that occurs more than once in `values`; there must be one."""
     return next(value for value, count in Counter(values).items() if count > 1)
+
+
+def size_in_file(path: Path, problems: Problems) -> tuple[int, int] | None:
+    """(height, width) of an image of which nothing else gives the size; None, listed, where it cannot be read."""
+    try:
+        return image_size(path)
+    except ValueError as error:
+        problems.add(path, "image", f"{str(error).removeprefix(f'{path}: ')}; left out")
+        return None
 
 
 def sound_box(

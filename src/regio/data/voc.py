@@ -8,15 +8,14 @@ to the left and above, which a file cannot tell.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from regio.data.dataset import DetectionDataset
-from regio.data.images import image_size
-from regio.data.records import Annotation, Problems, Record, sound_box
+from regio.data.records import Annotation, Problems, Record, size_in_file, sound_box
 
-__all__ = ["IMAGE_SUFFIXES", "VOC_CLASSES", "read_voc"]
+__all__ = ["IMAGE_SUFFIXES", "VOC_CLASSES", "is_voc", "read_voc", "voc_class_names", "voc_dataset", "voc_image_name"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
@@ -39,12 +38,25 @@ def read_voc(
 
     Raises ValueError when a file is missing, is no XML or no VOC annotation, and when no image is found.
     """
-    annotations, images = Path(annotations), Path(images)
     problems = Problems(strict)
-    pages = [_parse(file) for file in sorted(annotations.glob("*.xml"))]
-    if not pages:
-        raise ValueError(f"{annotations}: no annotations: expected files *.xml")
-    class_names = _class_names(pages)
+    split = None if split_file is None else Path(split_file)
+    dataset = voc_dataset(Path(annotations), Path(images), problems, split_file=split)
+    problems.raise_damage()
+    return dataset
+
+
+def voc_dataset(
+    annotations: Path,
+    images: Path,
+    problems: Problems,
+    *,
+    split_file: Path | None = None,
+    class_names: Sequence[str] | None = None,
+) -> DetectionDataset:
+    """As `read_voc`, with damaged files listed in `problems`. class_names: in the order of the labels, where other
+    folders have a say in them."""
+    pages = _pages(annotations, problems)
+    class_names = class_names or _class_names(pages)
     labels = {name: label for label, name in enumerate(class_names, start=1)}
     files = _ImageFiles(images)
     records = []
@@ -53,10 +65,13 @@ def read_voc(
         if path is None:
             problems.add(page.file, "image", f"no such file: {images / page.image_name}; left out")
             continue
-        size = page.size or image_size(path)
+        size = page.size or size_in_file(path, problems)
+        if size is None:
+            continue
         objects = [_annotation(page, row, size, labels, problems) for row in range(len(page.objects))]
         records.append(Record.of(id, path, path.name, size, [o for o in objects if o is not None]))
     if not records:
+        problems.raise_damage()
         raise ValueError(f"{split_file or annotations}: none of its images is in {images}")
     return DetectionDataset(class_names, range(1, len(class_names) + 1), records, problems=problems.found)
 
@@ -85,18 +100,52 @@ class _ImageFiles:
         return self._by_stem.get(page.file.stem) or self._by_name.get(page.image_name)
 
 
-def _parse(file: Path) -> _Page:
+def is_voc(file: Path) -> bool:
+    """Whether `file` seems to be a VOC annotation, by its first kilobytes."""
+    try:
+        with file.open("rb") as stream:
+            return b"<annotation" in stream.read(4096)
+    except OSError:
+        return False
+
+
+def voc_class_names(folders: Iterable[Path]) -> tuple[str, ...]:
+    """The classes of all XML files in `folders`, as `read_voc` takes them of one. Damaged files are passed over."""
+    problems = Problems(strict=False)
+    return _class_names([page for folder in folders for page in _pages(folder, problems)])
+
+
+def voc_image_name(file: Path) -> str | None:
+    """The <filename> in an annotation `file`, without folders; None where it is damaged or has none."""
+    pages = [page for page in [_parse(file, Problems(strict=False))] if page is not None]
+    return pages[0].image_name if pages else None
+
+
+def _pages(annotations: Path, problems: Problems) -> list[_Page]:
+    files = sorted(annotations.glob("*.xml"))
+    if not files:
+        raise ValueError(f"{annotations}: no annotations: expected files *.xml")
+    pages = [page for file in files if (page := _parse(file, problems)) is not None]
+    if not pages:
+        problems.raise_damage()
+    return pages
+
+
+def _parse(file: Path, problems: Problems) -> _Page | None:
+    """The annotation in `file`, or None where it is damaged."""
     try:
         root = ET.fromstring(file.read_bytes())
     except ET.ParseError as error:
-        raise ValueError(f"{file}: not XML: {error}") from error
+        problems.add_damage(file, "", f"not XML: {error}")
+        return None
     if root.tag != "annotation":
-        raise ValueError(f"{file}: not a VOC annotation: expected <annotation>, got <{root.tag}>")
+        problems.add_damage(file, "", f"not a VOC annotation: expected <annotation>, got <{root.tag}>")
+        return None
     sides = [_number(root.findtext(f"size/{side}")) for side in ("height", "width")]
     size = (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None  # some tools write 0 x 0
-    for row in root.findall("object"):
-        if not (row.findtext("name") or "").strip():
-            raise ValueError(f"{file}: not a VOC annotation: an <object> without <name>")
+    if any(not (row.findtext("name") or "").strip() for row in root.findall("object")):
+        problems.add_damage(file, "", "not a VOC annotation: an <object> without <name>")
+        return None
     image_name = Path((root.findtext("filename") or file.stem).strip()).name
     return _Page(file, image_name, size, root.findall("object"))
 
@@ -120,13 +169,13 @@ def _class_names(pages: list[_Page]) -> tuple[str, ...]:
 
 
 def _selected(
-    pages: list[_Page], annotations: Path, split_file: str | Path | None, problems: Problems
+    pages: list[_Page], annotations: Path, split_file: Path | None, problems: Problems
 ) -> Iterable[tuple[int, _Page]]:
     """(image id, page) of the split, or of all pages."""
     by_stem = {page.file.stem: (id, page) for id, page in enumerate(pages, start=1)}
     if split_file is None:
         return list(by_stem.values())
-    split_file = Path(split_file)
+    damaged = {problem.file.stem for problem in problems.damaged}
     selected = []
     for line in split_file.read_text().splitlines():
         if not line.strip():
@@ -134,7 +183,7 @@ def _selected(
         stem = line.split()[0]
         if stem in by_stem:
             selected.append(by_stem[stem])
-        else:
+        elif stem not in damaged:
             problems.add(split_file, f"image {stem}", f"no such file: {annotations / stem}.xml; left out")
     return selected
 
