@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from regio.preprocess import Preprocess, resize_boxes
+from regio.boxes import resize_boxes
+from regio.preprocess import Preprocess
 from regio.types import Targets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

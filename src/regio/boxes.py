@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BoxCoder", "area", "clip", "intersection", "iou", "sides"]
+__all__ = ["BoxCoder", "area", "clip", "intersection", "iou", "resize_boxes", "sides"]
 
 
 def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,14 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     x = boxes[..., 0::2].clamp(0, width)
     y = boxes[..., 1::2].clamp(0, height)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
+def resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Boxes [R, 4] of an image of size `old` (height, width) in pixels of the same image at size `new`."""
+    if old == new:
+        return boxes
+    y, x = new[0] / old[0], new[1] / old[1]
+    return boxes * boxes.new_tensor([x, y, x, y])
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regio.boxes import resize_boxes
 from regio.types import Detections, Targets
 
-__all__ = ["ImageBatch", "Preprocess", "resize_boxes"]
+__all__ = ["ImageBatch", "Preprocess"]
 
 Size = tuple[int, int]
 
@@ -111,14 +112,6 @@ class Preprocess:
         if size == image.shape[1:]:
             return image
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
-
-
-def resize_boxes(boxes: Tensor, old: Size, new: Size) -> Tensor:
-    """Boxes [R, 4] of an image of size `old` (height, width) in pixels of the same image at size `new`."""
-    if old == new:
-        return boxes
-    y, x = new[0] / old[0], new[1] / old[1]
-    return boxes * boxes.new_tensor([x, y, x, y])
 
 
 def _resize_target(target: Targets, old: Size, new: Size) -> Targets:

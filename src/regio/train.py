@@ -40,12 +40,15 @@ SAME_SIGNAL = 2.0  # seconds: under torchrun Ctrl-C comes twice, from the termin
 
 
 class Trainable(Protocol):
-    """What can be trained: a module with these two methods. A detector, a proposal network, a segmentation network."""
+    """What can be trained: a module with these two methods. A detector, a proposal network, a segmentation network.
 
-    def losses(self, images: list[Tensor], targets: list[Targets], /) -> dict[str, Tensor]:
+    Where the data set has proposals, both are given them as one more argument: boxes [P_i, 4] in pixels of each image.
+    """
+
+    def losses(self, images: list[Tensor], targets: list[Targets], /, *given: list[Tensor]) -> dict[str, Tensor]:
         """Scalars, whose sum is minimised; each a mean, over what is sampled from these images. uint8 [3, H_i, W_i]."""
 
-    def __call__(self, images: list[Tensor], /) -> Sequence[Any]:
+    def __call__(self, images: list[Tensor], /, *given: list[Tensor]) -> Sequence[Any]:
         """What the evaluator of the training measures: a prediction for each image."""
 
 
@@ -247,10 +250,8 @@ class _Run:
             self._seed(micro)
             with self.fabric.no_backward_sync(self.model, enabled=micro + 1 < config.accumulate):
                 with together(self.fabric):
-                    batch = next(batches)
-                    images = [image.to(self.fabric.device) for image in batch.images]
-                    targets = [target.to(self.fabric.device) for target in batch.targets]
-                    parts: dict[str, Tensor] = self.model.losses(images, targets)
+                    batch = next(batches).to(self.fabric.device)
+                    parts: dict[str, Tensor] = self.model.losses(batch.images, batch.targets, *batch.given)
                     values = {name: float(loss.detach()) for name, loss in parts.items()}
                     self._require_finite(values, batch)
                 self.fabric.backward(torch.stack([*parts.values()]).sum() / config.accumulate)

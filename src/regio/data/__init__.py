@@ -8,6 +8,7 @@ from regio.data.images import read_image
 from regio.data.loading import Batch, EpochBatches, TrainingSet, collate
 from regio.data.masks import decode_masks, encode_mask
 from regio.data.open import divide, open_dataset
+from regio.data.proposals import read_proposals, write_proposals
 from regio.data.records import Problem, Record
 from regio.data.shapes import SHAPE_CLASSES, Shapes
 from regio.data.transforms import (
@@ -51,9 +52,11 @@ __all__ = [
     "open_dataset",
     "read_coco",
     "read_image",
+    "read_proposals",
     "read_voc",
     "read_yolo",
     "write_coco",
+    "write_proposals",
     "write_voc",
     "write_yolo",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,13 +27,15 @@ __all__ = ["DetectionDataset", "Sample", "read_record"]
 class Sample:
     """One image with what is annotated in it.
 
-    image: uint8 RGB [3, H, W]. targets: boxes in pixels of this image. id, name: those of the record.
+    image: uint8 RGB [3, H, W]. targets: boxes in pixels of this image. id, name: those of the record. proposals: boxes
+    [P, 4] in pixels of this image for a detector to start from, best first, or None.
     """
 
     image: Tensor
     targets: Targets
     id: int
     name: str
+    proposals: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,12 +83,13 @@ class DetectionDataset(Dataset[Sample]):
         self.notes = tuple(notes)
         self._read = read
         self._masks = False
+        self._proposals: Mapping[int, NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of record `index`, with masks if this is a dataset `with_masks`.
+        """The sample of record `index`, with masks if this is a dataset `with_masks`, with boxes `with_proposals`.
 
         Raises ValueError, naming the file, when the image is missing, damaged or of another size than annotated, or a
         segmentation cannot be decoded.
@@ -98,7 +102,8 @@ class DetectionDataset(Dataset[Sample]):
             torch.from_numpy(record.difficult.copy()),
             _masks_of(record) if self._masks else None,
         )
-        return Sample(self._read(record), targets, record.id, record.name)
+        proposals = None if self._proposals is None else torch.from_numpy(self._proposals[record.id].copy())
+        return Sample(self._read(record), targets, record.id, record.name, proposals)
 
     def __repr__(self) -> str:
         objects = sum(len(record) for record in self.records)
@@ -172,6 +177,25 @@ class DetectionDataset(Dataset[Sample]):
             )
         return self._with(_masks=True)
 
+    def with_proposals(self, proposals: Mapping[int, NDArray[np.float32]]) -> Self:
+        """The same dataset whose samples have boxes to start from: by image id, [P, 4] float32 in pixels of the image,
+        as `regio.data.read_proposals` gives them. There may be boxes of images that are not in this dataset.
+
+        Raises ValueError for an image without an entry (no box at all is an entry of shape [0, 4]), and for boxes that
+        are not finite or of another shape.
+        """
+        for record in self.records:
+            boxes = proposals.get(record.id)
+            if boxes is None:
+                raise ValueError(
+                    f"proposals: expected boxes of every image, got none of image {record.id}, {record.name}"
+                )
+            if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+                raise ValueError(
+                    f"proposals of image {record.id}: expected finite [P, 4], got shape {list(boxes.shape)}"
+                )
+        return self._with(_proposals=proposals)
+
     def with_note(self, note: str) -> Self:
         """The same dataset with one more of `notes`."""
         return self._with(notes=(*self.notes, note))
@@ -208,7 +232,8 @@ class DetectionDataset(Dataset[Sample]):
 
     def identity(self) -> dict[str, str]:
         """What this data set is, in words that are equal for equal content: `images`, `classes`, and hashes of its
-        `annotations` (ids, sizes, boxes, labels and flags; segmentations if it is `with_masks`) and `files`.
+        `annotations` (ids, sizes, boxes, labels and flags; segmentations if it is
+        `with_masks`, boxes if it is `with_proposals`) and `files`.
 
         Files are known by their names and lengths, not by a hash of all their bytes, which would read the whole data
         set: a photo that is exchanged for another of the same name and length in bytes is not noticed. Where a folder
@@ -221,6 +246,8 @@ class DetectionDataset(Dataset[Sample]):
                 annotations.update(np.ascontiguousarray(column).tobytes())
             if self._masks:
                 annotations.update(repr(record.segmentations).encode())
+            if self._proposals is not None:
+                annotations.update(np.ascontiguousarray(self._proposals[record.id]).tobytes())
             length = record.path.stat().st_size if record.path.is_file() else None  # None: made, not read
             files.update(repr((record.name, length)).encode())
         return {

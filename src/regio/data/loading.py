@@ -30,12 +30,16 @@ __all__ = ["Batch", "EpochBatches", "TrainingSet", "collate"]
 
 @dataclass(frozen=True)
 class Batch:
-    """N samples: images are uint8 [3, H_i, W_i] of their own sizes, and entry i of each list belongs to image i."""
+    """N samples: images are uint8 [3, H_i, W_i] of their own sizes, and entry i of each list belongs to image i.
+
+    proposals: boxes [P_i, 4] in pixels of the images, or None where the samples have none.
+    """
 
     images: list[Tensor]
     targets: list[Targets]
     names: list[str]
     ids: list[int]
+    proposals: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,17 +47,32 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         images = [image.to(device, non_blocking=True) for image in self.images]
-        return Batch(images, [target.to(device) for target in self.targets], self.names, self.ids)
+        proposals = None if self.proposals is None else [boxes.to(device) for boxes in self.proposals]
+        return Batch(images, [target.to(device) for target in self.targets], self.names, self.ids, proposals)
 
     def pin_memory(self) -> Batch:
         """The same batch with images in page-locked memory; `DataLoader(pin_memory=True)` calls it."""
-        return Batch([image.pin_memory() for image in self.images], self.targets, self.names, self.ids)
+        images = [image.pin_memory() for image in self.images]
+        return Batch(images, self.targets, self.names, self.ids, self.proposals)
+
+    @property
+    def given(self) -> tuple[list[Tensor], ...]:
+        """What a model is given beside images and targets: the proposals, where there are any."""
+        return () if self.proposals is None else (self.proposals,)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """The batch of these samples, in their order."""
+    """The batch of these samples, in their order. Raises ValueError where some have proposals and others have none."""
+    proposals = [s.proposals for s in samples if s.proposals is not None]
+    if proposals and len(proposals) < len(samples):
+        lacking = next(s.name for s in samples if s.proposals is None)
+        raise ValueError(f"proposals: expected boxes of all images of a batch or of none, got none of {lacking}")
     return Batch(
-        [s.image for s in samples], [s.targets for s in samples], [s.name for s in samples], [s.id for s in samples]
+        [s.image for s in samples],
+        [s.targets for s in samples],
+        [s.name for s in samples],
+        [s.id for s in samples],
+        proposals or None,
     )
 
 

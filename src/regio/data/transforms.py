@@ -2,8 +2,8 @@
 
 A transform is called with a `Sample` and a `torch.Generator`, and returns a new sample: what it draws comes from that
 generator alone, so a result depends on the seed, the epoch and the index of the image, not on the worker process.
-Laws, each held by a test: boxes and masks follow the pixels; flipping twice is the identity; the number of objects
-stays the same but for `RandomCrop`, which says what it leaves out.
+Laws, each held by a test: boxes, proposals and masks follow the pixels; flipping twice is the identity; the number of
+objects stays the same but for `RandomCrop`, which says what it leaves out.
 
 Normalisation and batching belong to the detector, which also resizes what it is given: none of these is needed to
 train, and results stay in pixels of the sample's own image.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from regio.boxes import area, clip
+from regio.boxes import area, clip, resize_boxes
 from regio.data.dataset import Sample
 from regio.types import Targets
 
@@ -52,12 +52,13 @@ class HorizontalFlip:
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         if _uniform(generator, 0.0, 1.0) >= self.p:
             return sample
-        targets = sample.targets
-        x1, y1, x2, y2 = targets.boxes.unbind(1)
-        width = sample.size[1]
-        boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
-        masks = None if targets.masks is None else targets.masks.flip(-1)
-        return replace(sample, image=sample.image.flip(-1), targets=replace(targets, boxes=boxes, masks=masks))
+        width, masks = sample.size[1], sample.targets.masks
+
+        def mirrored(boxes: Tensor) -> Tensor:
+            x1, y1, x2, y2 = boxes.unbind(1)
+            return torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+        return _moved(sample, sample.image.flip(-1), mirrored, None if masks is None else masks.flip(-1))
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class RandomCrop:
 
     Boxes are clipped to the window. Objects fully outside are left out. Of the others, one that keeps less than
     `min_visible` of its area becomes a crowd: too little is left to demand that it be found, and it is not background
-    either. Masks are cut. Raises ValueError unless 0 < least <= most <= 1 and min_visible is in [0, 1].
+    either. Masks are cut; proposals are clipped, those fully outside left out. Raises ValueError unless
+    0 < least <= most <= 1 and min_visible is in [0, 1].
     """
 
     share: tuple[float, float] = (0.5, 1.0)
@@ -176,8 +178,12 @@ class RandomCrop:
             int(torch.randint(side - cut + 1, (), generator=generator))
             for side, cut in zip(sample.size, window, strict=True)
         )
-        targets = sample.targets
-        boxes = clip(targets.boxes - targets.boxes.new_tensor([left, top, left, top]), (height, width))
+
+        def cut(boxes: Tensor) -> Tensor:
+            return clip(boxes - boxes.new_tensor([left, top, left, top]), (height, width))
+
+        targets, boxes = sample.targets, cut(sample.targets.boxes)
+        proposals = None if sample.proposals is None else cut(sample.proposals)
         kept = area(boxes) > 0
         hidden = area(boxes) < self.min_visible * area(targets.boxes)
         masks = targets.masks
@@ -189,6 +195,7 @@ class RandomCrop:
             targets=Targets(
                 boxes[kept], targets.labels[kept], (targets.crowd | hidden)[kept], targets.difficult[kept], masks
             ),
+            proposals=None if proposals is None else proposals[area(proposals) > 0],
         )
 
 
@@ -203,9 +210,14 @@ def _resized(sample: Sample, scale: float) -> Sample:
     if new == old:
         return sample
     image = interpolate(sample.image[None], size=new, mode="bilinear", antialias=True, align_corners=False)[0]
-    targets = sample.targets
-    ratio = targets.boxes.new_tensor([new[1] / old[1], new[0] / old[0]] * 2)
-    masks = targets.masks
+    masks = sample.targets.masks
     if masks is not None:
         masks = interpolate(masks[:, None].to(torch.uint8), size=new, mode="nearest-exact")[:, 0].to(torch.bool)
-    return replace(sample, image=image, targets=replace(targets, boxes=targets.boxes * ratio, masks=masks))
+    return _moved(sample, image, lambda boxes: resize_boxes(boxes, old, new), masks)
+
+
+def _moved(sample: Sample, image: Tensor, move: Callable[[Tensor], Tensor], masks: Tensor | None) -> Sample:
+    """`sample` with another image: `move` takes boxes [R, 4] there, those annotated and the proposals."""
+    targets = replace(sample.targets, boxes=move(sample.targets.boxes), masks=masks)
+    proposals = None if sample.proposals is None else move(sample.proposals)
+    return replace(sample, image=image, targets=targets, proposals=proposals)

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from regio.data.dataset import DetectionDataset, Sample
+from regio.data.loading import Batch, collate
 
 __all__ = ["Evaluation", "Evaluator", "Predict", "evaluate", "evaluation_mode", "predict"]
 
-Predict = Callable[[list[Tensor]], Sequence[Any]]
-"""Images, uint8 [3, H, W] of any sizes, to what is predicted for each, for instance its `Detections`."""
+Predict = Callable[..., Sequence[Any]]
+"""Images, uint8 [3, H, W] of any sizes, to what is predicted for each, for instance its `Detections`. Proposals of the
+data set, if it has any, are a second list: boxes [P, 4] in pixels of each image."""
 
 
 class Evaluator(Protocol):
@@ -86,17 +88,22 @@ def predict(
     Raises ValueError when `model` returns another number of predictions than it was given images.
     """
     dataset = evaluator.dataset if share is None else evaluator.dataset.subset(share)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=_with_batch)
     records: list[Any] = []
     with torch.no_grad(), evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext():
-        for samples in loader:
-            found = model([sample.image.to(device) for sample in samples])
+        for samples, batch in loader:
+            batch = batch.to(device)
+            found = model(batch.images, *batch.given)
             if len(found) != len(samples):
                 raise ValueError(f"model: expected {len(samples)} predictions, one an image, got {len(found)}")
             records += [evaluator.record(*each) for each in zip(samples, found, strict=True)]
             if progress is not None:
                 progress(len(records), len(dataset))
     return records
+
+
+def _with_batch(samples: list[Sample]) -> tuple[list[Sample], Batch]:
+    return samples, collate(samples)
 
 
 def evaluate(

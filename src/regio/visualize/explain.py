@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from regio.analysis import extractor_of
 from regio.backbones import efficientnet_lite0
+from regio.boxes import resize_boxes
 from regio.checkpoints import read_card
 from regio.config import EXTRACTORS, load_detector, named
-from regio.preprocess import Preprocess, resize_boxes
+from regio.preprocess import Preprocess
 from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
 from regio.regions.deformable import DeformableRoIPool
 from regio.types import FeatureMap, Regions
