@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from regio.kernels.maps import has_values
+
 __all__ = ["Detections", "FeatureMap", "Regions", "Targets"]
 
 
@@ -137,8 +139,8 @@ class Regions:
         """
         if x.data.device != self.boxes.device:
             raise ValueError(f"boxes: expected device {x.data.device}, that of the features, got {self.boxes.device}")
-        if torch.compiler.is_compiling() or self.boxes.shape[0] == 0:
-            return  # data-dependent checks would break the graph
+        if self.boxes.shape[0] == 0 or not has_values(self.boxes):
+            return
         boxes = self.boxes.detach()
         # Four numbers in one tensor, so that the usual case costs a single synchronisation on an accelerator. A side of
         # a box with NaN, or between two infinities, is NaN.

@@ -204,7 +204,7 @@ PRECISION = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 1e-3, tor
 
 
 def peaks(apart: bool) -> Inputs:
-    """Column and row terms that peak near the middle of the map; far from it, the appearance term has its own peak."""
+    """Column and row terms with a peak each, near the middle of the map; that of the appearance can be far away."""
     x, image, _, _, appearance, support = inputs(boxes=12, parts=9, channels=16, size=(30, 40))
     assert appearance is not None
     g = torch.Generator().manual_seed(1)

@@ -90,7 +90,7 @@ def test_registration() -> None:
             torch.zeros(3, 4),
             torch.tensor([0, 1, float("nan")]),
             ValueError,
-            "scores: expected numbers, got NaN at row 2",
+            "scores: expected numbers, got nan at row 2",
         ),
     ],
 )

@@ -45,7 +45,7 @@ def test_bad_input_raises() -> None:
         ops.nms(boxes.int(), scores, 0.5)
     with pytest.raises(ValueError, match="^scores: expected"):
         ops.nms(boxes, scores[:2], 0.5)
-    with pytest.raises(ValueError, match="^scores: expected numbers, got NaN"):
+    with pytest.raises(ValueError, match="^scores: expected numbers, got nan at row 0"):
         ops.nms(boxes, scores / 0 * 0, 0.5)
     with pytest.raises(ValueError, match="^idxs: expected shape"):
         ops.batched_nms(boxes, scores, idxs[:2], 0.5)
@@ -59,3 +59,34 @@ def test_bad_input_raises() -> None:
         ops.box_iou(boxes, boxes.to("meta"))
     with pytest.raises(TypeError, match="^boxes1: expected"):
         ops.box_iou([[0, 0, 1, 1]], boxes)
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_none_raise(value: float, dtype: torch.dtype, count: int) -> None:
+    boxes, scores, idxs = torch.rand(count, 4, dtype=dtype), torch.rand(count, dtype=dtype), torch.arange(count) % 2
+    bad = boxes.clone()
+    bad[2, 1] = value
+    for call in (lambda: ops.nms(bad, scores, 0.5), lambda: ops.batched_nms(bad, scores, idxs, 0.5)):
+        with pytest.raises(ValueError, match=r"^boxes: expected finite coordinates, got \[.*(nan|inf).*\] at row 2$"):
+            call()
+    worse = scores.clone()
+    worse[1] = value
+    if value != value:
+        with pytest.raises(ValueError, match="^scores: expected numbers, got nan at row 1$"):
+            ops.batched_nms(boxes, worse, idxs, 0.5)
+        with pytest.raises(ValueError, match="^idxs: expected numbers, got nan at row 1$"):
+            ops.batched_nms(boxes, scores, worse, 0.5)
+    else:  # infinity has its place in the order
+        kept = ops.nms(torch.arange(4, dtype=dtype).repeat(count, 1), worse, 0.5).tolist()
+        assert len(kept) == 1 and (kept == [1]) == (value > 0)
+
+
+def test_a_compiled_graph_raises_too() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(ops.nms, backend="aot_eager")
+    boxes = torch.rand(3, 4)
+    compiled(boxes, torch.rand(3), 0.5)
+    with pytest.raises(ValueError, match="^boxes: expected finite coordinates"):
+        compiled(boxes * torch.nan, torch.rand(3), 0.5)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from regio.kernels.attend_tiles import TiledSoftmax
+from regio.kernels.maps import has_values
 from regio.kernels.operation import has_kernel
 
 __all__ = ["attend", "attend_reference", "readable"]
@@ -62,7 +63,8 @@ def attend(
     """
     if aggregate_dtype is None:
         device = x.device.type
-        aggregate_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        mixed = not x.is_meta and torch.is_autocast_enabled(device)
+        aggregate_dtype = torch.get_autocast_dtype(device) if mixed else x.dtype
     if x.dtype == torch.float64:
         aggregate_dtype = torch.float64
     _check(x, image, column, row, appearance, support, cells)
@@ -127,8 +129,8 @@ def _check(
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.dtype != kind:
             raise TypeError(f"{name}: expected dtype {kind}, got {tensor.dtype}")
-    if torch.compiler.is_compiling() or boxes == 0:
-        return  # checks that read data would break the graph
+    if boxes == 0 or not has_values(x):
+        return
     if bool(((image < 0) | (image >= images)).any()):
         raise ValueError(f"image: expected indices in [0, {images}), got {image.min().item()} to {image.max().item()}")
     limit = support.new_tensor([width, height, width, height])

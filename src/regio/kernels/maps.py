@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
     "as_pyramid",
+    "autocast_off",
     "by_group",
     "check_groups",
+    "check_rows",
     "check_shape",
     "coordinate_dtype",
+    "has_values",
     "is_channels_last",
     "like_maps",
     "select_groups",
@@ -61,6 +67,24 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) 
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
     if value.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, that of x, got {value.device}")
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether numbers can be looked at: not those of the meta device, or of a fake tensor, nor while PyTorch compiles
+    or exports a graph, which looking would break."""
+    return not (torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor))
+
+
+def check_rows(name: str, value: Tensor, expected: str, bad: Callable[[Tensor], Tensor]) -> None:
+    """Raise ValueError if `bad` holds for a number of `value` [R] or [R, C], where numbers can be looked at."""
+    if has_values(value) and bool((rows := bad(value.detach())).any()):
+        row = int(rows.nonzero()[0, 0])
+        raise ValueError(f"{name}: expected {expected}, got {value[row].tolist()} at row {row}")
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
+    """No autocast for the device of `x`; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def check_groups(groups: Sequence[int] | None, parts: int, maps: Sequence[Tensor]) -> list[int]:

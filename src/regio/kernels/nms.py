@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor
 
 from regio.boxes import iou
+from regio.kernels.maps import check_rows
 
 __all__ = ["batched_nms", "nms", "nms_reference"]
 
@@ -19,7 +20,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     and so on (R-CNN, section 2.2). Boxes of equal score are taken in the order of their index. Boxes [R, 4] of zero
     size overlap nothing. Not differentiable.
 
-    Raises ValueError or TypeError for shapes, dtypes or devices that do not fit, and for scores that are NaN.
+    Raises ValueError or TypeError for shapes, dtypes or devices that do not fit, for boxes that are not finite and for
+    scores that are NaN. (A compiled graph looks at the numbers on a CPU only.)
     """
     return batched_nms(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
 
@@ -39,6 +41,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: flo
     if group.dtype != torch.int64:
         raise TypeError(f"group: expected dtype torch.int64, got {group.dtype}")
     if boxes.device.type != "cpu":
+        check_rows("boxes", boxes, "finite coordinates", lambda b: ~torch.isfinite(b))
+        check_rows("scores", scores, "numbers", torch.isnan)
         return torchvision.ops.batched_nms(boxes, scores, group, iou_threshold)
     return _nms(boxes.detach(), scores.detach(), group, iou_threshold)
 
@@ -60,8 +64,12 @@ def _nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> 
 
     dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
     score = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32).numpy()
+    corners = boxes.to(dtype).numpy()
+    if not np.isfinite(corners).all():
+        row = int(np.isfinite(corners).all(1).argmin())
+        raise ValueError(f"boxes: expected finite coordinates, got {corners[row].tolist()} at row {row}")
     if np.isnan(score).any():
-        raise ValueError(f"scores: expected numbers, got NaN at row {int(np.isnan(score).argmax())}")
+        raise ValueError(f"scores: expected numbers, got nan at row {int(np.isnan(score).argmax())}")
     by_score = np.argsort(-score, kind="stable")
     by_group = by_score[np.argsort(group.numpy()[by_score], kind="stable")]
     sorted_group = group.numpy()[by_group]
@@ -70,7 +78,7 @@ def _nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> 
     # An overlap is compared in its own precision: above the largest value that does not exceed the threshold.
     threshold = _floor_to(iou_threshold, np.float64 if dtype == torch.float64 else np.float32)
     keep = np.empty(len(score), np.bool_)
-    suppress(boxes.to(dtype).numpy()[by_group], begins, threshold, keep)
+    suppress(corners[by_group], begins, threshold, keep)
     stays = np.empty(len(score), np.bool_)
     stays[by_group] = keep
     return torch.from_numpy(by_score[stays[by_score]])

@@ -36,8 +36,9 @@ _TRITON = importlib.util.find_spec("triton") is not None
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether the operations have a kernel for the device of `x`; elsewhere their PyTorch references run."""
-    return x.device.type == "cpu" or (x.device.type == "cuda" and _TRITON)
+    """Whether the operations have a kernel for the device of `x` (on the meta device, that which makes the shape);
+    elsewhere their PyTorch references run."""
+    return x.device.type in ("cpu", "meta") or (x.device.type == "cuda" and _TRITON)
 
 
 def map_operation(name: str, like: Operation, *, differentiable_arguments: bool) -> Operation:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.maps import coordinate_dtype, has_values
 from regio.kernels.sample_points import sample_points
+from regio.ops.overriding import overridable
 
 __all__ = ["ms_deform_attn"]
 
 
+@overridable
 def ms_deform_attn(
     value: Tensor,
     value_spatial_shapes: Tensor | Sequence[tuple[int, int]],
@@ -81,5 +83,5 @@ def _check(value: Tensor, shapes: list[tuple[int, int]], starts: list[int], loca
         raise ValueError(f"sampling_locations: expected shape {expected}, got {list(locations.shape)}")
     if weights.shape != locations.shape[:5]:
         raise ValueError(f"attention_weights: expected shape {list(locations.shape[:5])}, got {list(weights.shape)}")
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(locations.detach()).all()):
+    if has_values(locations) and not bool(torch.isfinite(locations.detach()).all()):
         raise ValueError("sampling_locations: expected finite numbers")

@@ -7,34 +7,43 @@ import torchvision
 from torch import Tensor
 
 from regio.kernels import nms as kernels
+from regio.kernels.maps import check_rows
+from regio.ops.overriding import overridable
+from regio.ops.quantized import dequantized
 
 __all__ = ["batched_nms", "box_iou", "nms"]
 
 
+@overridable
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Indices [D] int64 of the boxes that stay, by decreasing score: a box goes whose IoU with a better one that stays
     is above `iou_threshold`.
 
-    boxes: [N, 4] as (x1, y1, x2, y2), floating point. scores: [N]. Boxes of equal score are taken in the order of their
-    index. Raises ValueError or TypeError for shapes, dtypes and devices that do not fit, and for scores that are NaN.
+    boxes: [N, 4] as (x1, y1, x2, y2), floating point or quantized. scores: [N], likewise. Boxes of equal score are
+    taken in the order of their index. Raises ValueError or TypeError for shapes, dtypes and devices that do not fit,
+    for boxes that are not finite and for scores that are NaN.
     """
-    return kernels.nms(boxes, scores, iou_threshold)
+    return kernels.nms(dequantized(boxes), dequantized(scores), iou_threshold)
 
 
+@overridable
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """`nms` among the boxes [N, 4] of the same category ``idxs`` [N]; the indices of all together, by decreasing score.
 
-    The categories are compared as they are: boxes are not moved apart, so overlaps keep their digits.
+    The categories are compared as they are: boxes are not moved apart, so overlaps keep their digits. Raises as `nms`
+    does, and ValueError for categories that are NaN.
     """
     if idxs.shape != scores.shape:
         raise ValueError(f"idxs: expected shape {list(scores.shape)}, that of the scores, got {list(idxs.shape)}")
     if idxs.device != boxes.device:
         raise ValueError(f"idxs: expected device {boxes.device}, that of the boxes, got {idxs.device}")
     if idxs.dtype.is_floating_point:  # labels cut out of a table of floats
+        check_rows("idxs", idxs, "numbers", torch.isnan)
         idxs = torch.unique(idxs, return_inverse=True)[1]
-    return kernels.batched_nms(boxes, scores, idxs.to(torch.int64), iou_threshold)
+    return kernels.batched_nms(dequantized(boxes), dequantized(scores), idxs.to(torch.int64), iou_threshold)
 
 
+@overridable
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Intersection over union [..., N, M] of boxes [..., N, 4] and [..., M, 4].
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regio.kernels.maps import coordinate_dtype, is_channels_last
+from regio.kernels.maps import autocast_off, coordinate_dtype, has_values, is_channels_last
 from regio.kernels.sample_points import sample_points
+from regio.ops.overriding import overridable
 from regio.ops.rois import check_map, pair
 
 __all__ = ["deform_conv2d", "modulated_deform_conv2d"]
@@ -87,6 +88,7 @@ class _Geometry:
         return out.transpose(0, 1).reshape(n, rows, columns, bias.shape[0])
 
 
+@overridable
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,
@@ -113,7 +115,7 @@ def deform_conv2d(
     g = _geometry(input, offset, weight, stride, padding, dilation)
     size = g.output_size((input.shape[2], input.shape[3]))
     _check(g, size, input, offset, weight, bias, mask)
-    with torch.autocast(input.device.type, enabled=False):
+    with autocast_off(input):
         dtype = coordinate_dtype(input)
         points = g.points(offset.to(dtype))
         if mask is None:
@@ -126,6 +128,7 @@ def deform_conv2d(
     return out.permute(0, 3, 1, 2).contiguous(memory_format=form)
 
 
+@overridable
 def modulated_deform_conv2d(
     input: Tensor,
     offset: Tensor,
@@ -217,13 +220,14 @@ def _check(
         expected.append(("mask", mask, (len(input), parts, *size)))
     if bias is not None:
         expected.append(("bias", bias, (weight.shape[0],)))
+    mixed = not input.is_meta and torch.is_autocast_enabled(input.device.type)
     for name, tensor, shape in expected:
         if tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.device != input.device:
             raise ValueError(f"{name}: expected device {input.device}, that of the input, got {tensor.device}")
-        any_float = name in ("offset", "mask") or torch.is_autocast_enabled(input.device.type)
+        any_float = name in ("offset", "mask") or mixed
         if not tensor.dtype.is_floating_point or not (any_float or tensor.dtype == input.dtype):
             raise TypeError(f"{name}: expected dtype {input.dtype}, that of the input, got {tensor.dtype}")
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(offset.detach()).all()):
+    if has_values(offset) and not bool(torch.isfinite(offset.detach()).all()):
         raise ValueError("offset: expected finite numbers, got NaN or infinity")

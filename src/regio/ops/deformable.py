@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regio.kernels.maps import has_values
+from regio.ops.overriding import overridable
 from regio.ops.rois import as_regions, check_groups, check_scale, pair, read
 from regio.regions.deformable import RoundedSamples, deformed_reading
 from regio.regions.grid import RoIAlign
@@ -17,6 +19,7 @@ from regio.types import FeatureMap, Regions
 __all__ = ["deform_ps_roi_pool", "deform_roi_pool"]
 
 
+@overridable
 def deform_roi_pool(
     input: Tensor,
     rois: Tensor | Sequence[Tensor],
@@ -40,6 +43,7 @@ def deform_roi_pool(
     return _moved(RoIAlign(bins, max(sampling_ratio, 0), aligned=True), x, r, offset, gamma)
 
 
+@overridable
 def deform_ps_roi_pool(
     input: Tensor,
     rois: Tensor | Sequence[Tensor],
@@ -101,5 +105,5 @@ def _check_offset(offset: Tensor | None, shape: tuple[int, ...], input: Tensor) 
         raise TypeError(f"offset: expected a floating point dtype, got {offset.dtype}")
     if offset.device != input.device:
         raise ValueError(f"offset: expected device {input.device}, that of the input, got {offset.device}")
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(offset.detach()).all()):
+    if has_values(offset) and not bool(torch.isfinite(offset.detach()).all()):
         raise ValueError("offset: expected finite numbers, got NaN or infinity")

@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor
 
 from regio.ops.convolution import deform_conv2d
+from regio.ops.overriding import overridable
 from regio.ops.pooling import roi_align, roi_pool
 from regio.ops.position_sensitive import ps_roi_align, ps_roi_pool
 from regio.ops.rois import as_regions, pair, reading_zeros
@@ -72,26 +73,46 @@ class MultiScaleRoIAlign(torchvision.ops.MultiScaleRoIAlign):
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Region features [K, C, *output_size] from maps [N, C, H_l, W_l], boxes [L, 4] of each image in pixels, and
         the images' (height, width)."""
-        data = [tensor for name, tensor in x.items() if name in self.featmap_names]
-        if not data:
-            raise ValueError(f"x: expected maps of the names {self.featmap_names}, got {list(x)}")
-        if not image_shapes:
-            raise ValueError("image_shapes: expected the (height, width) of each image, got an empty list")
-        height = max(size[0] for size in image_shapes)
-        maps = [FeatureMap(tensor, 2.0 ** -round(math.log2(tensor.shape[2] / height))) for tensor in data]
-        if len(maps) == 1:
-            return roi_align(data[0], boxes, self.output_size, 1 / maps[0].stride, self.sampling_ratio)
-        _, r = as_regions(data[0], boxes, 1.0)
-        align = Align(pair("output_size", self.output_size), max(self.sampling_ratio, 0), aligned=False)
-        r, level = self._levels(maps, r)
-        return align.reading(maps, r, level).features(data, r.image, level).contiguous()
+        return _multi_scale_roi_align(
+            x, boxes, image_shapes, self.featmap_names, self.output_size, self.sampling_ratio, self.canonical_scale,
+            self.canonical_level,
+        )  # fmt: skip
 
-    def _levels(self, maps: list[FeatureMap], r: Regions) -> tuple[Regions, Tensor]:
-        """The level [K] of each box. A box inverted on one axis has no size: it is moved to where it reads zeros."""
-        finest, coarsest = (math.log2(maps[i].stride) for i in (0, -1))
-        width, height = r.boxes[:, 2] - r.boxes[:, 0], r.boxes[:, 3] - r.boxes[:, 1]
-        size = (width * height).detach().sqrt()
-        k = torch.floor(self.canonical_level + torch.log2(size / self.canonical_scale) + 1e-6)
-        level = (k.clamp(finest, coarsest) - finest).clamp(max=len(maps) - 1)
-        unsized = torch.isnan(level)
-        return reading_zeros(r, unsized), level.where(~unsized, 0).to(torch.int64)
+
+@overridable
+def _multi_scale_roi_align(
+    x: dict[str, Tensor],
+    boxes: list[Tensor],
+    image_shapes: list[tuple[int, int]],
+    featmap_names: list[str],
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    canonical_scale: int,
+    canonical_level: int,
+) -> Tensor:
+    """`MultiScaleRoIAlign.forward` as a function of the layer's attributes."""
+    data = [tensor for name, tensor in x.items() if name in featmap_names]
+    if not data:
+        raise ValueError(f"x: expected maps of the names {featmap_names}, got {list(x)}")
+    if not image_shapes:
+        raise ValueError("image_shapes: expected the (height, width) of each image, got an empty list")
+    height = max(size[0] for size in image_shapes)
+    strides = [2.0 ** -round(math.log2(tensor.shape[2] / height)) for tensor in data]
+    if len(data) == 1:
+        return roi_align(data[0], boxes, output_size, 1 / strides[0], sampling_ratio)
+    maps = [FeatureMap(tensor, stride) for tensor, stride in zip(data, strides, strict=True)]
+    _, r = as_regions(data[0], boxes, 1.0)
+    align = Align(pair("output_size", output_size), max(sampling_ratio, 0), aligned=False)
+    r, level = _levels(maps, r, canonical_scale, canonical_level)
+    return align.reading(maps, r, level).features(data, r.image, level).contiguous()
+
+
+def _levels(maps: list[FeatureMap], r: Regions, canonical_scale: int, canonical_level: int) -> tuple[Regions, Tensor]:
+    """The level [K] of each box. A box inverted on one axis has no size: it is moved to where it reads zeros."""
+    finest, coarsest = (math.log2(maps[i].stride) for i in (0, -1))
+    width, height = r.boxes[:, 2] - r.boxes[:, 0], r.boxes[:, 3] - r.boxes[:, 1]
+    size = (width * height).detach().sqrt()
+    k = torch.floor(canonical_level + torch.log2(size / canonical_scale) + 1e-6)
+    level = (k.clamp(finest, coarsest) - finest).clamp(max=len(maps) - 1)
+    unsized = torch.isnan(level)
+    return reading_zeros(r, unsized), level.where(~unsized, 0).to(torch.int64)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from regio.ops.overriding import overridable
+from regio.ops.quantized import dequantized, quantized_like
 from regio.ops.rois import as_regions, pair, read, reading_zeros
 from regio.regions.grid import RoIAlign
 from regio.regions.pool import RoIPool
@@ -16,6 +18,7 @@ from regio.regions.warp import RoIWarp
 __all__ = ["prroi_pool", "roi_align", "roi_pool", "roi_warp"]
 
 
+@overridable
 def roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
@@ -35,6 +38,7 @@ def roi_pool(
     return read(RoIPool(bins, FastRCNNCorners(), OverlappingBins()), *as_regions(input, boxes, spatial_scale))
 
 
+@overridable
 def roi_align(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
@@ -50,12 +54,16 @@ def roi_align(
     out the half-pixel shift and forces sides to at least one cell; True is the convention of detectron2.
 
     Signature, defaults and results of torchvision's function, and gradients for boxes that ask for them. An inverted
-    box is sampled backwards, or not at all with an adaptive number of samples. Raises as `roi_pool` does.
+    box is sampled backwards, or not at all with an adaptive number of samples. A quantized `input`, and quantized
+    boxes, are read as the numbers that they stand for, and the result is quantized as `input` is. Raises as `roi_pool`
+    does.
     """
     bins = pair("output_size", output_size)
-    return read(RoIAlign(bins, max(sampling_ratio, 0), aligned), *as_regions(input, boxes, spatial_scale))
+    x, r = as_regions(dequantized(input), dequantized(boxes), spatial_scale)
+    return quantized_like(read(RoIAlign(bins, max(sampling_ratio, 0), aligned), x, r), input)
 
 
+@overridable
 def prroi_pool(
     features: Tensor,
     rois: Tensor | Sequence[Tensor],
@@ -73,6 +81,7 @@ def prroi_pool(
     return read(PreciseRoIPool(bins, aligned=False), x, reading_zeros(r, (x2 <= x1) | (y2 <= y1)))
 
 
+@overridable
 def roi_warp(
     input: Tensor,
     rois: Tensor | Sequence[Tensor],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from regio.ops.overriding import overridable
 from regio.ops.rois import as_regions, check_groups, pair, read
 from regio.regions.grid import RoIAlign
 from regio.regions.position_sensitive import PositionSensitive, TorchvisionAveragePool
@@ -13,6 +14,7 @@ from regio.regions.position_sensitive import PositionSensitive, TorchvisionAvera
 __all__ = ["ps_roi_align", "ps_roi_pool"]
 
 
+@overridable
 def ps_roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
@@ -34,6 +36,7 @@ def ps_roi_pool(
     return read(PositionSensitive(TorchvisionAveragePool(bins)), x, r)
 
 
+@overridable
 def ps_roi_align(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],

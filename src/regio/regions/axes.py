@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regio.kernels.maps import has_values
 from regio.regions.reading import SamplePoints
 
 __all__ = ["along_axes", "at_border", "crossed", "largest"]
@@ -35,8 +36,8 @@ def at_border(positions: Tensor, coef: Tensor, size: Tensor, margin: float) -> t
 def largest(counts: Tensor, bound: int) -> int:
     """The largest of some counts, none above `bound`: the length to which they are padded.
 
-    While PyTorch compiles or exports a graph it is the bound, for a length must not depend on data there.
+    Where numbers cannot be looked at (see `has_values`) it is the bound.
     """
-    if torch.compiler.is_compiling():
+    if not has_values(counts):
         return bound
     return int(counts.max()) if counts.numel() else 0

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from regio.kernels.maps import autocast_off
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RegionExtractor", "contract", "level_by_level", "rows_and_columns"]
@@ -76,6 +77,6 @@ def contract(weights: Tensor, x: FeatureMap, r: Regions) -> Tensor:
     """``sum over p of w_k(b, p) x(p)``: [R, C, K] from weights [R, 1 or C, K, H, W], also under autocast in their
     dtype: float16 does not hold the small weights of a large map."""
     cells = x.data[r.image].to(weights.dtype)
-    with torch.autocast(x.data.device.type, enabled=False):
+    with autocast_off(x.data):
         y = torch.einsum("rckhw,rchw->rck", weights.expand(-1, cells.shape[1], -1, -1, -1), cells)
     return y.to(x.data.dtype)
