@@ -17,6 +17,7 @@ from torch import Tensor
 from regio.regions import (
     CentreFeature,
     DeformableRoIPool,
+    GridPrior,
     LearnedRegionFeatures,
     MaskedBins,
     MaskedRegions,
@@ -74,7 +75,7 @@ def extractors(channels: int) -> dict[str, RegionExtractor]:
         "MaskedBins(RoIAlign)": MaskedBins(RoIAlign(BINS)),
         "Deformable(RoIAlign)": deformable,
         "Learned, random start": LearnedRegionFeatures(channels, BINS),
-        "Learned, grid start": LearnedRegionFeatures(channels, BINS).initialise_as_grid(deviation=1.0),
+        "Learned, grid start": LearnedRegionFeatures(channels, BINS, prior=GridPrior(sigma=1.0)),
         "Learned, appearance": LearnedRegionFeatures(channels, BINS, geometry=False),
     }
 

@@ -23,6 +23,7 @@ from regio.proposals import Anchors
 from regio.regions import (
     CentreFeature,
     DeformableRoIPool,
+    GridPrior,
     LearnedRegionFeatures,
     PreciseRoIPool,
     RegionExtractor,
@@ -74,10 +75,10 @@ EXTRACTORS: dict[str, Callable[[int], RegionExtractor]] = {
     "centre": lambda channels: CentreFeature(),
     "triangular": lambda channels: TriangularBins(8),
     "learned": lambda channels: LearnedRegionFeatures(channels),
-    "learned-grid": lambda channels: LearnedRegionFeatures(channels).initialise_as_grid(),
+    "learned-grid": lambda channels: LearnedRegionFeatures(channels, prior=GridPrior()),
 }
-"""Each is made from the number of channels of the maps it reads. `learned` starts as in its paper, `learned-grid` from
-parts that are Gaussians on a grid."""
+"""Each is made from the number of channels of the maps it reads. `learned` starts as in its paper, `learned-grid` has
+a prior by which its parts are Gaussians on a grid."""
 
 
 @dataclass(frozen=True)

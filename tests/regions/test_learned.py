@@ -1,6 +1,7 @@
 """Learned region features: the contract, the equality of modes, supports, sampling and the grid initialisation."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from typing import ClassVar
@@ -11,9 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from regio.optimisation import AdamW
 from regio.regions.base import RegionExtractor
 from regio.regions.grid import RoIAlign
-from regio.regions.learned import Dense, Exact, LearnedRegionFeatures, Mode, Sampled, centre_and_size, corners, embed
+from regio.regions.learned import (
+    Dense,
+    Exact,
+    GridPrior,
+    LearnedRegionFeatures,
+    Mode,
+    Sampled,
+    centre_and_size,
+    corners,
+    embed,
+)
 from regio.regions.levels import Levels
 from regio.regions.support import Box, Support, WholeImage
 from regio.types import FeatureMap, Regions
@@ -63,13 +75,21 @@ def nested_loops(e: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
         for k in range(out.shape[2]):
             logits = features.new_zeros(len(cells))
             if e.geometry:
-                query = e.part_weight[k] @ (e.box_weight @ code)
+                query = e.scale * e.part_weight[k] @ (e.box_weight @ code)
                 logits += torch.stack([query @ here[cell] for cell in cells])
             if e.appearance_weight is not None:
                 logits += features @ e.appearance_weight[k]
-            w = logits.exp()
+            if e.prior is not None:
+                logits += logits.new_tensor([gaussian(e.prior.sigma, box / x.stride, k, e.bins, c) for c in cells])
+            w = (logits - logits.max()).exp()
             out[i, :, k] = (w / w.sum()) @ features
     return out.unflatten(2, e.bins)
+
+
+def gaussian(sigma: float, box: Tensor, part: int, bins: tuple[int, int], cell: tuple[int, int]) -> float:
+    x1, y1, x2, y2 = box.tolist()
+    u, v = x1 + (part % bins[1] + 0.5) / bins[1] * (x2 - x1), y1 + (part // bins[1] + 0.5) / bins[0] * (y2 - y1)
+    return -((cell[0] + 0.5 - u) ** 2 + (cell[1] + 0.5 - v) ** 2) / (2 * sigma**2)
 
 
 class LearnedContract(ExtractorContract):
@@ -96,6 +116,10 @@ class TestGeometryInBox(LearnedContract):
     options: ClassVar = {"appearance": False, "support": Box()}
 
 
+class TestGridPrior(LearnedContract):
+    options: ClassVar = {"prior": GridPrior(sigma=1.0)}
+
+
 class TestAppearance(LearnedContract):
     options: ClassVar = {"geometry": False}
     box_gradient = False
@@ -106,7 +130,7 @@ class TestAppearance(LearnedContract):
 def test_modes_agree(support: Support, terms: dict[str, bool]) -> None:
     """Exact, dense, and sampled with maxima of the size of the map are one function, values and gradients."""
     x, r = feature_map(16, torch.float32), regions(dtype=torch.float32)
-    everything = Sampled(inside=99**2, outside=99)
+    everything = Sampled(inside=11**2, outside=99)  # of 9 x 11 cells
     results = []
     for mode in (Exact(), Dense(), everything):
         torch.manual_seed(0)
@@ -129,7 +153,7 @@ def test_modes_agree_with_large_logits() -> None:
 @pytest.mark.parametrize("boxes", [1, 400])
 def test_either_order_of_products_gives_the_same_logits(boxes: int) -> None:
     """Few boxes and many take the two branches."""
-    e, x = learned().double(), feature_map()
+    e, x = learned(scale=1).double(), feature_map()
     r = Regions(
         torch.rand(boxes, 2, dtype=torch.float64).repeat(1, 2) * 20 + torch.tensor([0, 0, 9, 7]),
         torch.zeros(boxes).long(),
@@ -163,6 +187,34 @@ def test_parameter_shapes_and_start_are_the_papers() -> None:
         assert abs(float(p.detach().std()) - 0.01) < 3e-4
 
 
+def test_the_scale_is_a_factor_of_the_geometric_term() -> None:
+    x, r = feature_map(), regions()
+    default, as_printed, double = (learned(scale=s).double().terms(x, r) for s in (None, 1, 2))
+    for i in range(2):
+        close(double[i], 2 * as_printed[i], 1e-12)
+        close(default[i], as_printed[i] / math.sqrt(6), 1e-12)
+    assert torch.equal(default[2], as_printed[2])
+
+
+def test_a_step_of_adam_changes_logits_little() -> None:
+    """By default at the default rate; as the equation is printed, by nats."""
+    x = FeatureMap(torch.randn(1, 64, 12, 16, generator=torch.Generator().manual_seed(0)), 16)
+    r = random_boxes(32, 16 * 16, 12 * 16)
+    wanted = torch.randn(32, 64, 7, 7, generator=torch.Generator().manual_seed(1))
+    change = {}
+    for scale in (None, 1.0):
+        torch.manual_seed(0)
+        e = LearnedRegionFeatures(64, scale=scale)
+        optimizer = AdamW().build(e)
+        before = [t.detach() for t in e.terms(x, r)[:2]]
+        (e(x, r) * wanted).sum().backward()
+        optimizer.step()
+        after = e.terms(x, r)[:2]
+        change[scale] = max(float((a - b).detach().abs().max()) for a, b in zip(after, before, strict=True))
+    assert change[None] < 0.5
+    assert change[1.0] > 2
+
+
 def test_support_by_hand() -> None:
     """Stride 4, 11 columns and 9 rows. A covered cell counts; a box beside the map or between cells has the nearest."""
     x = feature_map()
@@ -189,6 +241,27 @@ def test_sampled_cells_by_hand() -> None:
     outside = [(0, 0), (0, 4), (0, 8), (4, 0), (4, 8), (8, 0), (8, 4), (8, 8)]
     assert Box()(x, r).tolist() == [[1, 1, 8, 5]]
     assert found == sorted(inside + outside)
+
+
+@pytest.mark.parametrize("size", [(3, 30), (30, 3), (1, 40), (17, 18)])
+def test_sampling_with_large_maxima_is_exact(size: tuple[int, int]) -> None:
+    """The square of the longer side inside and all cells outside are enough for long boxes on long maps too."""
+    x = FeatureMap(torch.randn(1, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 4)
+    height, width = (4.0 * side for side in size)
+    boxes = [[0, 0, width, height], [3, 1, width - 9, 3], [1, 2, 3, height - 1], [2, 2, width / 2, height / 2]]
+    r = regions(boxes, images=1)
+    sampled = learned(mode=Sampled(inside=max(size) ** 2, outside=size[0] * size[1])).double()
+    cells = sampled.mode.cells(x, r, sampled.support(x, r))
+    assert (cells >= 0).sum(1).tolist() == [size[0] * size[1]] * 4
+    close(sampled(x, r), learned().double()(x, r), 1e-12)
+
+
+def test_a_long_box_is_sampled_though_it_has_fewer_cells_than_the_maximum() -> None:
+    """Equation 10 divides both sides by 14: of 20 x 5 cells, every second column."""
+    x, r = FeatureMap(torch.zeros(1, 3, 10, 30), 4), regions([[0.0, 0, 80, 20]], images=1)
+    cells = Sampled().cells(x, r, Box()(x, r))[0]
+    found = sorted((int(c) // 30, int(c) % 30) for c in cells if c >= 0)
+    assert found == [(v, u) for v in range(5) for u in range(0, 20, 2)]
 
 
 @settings(deadline=None, max_examples=40)
@@ -250,6 +323,7 @@ def test_levels_share_one_module() -> None:
         ({"channels": 3, "embedding_channels": 7}, "embedding_channels: expected a positive even"),
         ({"channels": 3, "geometry": False, "appearance": False}, "expected at least one"),
         ({"channels": 3, "unit": 0}, "unit: expected a positive"),
+        ({"channels": 3, "scale": 0}, "scale: expected a positive"),
     ],
 )
 def test_bad_options_raise(options: dict[str, object], message: str) -> None:
@@ -262,8 +336,8 @@ def test_bad_supports_and_samples_raise() -> None:
         Box(area=0)
     with pytest.raises(ValueError, match="inside, outside: expected positive"):
         Sampled(inside=0)
-    with pytest.raises(ValueError, match="initialise_as_grid: expected"):
-        LearnedRegionFeatures(3, geometry=False).initialise_as_grid()
+    with pytest.raises(ValueError, match="sigma: expected a positive"):
+        GridPrior(sigma=0)
 
 
 def random_boxes(count: int, width: float, height: float) -> Regions:
@@ -278,26 +352,24 @@ def divergence(p: Tensor, q: Tensor) -> float:
     return float(torch.where(p > 0, p * (p.clamp(min=1e-30) / q.clamp(min=1e-30)).log(), 0.0).sum((3, 4)).mean())
 
 
-def test_initialise_as_grid_is_close_to_roi_align() -> None:
+def test_the_grid_prior_is_close_to_roi_align() -> None:
     x = FeatureMap(torch.zeros(1, 4, 20, 26), 16)
     r = random_boxes(24, 26 * 16, 20 * 16)
     align = RoIAlign(7, samples=2).weights(x, r)
     torch.manual_seed(0)
-    e = LearnedRegionFeatures(4, appearance=False)
+    without, with_prior = (LearnedRegionFeatures(4, appearance=False, prior=p) for p in (None, GridPrior()))
     with torch.no_grad():
-        at_random = divergence(e.weights(x, r), align)
-        as_grid = divergence(e.initialise_as_grid().weights(x, r), align)
-    assert as_grid < at_random / 5
+        assert divergence(with_prior.weights(x, r), align) < divergence(without.weights(x, r), align) / 5
 
 
-def test_initialise_as_grid_is_roi_align_of_bins_of_one_cell() -> None:
+def test_the_grid_prior_is_roi_align_of_bins_of_one_cell() -> None:
     """Two samples a quarter of a cell from the middle of a bin have hat functions of variance 1/4, as has a Gaussian of
-    deviation 1/2: its weights are off by 7 % of a part's sum at most, and features of white noise by 7 %."""
+    sigma 1/2: its weights are off by 7 % of a part's sum at most, and features of white noise by 7 %."""
     torch.manual_seed(0)
     x = FeatureMap(torch.randn(1, 16, 40, 50), 16)
     corner = torch.rand(50, 2) * torch.tensor([43.0, 33.0])
     r = Regions(torch.cat([corner, corner + 7], 1) * 16, torch.zeros(50, dtype=torch.int64))
-    align, e = RoIAlign(7, samples=2), LearnedRegionFeatures(16, appearance=False).initialise_as_grid(deviation=0.5)
+    align, e = RoIAlign(7, samples=2), LearnedRegionFeatures(16, appearance=False, prior=GridPrior(sigma=0.5))
     with torch.no_grad():
         apart = (e.weights(x, r) - align.weights(x, r)).abs().sum((3, 4)) / 2
         expected, out = align(x, r), e(x, r)
@@ -305,53 +377,63 @@ def test_initialise_as_grid_is_roi_align_of_bins_of_one_cell() -> None:
     assert float((out - expected).square().mean()) < 0.07**2 * float(expected.square().mean())
 
 
-@pytest.mark.parametrize("channels", [(512, 256), (128, 64)])
-def test_initialise_as_grid_puts_each_part_at_its_bin(channels: tuple[int, int]) -> None:
-    """The mean position of a part's weights is the centre of its bin, and their deviation is the one asked for."""
-    x = FeatureMap(torch.zeros(1, 4, 40, 50), 8)
-    e = LearnedRegionFeatures(4, (3, 5), *channels, appearance=False).initialise_as_grid(deviation=1.5)
-    box = [100.0, 90.0, 290.0, 230.0]
-    with torch.no_grad():
-        w = e.weights(x, Regions(torch.tensor([box]), torch.zeros(1, dtype=torch.int64)))[0, 0].unflatten(0, (3, 5))
-    u, v = torch.arange(50) + 0.5, torch.arange(40) + 0.5
-    column, row = w.sum(2), w.sum(3)
-    mean_u, mean_v = column @ u, row @ v
-    expected_u = box[0] / 8 + (torch.arange(5) + 0.5) / 5 * (box[2] - box[0]) / 8
-    expected_v = box[1] / 8 + (torch.arange(3) + 0.5) / 3 * (box[3] - box[1]) / 8
-    torch.testing.assert_close(mean_u, expected_u.expand(3, 5), rtol=0, atol=0.3)
-    torch.testing.assert_close(mean_v, expected_v[:, None].expand(3, 5), rtol=0, atol=0.3)
-    deviation = (column @ u.square() - mean_u.square()).sqrt()
-    torch.testing.assert_close(deviation, torch.full((3, 5), 1.5), rtol=0.1, atol=0)
+def test_the_grid_prior_by_hand() -> None:
+    """Part (i, j) is the Gaussian about the centre of its bin, whatever the size of the map."""
+    x = FeatureMap(torch.zeros(1, 4, 40, 200), 8)
+    e = learned(4, (3, 5), prior=GridPrior(sigma=1.5))
+    for parameter in e.parameters():
+        torch.nn.init.zeros_(parameter)
+    box = [100.0, 90.0, 1290.0, 230.0]
+    r = Regions(torch.tensor([box]), torch.zeros(1, dtype=torch.int64))
+    weights = e.weights(x, r)[0, 0].unflatten(0, (3, 5))
+    for i, j in itertools.product(range(3), range(5)):
+        c = ((box[0] + (j + 0.5) / 5 * (box[2] - box[0])) / 8, (box[1] + (i + 0.5) / 3 * (box[3] - box[1])) / 8)
+        u, v = torch.arange(200) + 0.5, torch.arange(40)[:, None] + 0.5
+        expected = (-((u - c[0]) ** 2 + (v - c[1]) ** 2) / (2 * 1.5**2)).exp()
+        close(weights[i, j], expected / expected.sum(), 1e-5)
 
 
-def test_only_the_matrices_of_the_parts_learn_after_initialise_as_grid() -> None:
+def test_all_parameters_learn_beside_the_grid_prior() -> None:
     x, r = feature_map(3, torch.float32), regions(BOXES, torch.float32)
-    e = LearnedRegionFeatures(3, (2, 3), 64, 32).initialise_as_grid()
+    e = LearnedRegionFeatures(3, (2, 3), 64, 32, prior=GridPrior())
     e(x, r).square().sum().backward()
-    gradients = {name: p.grad for name, p in e.named_parameters() if p.grad is not None}
-    assert set(gradients) == {"part_weight", "appearance_weight"}
-    assert all(torch.isfinite(g).all() and g.any() for g in gradients.values())
+    gradients = [p.grad for p in e.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() and g.any() for g in gradients)
 
 
-def test_weights_stay_normalised_after_initialise_as_grid() -> None:
-    """Boxes of any place and size, as peaked as the start makes them."""
-    x, r = feature_map(3, torch.float32), regions(BOXES, torch.float32)
-    e = LearnedRegionFeatures(3, (2, 3), 64, 32).initialise_as_grid()
+@pytest.fixture(params=["highest", "medium"])
+def matmul_precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The switch that allows products of float32 in bfloat16 on a CPU, and in TF32 on a GPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+def test_the_grid_prior_keeps_its_precision(matmul_precision: str) -> None:
+    """Exact and dense agree, on float64 and with each other, whatever the switch, on a map of the usual size."""
+    torch.manual_seed(0)
+    x = FeatureMap(torch.randn(1, 32, 50, 76), 16)
+    r = random_boxes(200, 76 * 16, 50 * 16)
+    e = LearnedRegionFeatures(32, prior=GridPrior())
+    dense = LearnedRegionFeatures(32, prior=GridPrior(), mode=Dense())
+    dense.load_state_dict(e.state_dict())
     with torch.no_grad():
-        close(e.weights(x, r).sum((3, 4)), torch.ones(len(BOXES), 1, 6), 1e-5)
-        ones = FeatureMap(torch.ones_like(x.data), x.stride)
-        close(e(ones, r), torch.ones(len(BOXES), 3, 2, 3), 1e-5)
+        out, written_out = e(x, r), dense(x, r)
+        double = dense.double()(FeatureMap(x.data.double(), 16), Regions(r.boxes.double(), r.image)).float()
+    tolerance = {"highest": 2e-5, "medium": 1e-2}[matmul_precision]  # the latter of features with a deviation of 1
+    torch.testing.assert_close(out, written_out, rtol=0, atol=tolerance)
+    torch.testing.assert_close(out, double, rtol=0, atol=tolerance)
+    assert torch.get_float32_matmul_precision() == matmul_precision
 
 
 @pytest.mark.parametrize("mode", [Exact(), Sampled(), Dense()])
-@pytest.mark.parametrize("as_grid", [True, False])
+@pytest.mark.parametrize("prior", [GridPrior(), None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_in_every_mode(mode: Mode, as_grid: bool, dtype: torch.dtype) -> None:
+def test_low_precision_in_every_mode(mode: Mode, prior: GridPrior | None, dtype: torch.dtype) -> None:
     """Features of the dtype, and float32 features under its autocast, beside float64; peaked weights and flat ones."""
     torch.manual_seed(0)
-    e = LearnedRegionFeatures(16, (3, 3), 64, 32, mode=mode)
-    if as_grid:
-        e.initialise_as_grid()
+    e = LearnedRegionFeatures(16, (3, 3), 64, 32, mode=mode, prior=prior)
     x = FeatureMap(torch.randn(1, 16, 24, 30).to(dtype), 16)
     boxes = torch.tensor([[10.0, 20, 90, 150], [0, 0, 480, 384], [200, 100, 330, 290], [400, 300, 470, 380]])
     r = Regions(boxes, torch.zeros(4, dtype=torch.int64))
@@ -361,7 +443,6 @@ def test_low_precision_in_every_mode(mode: Mode, as_grid: bool, dtype: torch.dty
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             mixed = e(FeatureMap(x.data.float(), 16), r)
     assert out.dtype == dtype
-    # The logits that start as a grid are sums of large cosines which nearly cancel, in float32.
-    tolerance = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}[dtype] * float(expected.abs().max())
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}[dtype] * float(expected.abs().max())
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=tolerance)

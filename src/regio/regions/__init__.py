@@ -4,7 +4,7 @@ from regio.regions.base import RegionExtractor, contract
 from regio.regions.centre import CentreFeature
 from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples
 from regio.regions.grid import RoIAlign
-from regio.regions.learned import Dense, Exact, LearnedRegionFeatures, Sampled
+from regio.regions.learned import Dense, Exact, GridPrior, LearnedRegionFeatures, Sampled
 from regio.regions.levels import Levels
 from regio.regions.masked import MaskedBins, MaskedRegions
 from regio.regions.pool import RoIAveragePool, RoIPool
@@ -35,6 +35,7 @@ __all__ = [
     "DisjointBins",
     "Exact",
     "FastRCNNCorners",
+    "GridPrior",
     "HalfOpenCorners",
     "LearnedRegionFeatures",
     "Levels",

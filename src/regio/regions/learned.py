@@ -2,7 +2,7 @@
 
     y_k(b) = sum over p in Omega_b of w_k(b, p, x) x(p)              (Eq. 2)
     w_k(b, p, x) = softmax over p of G_k(b, p) + A_k(x, p)           (Eq. 7)
-    G_k(b, p) = <W_k_box E(b), W_im E(p)>                            (Eq. 8)
+    G_k(b, p) = <W_k_box E(b), W_im E(p)> / sqrt(C_g)                (Eq. 8, see `scale`)
     A_k(x, p) = W_k_app x(p)                                         (Eq. 9)
 
 E(p) is the embedding of the column u next to that of the row v, and W_im is linear, so G is a term of u plus a term
@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, prod, sqrt
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,17 @@ from regio.regions.base import RegionExtractor
 from regio.regions.support import Box, Support, WholeImage
 from regio.types import FeatureMap, Regions
 
-__all__ = ["Dense", "Exact", "LearnedRegionFeatures", "Mode", "Sampled", "centre_and_size", "corners", "embed"]
+__all__ = [
+    "Dense",
+    "Exact",
+    "GridPrior",
+    "LearnedRegionFeatures",
+    "Mode",
+    "Sampled",
+    "centre_and_size",
+    "corners",
+    "embed",
+]
 
 
 def embed(z: Tensor, channels: int) -> Tensor:
@@ -50,6 +59,36 @@ def centre_and_size(boxes: Tensor) -> Tensor:
     """Boxes [R, 4] as (centre x, centre y, width, height)."""
     corner, opposite = boxes[:, :2], boxes[:, 2:]
     return torch.cat([(corner + opposite) / 2, opposite - corner], 1)
+
+
+@dataclass(frozen=True)
+class GridPrior:
+    """Terms of the logits by which part k is a Gaussian about the centre c_k(b) of bin k of a regular grid in the box.
+
+    ``-|p - c_k(b)|^2 / (2 sigma^2)``, a term of the column plus a term of the row. It is not the paper's and is not
+    learned: a module that has it starts from parts that lie where those of RoIAlign do (with bins of a cell and sigma
+    1/2 the weights are RoIAlign's to 7 %), and what it learns is added.
+
+    sigma: in cells. Raises ValueError unless it is positive.
+    """
+
+    sigma: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma: expected a positive number of cells, got {self.sigma}")
+
+    def __call__(self, x: FeatureMap, r: Regions, bins: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The terms [R, K, W] of the columns and [R, K, H] of the rows, for K = prod(bins) parts."""
+        x1, y1, x2, y2 = (r.boxes.to(coordinate_dtype(x.data)) / x.stride).unbind(1)
+        down, across = self._term(y1, y2, bins[0], x.size[0]), self._term(x1, x2, bins[1], x.size[1])
+        return across.repeat(1, bins[0], 1), down.repeat_interleave(bins[1], 1)
+
+    def _term(self, low: Tensor, high: Tensor, bins: int, length: int) -> Tensor:
+        """Along one axis, [R, bins, length], for boxes from `low` [R] to `high` [R] in cells."""
+        share, cells = (torch.arange(n, dtype=low.dtype, device=low.device) + 0.5 for n in (bins, length))
+        centres = low[:, None] + (high - low)[:, None] * (share / bins)
+        return ((cells - centres[..., None]) / self.sigma).square() / -2
 
 
 class Mode(ABC):
@@ -87,7 +126,9 @@ class Sampled(Exact):
     Inside, every ceil(w / sqrt(inside))-th column and ceil(h / sqrt(inside))-th row of a box of w x h cells (Eq. 10);
     outside, every ceil(sqrt(HW / outside))-th column and row of the H x W cells of the image (Eq. 11) that is not in
     the box. The maxima are nominal: a small box keeps all of its cells, and the ceilings make fewer samples than asked
-    for. With maxima of the size of the map the result is that of `Exact`.
+    for. Eq. 10 divides each side by the same number, so a long box is sampled even where it has fewer than `inside`
+    cells: one of 20 x 5 cells keeps 10 x 5 of them for 196. With ``inside >= max(H, W)^2`` and ``outside >= H W`` the
+    result is that of `Exact`.
 
     Raises ValueError unless both are positive.
     """
@@ -142,19 +183,25 @@ class Dense(Mode):
 class LearnedRegionFeatures(RegionExtractor):
     """Region features whose weights over the map are learned: a softmax of a geometric and an appearance term (Eq. 7).
 
-    channels: of the map. bins: (rows, columns) of parts, K in all; nothing but `initialise_as_grid` gives them a
-    place. embedding_channels: of one coordinate (C_E, a multiple of 2). key_channels: C_g. geometry, appearance:
-    which terms of Eq. 7 there are. support: the cells that a box may read. mode: `Exact`, `Sampled` or `Dense`.
+    channels: of the map. bins: (rows, columns) of parts, K in all; nothing but a `prior` gives them a place.
+    embedding_channels: of one coordinate (C_E, a multiple of 2). key_channels: C_g. geometry, appearance: which terms
+    of Eq. 7 there are. support: the cells that a box may read. mode: `Exact`, `Sampled` or `Dense`. prior: terms that
+    are added to the logits and not learned; None, as in the paper, for none.
 
-    The paper leaves open which four numbers of a box are embedded, and in what unit. box_numbers: `corners` (default;
-    only they make a Gaussian at each bin a solution, see `initialise_as_grid`) or `centre_and_size`. unit: image
-    pixels per unit of all embedded coordinates; None is the stride of the map, so that coordinates are in cells. In
-    cells one module serves all levels of a pyramid, where a level's boxes have similar sizes in cells; and the
-    shortest wavelength, 2 pi cells, is one that cells can sample, while 2 pi pixels is shorter than a cell.
+    The paper leaves open which four numbers of a box are embedded, and in what unit. box_numbers: `corners` (default)
+    or `centre_and_size`. unit: image pixels per unit of all embedded coordinates; None is the stride of the map, so
+    that coordinates are in cells. In cells one module serves all levels of a pyramid, where a level's boxes have
+    similar sizes in cells; and the shortest wavelength, 2 pi cells, is one that cells can sample, while 2 pi pixels is
+    shorter than a cell.
 
-    Parameters start as N(0, 0.01), as in the paper, which makes the weights nearly uniform.
+    scale: factor on G; None is 1 / sqrt(C_g), as in the attention of Vaswani et al. 2017 that the term is motivated by,
+    and 1 is Eq. 8 as it is printed. G is a product of three matrices, which Adam moves by the same step whatever its
+    gradient: with a factor of 1 and a rate of 4e-4 it changes by nats in one step, and the parts end on single cells
+    that do not lie on the object. The paper's optimizer is SGD, whose step shrinks with the gradient of G.
 
-    Raises ValueError for sizes that are not positive, and where neither term is wanted.
+    Parameters start as N(0, 0.01), as in the paper.
+
+    Raises ValueError for sizes and factors that are not positive, and where neither term is wanted.
     """
 
     def __init__(
@@ -168,6 +215,8 @@ class LearnedRegionFeatures(RegionExtractor):
         appearance: bool = True,
         support: Support = WholeImage(),  # noqa: B008  (it is frozen)
         mode: Mode = Exact(),
+        prior: GridPrior | None = None,
+        scale: float | None = None,
         box_numbers: Callable[[Tensor], Tensor] = corners,
         unit: float | None = None,
     ) -> None:
@@ -180,11 +229,15 @@ class LearnedRegionFeatures(RegionExtractor):
             raise ValueError(f"embedding_channels: expected a positive even number, got {embedding_channels}")
         if not (geometry or appearance):
             raise ValueError("geometry, appearance: expected at least one of the two terms")
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale: expected a positive factor, got {scale}")
         if unit is not None and not unit > 0:
             raise ValueError(f"unit: expected a positive number of image pixels, got {unit}")
         parts = prod(self.bins)
         self.embedding_channels, self.key_channels = embedding_channels, key_channels
-        self.support, self.mode, self.box_numbers, self.unit = support, mode, box_numbers, unit
+        self.support, self.mode, self.prior = support, mode, prior
+        self.box_numbers, self.unit = box_numbers, unit
+        self.scale = 1 / sqrt(key_channels) if scale is None else scale
         self.geometry = geometry
         if geometry:
             self.position_weight = nn.Parameter(torch.empty(key_channels, 2 * embedding_channels))  # W_im
@@ -195,8 +248,8 @@ class LearnedRegionFeatures(RegionExtractor):
             nn.init.normal_(parameter, std=0.01)
 
     def extra_repr(self) -> str:
-        terms = f"geometry={self.geometry}, appearance={self.appearance_weight is not None}"
-        return f"bins={self.bins}, {terms}, support={self.support}, mode={self.mode}"
+        terms = f"geometry={self.geometry}, appearance={self.appearance_weight is not None}, scale={self.scale:g}"
+        return f"bins={self.bins}, {terms}, support={self.support}, mode={self.mode}, prior={self.prior}"
 
     def forward(self, x: FeatureMap, r: Regions) -> Tensor:
         r.check(x)
@@ -210,24 +263,37 @@ class LearnedRegionFeatures(RegionExtractor):
             logits = self._geometry(x, r) if self.geometry else torch.zeros((), device=x.data.device)
             if self.appearance_weight is not None:
                 logits = logits + self._appearance(x)[r.image]
+            if self.prior is not None:
+                across, down = self.prior(x, r, self.bins)
+                logits = logits + (across[:, :, None] + down[..., None])
         logits = logits.expand(r.boxes.shape[0], -1, *x.size).flatten(2).masked_fill(~inside, -torch.inf)
         return logits.softmax(2).masked_fill(~inside, 0.0).unflatten(2, x.size)[:, None]
 
     def terms(self, x: FeatureMap, r: Regions) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The logits as a column term [R, K, W] and a row term [R, K, H], whose sum is G, and A [N, K, H, W] or None.
+        """The logits as a column term [R, K, W] and a row term [R, K, H], whose sum is G and the prior, and A
+        [N, K, H, W] or None.
 
-        In float32 (float64 for float64 features), also under autocast: they are the arguments of an exponential.
+        In float32 (float64 for float64 features), also under autocast: they are the arguments of an exponential. The
+        inner products of Eq. 8 are as precise as `torch.set_float32_matmul_precision` has it; the prior has none.
         """
-        height, width = x.size
         with torch.autocast(x.data.device.type, enabled=False):
             appearance = self._appearance(x) if self.appearance_weight is not None else None
-            if not self.geometry:
-                zero = x.data.new_zeros((r.boxes.shape[0], prod(self.bins), 1), dtype=coordinate_dtype(x.data))
-                return zero.expand(-1, -1, width), zero.expand(-1, -1, height), appearance
-            u, v = (self._embedded_centres(x, length) for length in (width, height))
-            for_columns, for_rows = self.position_weight.to(u.dtype).chunk(2, 1)
-            logits = self._inner_products(self._box_code(x, r), torch.cat([u @ for_columns.t(), v @ for_rows.t()]))
-        return logits[:, :, :width], logits[:, :, width:], appearance
+            column, row = self._separable_geometry(x, r)
+            if self.prior is not None:
+                across, down = self.prior(x, r, self.bins)
+                column, row = column + across, row + down
+        return column, row, appearance
+
+    def _separable_geometry(self, x: FeatureMap, r: Regions) -> tuple[Tensor, Tensor]:
+        """G as [R, K, W] and [R, K, H]."""
+        height, width = x.size
+        if not self.geometry:
+            zero = x.data.new_zeros((r.boxes.shape[0], prod(self.bins), 1), dtype=coordinate_dtype(x.data))
+            return zero.expand(-1, -1, width), zero.expand(-1, -1, height)
+        u, v = (self._embedded_centres(x, length) for length in (width, height))
+        for_columns, for_rows = self.position_weight.to(u.dtype).chunk(2, 1)
+        logits = self._inner_products(self._box_code(x, r), torch.cat([u @ for_columns.t(), v @ for_rows.t()]))
+        return logits[:, :, :width], logits[:, :, width:]
 
     def _inner_products(self, code: Tensor, keys: Tensor) -> Tensor:
         """<part_weight_k code_r, keys_l> for code [R, C_E] and keys [L, C_g]: [R, K, L], in the cheaper order of the
@@ -257,76 +323,12 @@ class LearnedRegionFeatures(RegionExtractor):
         return F.conv2d(data, self.appearance_weight.to(data.dtype)[:, :, None, None])
 
     def _box_code(self, x: FeatureMap, r: Regions) -> Tensor:
-        """V E(b), [R, C_E]."""
+        """V E(b), [R, C_E], times `scale`."""
         boxes = r.boxes.to(coordinate_dtype(x.data)) / (self.unit or x.stride)
-        return embed(self.box_numbers(boxes), self.embedding_channels).flatten(1) @ self.box_weight.to(boxes.dtype).t()
+        embedded = embed(self.box_numbers(boxes), self.embedding_channels).flatten(1)
+        return embedded @ self.box_weight.to(boxes.dtype).t() * self.scale
 
     def _embedded_centres(self, x: FeatureMap, length: int) -> Tensor:
         """E of the centres of the first `length` cells along an axis, [length, C_E]."""
         at = torch.arange(length, dtype=coordinate_dtype(x.data), device=x.data.device)
         return embed((at + 0.5) * (x.stride / (self.unit or x.stride)), self.embedding_channels)
-
-    @torch.no_grad()
-    def initialise_as_grid(self, deviation: float = 0.5, reach: float = 96.0) -> Self:
-        """Set the geometric term so that part k starts as a Gaussian about the centre of bin k; returns the module.
-
-        Let a bin centre be c = (1 - t) x1 + t x2. Since
-
-            (1 - t) (u - x1)^2 + t (u - x2)^2 = (u - c)^2 + t (1 - t) (x2 - x1)^2
-
-        and the last term is the same for all u, the softmax of minus the left side over 2 deviation^2 is that Gaussian.
-        A square is a sum of cosines up to a constant, z^2 / 2 = -sum_i a_i cos(w_i z) for |z| < reach, and the cosine
-        of w (u - x) is an inner product of embeddings: Eq. 8 holds all of it, and only that sum is an approximation.
-
-        deviation, reach: in units of the embedded coordinates (cells by default); reach should be the longer side of
-        the map at least. The start is not the paper's: from N(0, 0.01) all parts begin alike and a short training leads
-        them to scattered cells, from here each begins at its bin. The matrices W_im and V, shared by all parts, then
-        only select frequencies and are fixed (``requires_grad`` is False): a sum of large cosines that nearly cancel is
-        upset by any step of an optimizer that moves the three factors together. W_k_box, one matrix a part, is learned.
-
-        Raises ValueError without a geometric term or with box numbers other than `corners`, and where there are fewer
-        than 8 embedding or 4 key channels.
-        """
-        frequencies = min(self.embedding_channels // 8, self.key_channels // 4)
-        if not self.geometry or self.box_numbers is not corners or frequencies == 0:
-            raise ValueError(
-                "initialise_as_grid: expected a geometric term with box_numbers=corners, "
-                "at least 8 embedding channels and 4 key channels"
-            )
-        chosen, amplitude = _parabola(self.embedding_channels, frequencies, reach)
-        wave = torch.stack([2 * chosen, 2 * chosen + 1], 1).flatten()  # the channels of E in use: sines and cosines
-        used = torch.arange(len(wave))
-        for matrix, coordinates in ((self.position_weight, 2), (self.box_weight, 4)):
-            matrix.zero_().requires_grad_(False)
-            for i in range(coordinates):
-                matrix[i * len(wave) + used, i * self.embedding_channels + wave] = _GAIN
-        strength = (amplitude / (_GAIN * deviation) ** 2).repeat_interleave(2).to(self.part_weight)
-        down, across = ((torch.arange(n).to(strength) + 0.5) / n for n in self.bins)
-        shares = across.repeat(self.bins[0]), down.repeat_interleave(self.bins[1])  # t of each part along x and y
-        self.part_weight.zero_()
-        for axis, t in enumerate(shares):
-            keys = axis * len(wave) + used
-            self.part_weight[:, keys, axis * len(wave) + used] = (1 - t)[:, None] * strength
-            self.part_weight[:, keys, (axis + 2) * len(wave) + used] = t[:, None] * strength
-        return self
-
-
-_GAIN = (
-    0.2  # of the fixed matrices: by its square a step in W_k_box moves the logits; that of the random start is alike
-)
-
-
-def _parabola(channels: int, count: int, reach: float) -> tuple[Tensor, Tensor]:
-    """`count` of the frequencies w of `embed` and amplitudes a with ``sum_i a_i cos(w_i z) = const - z^2 / 2``, |z| <
-    reach.
-
-    Least squares of the relative error, with small amplitudes preferred.
-    """
-    w = _frequencies(channels, torch.empty(0, dtype=torch.float64))
-    chosen = torch.linspace(0, len(w) - 1, count).round().to(torch.int64)
-    z = torch.linspace(0, reach, 512, dtype=torch.float64)
-    target = -(z**2) / 2
-    weight = 1 / (1 - target)
-    waves = (torch.cos(z[:, None] * w[chosen]) - 1) * weight[:, None]
-    normal = waves.t() @ waves + 1e-4 * torch.eye(count, dtype=torch.float64)
-    return chosen, torch.linalg.solve(normal, waves.t() @ (target * weight))

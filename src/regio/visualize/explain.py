@@ -118,7 +118,7 @@ def pictures(reading: Reading) -> dict[str, Figure]:
     figures["rounding.png"] = quantisation_figure(image, x, box, pool, align, rounding, where)
     if isinstance(extractor, LearnedRegionFeatures) and extractor.geometry and extractor.appearance_weight is not None:
         geometry, appearance = copy.deepcopy(extractor), copy.deepcopy(extractor)
-        geometry.appearance_weight, appearance.geometry = None, False
+        geometry.appearance_weight, appearance.geometry, appearance.prior = None, False, None
         terms = {"geometry alone": geometry, "appearance alone": appearance, "both": extractor}
         maps = {name: each.weights(x, r)[0] for name, each in terms.items()}
         figures["terms.png"] = terms_figure(image, maps, x.stride, box, f"{title}, the largest weight", where)
