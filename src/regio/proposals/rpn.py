@@ -80,8 +80,13 @@ class RPN(nn.Module):
 
         `sizes` are the (height, width) of the images within the padded batch, to which boxes are clipped.
         """
+        return [boxes for boxes, _ in self.scored(maps, sizes)]
+
+    def scored(self, maps: Sequence[FeatureMap], sizes: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        """The same with the objectness [P_i] of each proposal, a probability."""
         maps = self._levels(maps)
-        return self._propose(*self._predict(maps), self.anchors(maps), sizes, self.test_filter)
+        found = self._propose(*self._predict(maps), self.anchors(maps), sizes, self.test_filter)
+        return [(boxes, logits.sigmoid()) for boxes, logits in found]
 
     def losses(
         self, maps: Sequence[FeatureMap], sizes: Sequence[tuple[int, int]], targets: Sequence[Targets]
@@ -90,7 +95,7 @@ class RPN(nn.Module):
         maps = self._levels(maps)
         objectness, deltas = self._predict(maps)
         anchors = self.anchors(maps)
-        proposals = self._propose(objectness, deltas, anchors, sizes, self.train_filter)
+        proposals = [boxes for boxes, _ in self._propose(objectness, deltas, anchors, sizes, self.train_filter)]
         losses = self._compare(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, targets)
         return proposals, losses
 
@@ -119,7 +124,7 @@ class RPN(nn.Module):
         anchors: list[Tensor],
         sizes: Sequence[tuple[int, int]],
         keep: ProposalFilter,
-    ) -> list[Tensor]:
+    ) -> list[tuple[Tensor, Tensor]]:
         boxes, scores, levels = [], [], []
         for i, (logit, delta, anchor) in enumerate(zip(objectness, deltas, anchors, strict=True)):
             score, best = logit.topk(min(keep.before_nms, logit.shape[1]), dim=1)
@@ -164,11 +169,12 @@ class RPN(nn.Module):
         return match
 
 
-def _suppress(boxes: Tensor, scores: Tensor, level: Tensor, keep: ProposalFilter) -> Tensor:
+def _suppress(boxes: Tensor, scores: Tensor, level: Tensor, keep: ProposalFilter) -> tuple[Tensor, Tensor]:
     width, height = sides(boxes)
     large = (width >= keep.min_size) & (height >= keep.min_size)
-    boxes = boxes[large]
-    return boxes[batched_nms(boxes, scores[large], level[large], keep.iou_threshold)[: keep.after_nms]]
+    boxes, scores = boxes[large], scores[large]
+    kept = batched_nms(boxes, scores, level[large], keep.iou_threshold)[: keep.after_nms]
+    return boxes[kept], scores[kept]
 
 
 def _inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
