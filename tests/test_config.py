@@ -61,6 +61,11 @@ def test_unknown_keys_and_names() -> None:
         build_detector(ModelConfig(neck="pyramid"), 2)
 
 
+def test_missing_weights_name_the_setting() -> None:
+    with pytest.raises(FileNotFoundError, match=r"^backbone_weights: .*none\.pth"):
+        build_detector(ModelConfig(backbone_weights="none.pth"), 2)
+
+
 @pytest.mark.parametrize("neck", ["single", "fpn"])
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_every_name_builds_a_detector_that_detects(extractor: str, neck: str) -> None:
