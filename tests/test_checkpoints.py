@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume, write_json
-from regio.config import ModelConfig, build_detector
+from regio.config import ModelConfig, build_detector, load_detector, to_dict
+from regio.types import FeatureMap, Regions
 
 SAME = {"seed": "3"}
 CARD = Card(("cat", "dog"), (17, 18), {"channels": 8}, {"mean": [0.5]}, 12, {"ap": 0.25})
@@ -187,9 +188,12 @@ def test_a_resume_file_of_an_earlier_version(tmp_path: Path) -> None:
         read_resume(tmp_path / "r.safetensors", {}, torch.optim.SGD(model().parameters()), SAME)
 
 
-def test_names_of_format_1_are_read(tmp_path: Path) -> None:
-    """Before there were RoI heads, the extractor and the one head were parts of the detector."""
-    detector = build_detector(ModelConfig(channels=16, hidden=32, extractor="learned"), 2)
+@torch.no_grad()
+def test_format_1_is_read(tmp_path: Path) -> None:
+    """Before there were RoI heads, the extractor and the one head were parts of the detector; the geometric term of
+    learned region features had no factor, and their grid was a start of the parameters."""
+    settings = ModelConfig(channels=16, hidden=32, extractor="learned")
+    detector = build_detector(settings, 2)
     own = detector.state_dict()
     old = {
         name.replace("roi_heads.0.extractor.", "extractor.")
@@ -198,12 +202,20 @@ def test_names_of_format_1_are_read(tmp_path: Path) -> None:
         for name, tensor in own.items()
     }
     assert {"head.fc6.weight", "head.class_logits.bias", "extractor.extractors.0.part_weight"} <= old.keys()
-    header = {"version": 1, "card": {"class_names": ["cat", "dog"], "category_ids": [1, 2]}}
+    model = {**to_dict(settings), "extractor": "learned-grid"}
+    header = {"version": 1, "card": {"class_names": ["cat", "dog"], "category_ids": [1, 2], "model": model}}
     save_file(old, tmp_path / "old.safetensors", {"regio": json.dumps(header)})
-    other = build_detector(ModelConfig(channels=16, hidden=32, extractor="learned"), 2)
-    assert load_weights(tmp_path / "old.safetensors", other).class_names == ("cat", "dog")
-    assert all(torch.equal(tensor, own[name]) for name, tensor in other.state_dict().items())
+    other, card = load_detector(tmp_path / "old.safetensors")
+    assert card.class_names == ("cat", "dog") and card.model["extractor"] == "learned"
+    back = other.state_dict()
+    assert back.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in back.items() if not name.endswith("part_weight"))
+    as_it_was, now = (each.roi_heads[0].extractor.extractors[0] for each in (detector, other))
+    as_it_was.scale = 1.0
+    x = FeatureMap(torch.randn(1, 16, 12, 17), 8)
+    r = Regions(torch.tensor([[8.0, 9, 80, 70]]), torch.tensor([0]))
+    torch.testing.assert_close(now(x, r), as_it_was(x, r))
     header["version"] = 2
     save_file(old, tmp_path / "mixed.safetensors", {"regio": json.dumps(header)})
     with pytest.raises(ValueError, match="is missing"):
-        load_weights(tmp_path / "mixed.safetensors", other)
+        load_weights(tmp_path / "mixed.safetensors", detector)

@@ -21,14 +21,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from regio import format_1
 from regio.identity import differences
 
 __all__ = ["Card", "load_weights", "read_card", "read_resume", "save", "save_resume", "write_json"]
 
 FORMAT = 2
-
-_RENAMED = (("extractor.", "roi_heads.0.extractor."), ("head.fc", "roi_heads.0.trunk.fc"), ("head.", "roi_heads.0."))
-"""How the names of tensors in files of format 1 begin, and how they begin now."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,10 @@ def save(path: Path | str, detector: nn.Module, card: Card) -> None:
 
 def read_card(path: Path | str) -> Card:
     """The card of a checkpoint. Raises FileNotFoundError or ValueError naming the file and what is wrong with it."""
-    fields = _read_header(Path(path), "card")["card"]
+    header = _read_header(Path(path), "card")
+    fields = header["card"]
+    if header["version"] == 1:
+        fields["model"] = format_1.settings(fields.get("model", {}))
     fields["class_names"] = tuple(fields["class_names"])
     fields["category_ids"] = tuple(fields["category_ids"])
     return Card(**fields)
@@ -125,7 +126,7 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
         )
     state = load_file(path)
     if _read_header(Path(path), "card")["version"] == 1:
-        state = {_renamed(name): tensor for name, tensor in state.items()}
+        state = format_1.tensors(state)
     own = detector.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is not a tensor of this detector" for name in state if name not in own]
@@ -138,14 +139,6 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
         raise ValueError(f"{path}: does not fit this detector: {_some(wrong)}")
     detector.load_state_dict(state)
     return card
-
-
-def _renamed(name: str) -> str:
-    """The name today of a tensor in a file of format 1."""
-    for old, new in _RENAMED:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
 
 
 def _some(items: tuple[str, ...] | list[str], count: int = 5) -> str:
