@@ -199,6 +199,80 @@ def test_bfloat16_operands_and_features() -> None:
             torch.testing.assert_close(a.float(), b, rtol=5e-2, atol=2e-2 * float(b.abs().max()))
 
 
+# Of the result and of gradients, relative to the largest number: some roundings of one number of the format.
+PRECISION = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 1.2e-2}
+
+
+def peaks(apart: bool) -> Inputs:
+    """Column and row terms with a peak each, near the middle of the map; far from it, the appearance term has its own."""
+    x, image, _, _, appearance, support = inputs(boxes=12, parts=9, channels=16, size=(30, 40))
+    assert appearance is not None
+    g = torch.Generator().manual_seed(1)
+    u0, v0 = (torch.randn(12, 9, 1, generator=g, dtype=torch.float64) * 3 + at for at in (20, 15))
+    column, row = -((torch.arange(40) - u0) ** 2) / 2, -((torch.arange(30) - v0) ** 2) / 2
+    if apart:
+        appearance[:, :, 0, 0] = 30
+    return x, image, column, row, appearance, support
+
+
+LOGITS = {
+    **{f"spread {s}": inputs(12, 9, 16, (30, 40), scale=s) for s in (0.01, 1.0, 30.0, 1e3)},
+    "uniform": inputs(12, 9, 16, (150, 200), scale=0.0),
+    "peaks": peaks(False),
+    "peaks apart": peaks(True),
+}
+
+
+def assert_close_to_largest(out: Tensor, expected: Tensor, largest: float, tolerance: float) -> None:
+    torch.testing.assert_close(out.double() / largest, expected / largest, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("logits", LOGITS)
+@pytest.mark.parametrize(
+    ("dtype", "aggregate"),
+    [
+        (torch.float64, None),
+        (torch.float32, None),
+        (torch.bfloat16, None),
+        (torch.float16, None),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float16),
+    ],
+)
+def test_precision_for_any_logits(dtype: torch.dtype, aggregate: torch.dtype | None, logits: str, listed: bool) -> None:
+    """Results and gradients beside the equation in float64, from inputs that are rounded alike."""
+    x, image, column, row, appearance, support = LOGITS[logits]
+    term = torch.float64 if dtype == torch.float64 else torch.float32
+    arguments = (x.to(dtype), image, column.to(term), row.to(term), appearance.to(term), support)
+    cells = some_cells(12, x.shape[2] * x.shape[3], 300) if listed else None
+    out, grads = gradients(attend, arguments, cells=cells, aggregate_dtype=aggregate)
+    exact = tuple(a.double() if a.is_floating_point() else a for a in arguments)
+    expected, expected_grads = gradients(attend_reference, exact, cells=cells)
+    tolerance = max(PRECISION[dtype], PRECISION[aggregate or dtype])
+    out, expected = out.detach(), expected.detach()
+    assert_close_to_largest(out, expected, float(expected.abs().max()), tolerance)
+    assert_close_to_largest(grads[0], expected_grads[0], float(expected_grads[0].abs().max()), tolerance)
+    # Those of the terms are differences, of numbers as large as the results.
+    terms = max(float(t.abs().max()) for t in (expected, *expected_grads[1:]))
+    for a, b in zip(grads[1:], expected_grads[1:], strict=True):
+        assert_close_to_largest(a, b, terms, tolerance)
+
+
+@pytest.mark.parametrize("aggregate", [None, torch.float16])
+def test_float16_keeps_small_gradients(aggregate: torch.dtype | None) -> None:
+    """Gradients below the smallest number of float16 reach float32 inputs."""
+    arguments = inputs(boxes=12, parts=9, channels=16, dtype=torch.float32)
+    leaves = [a.clone().requires_grad_() for a in arguments if a is not None and a.is_floating_point()]
+    x, column, row, appearance = leaves
+    out = attend(x, arguments[1], column, row, appearance, arguments[5], aggregate_dtype=aggregate)
+    small, usual = (torch.autograd.grad(out, leaves, torch.cos(out.detach()) * s, True) for s in (1e-9, 1.0))
+    for a, b in zip(small, usual, strict=True):
+        torch.testing.assert_close(a * 1e9, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 15), (2, 16), (5, 35)])
 def test_weights_are_rounded_as_pytorch_rounds(size: tuple[int, int]) -> None:
     """Written as bfloat16 by the CPU kernel: to the nearest, halves to the even one, NaN and infinity kept."""

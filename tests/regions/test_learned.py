@@ -1,5 +1,6 @@
 """Learned region features: the contract, the equality of modes, supports, sampling and the grid initialisation."""
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import ClassVar
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from regio.regions.base import RegionExtractor
 from regio.regions.grid import RoIAlign
-from regio.regions.learned import Dense, Exact, LearnedRegionFeatures, Sampled, centre_and_size, corners, embed
+from regio.regions.learned import Dense, Exact, LearnedRegionFeatures, Mode, Sampled, centre_and_size, corners, embed
 from regio.regions.levels import Levels
 from regio.regions.support import Box, Support, WholeImage
 from regio.types import FeatureMap, Regions
@@ -340,3 +341,27 @@ def test_weights_stay_normalised_after_initialise_as_grid() -> None:
         close(e.weights(x, r).sum((3, 4)), torch.ones(len(BOXES), 1, 6), 1e-5)
         ones = FeatureMap(torch.ones_like(x.data), x.stride)
         close(e(ones, r), torch.ones(len(BOXES), 3, 2, 3), 1e-5)
+
+
+@pytest.mark.parametrize("mode", [Exact(), Sampled(), Dense()])
+@pytest.mark.parametrize("as_grid", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_in_every_mode(mode: Mode, as_grid: bool, dtype: torch.dtype) -> None:
+    """Features of the dtype, and float32 features under its autocast, beside float64; peaked weights and flat ones."""
+    torch.manual_seed(0)
+    e = LearnedRegionFeatures(16, (3, 3), 64, 32, mode=mode)
+    if as_grid:
+        e.initialise_as_grid()
+    x = FeatureMap(torch.randn(1, 16, 24, 30).to(dtype), 16)
+    boxes = torch.tensor([[10.0, 20, 90, 150], [0, 0, 480, 384], [200, 100, 330, 290], [400, 300, 470, 380]])
+    r = Regions(boxes, torch.zeros(4, dtype=torch.int64))
+    with torch.no_grad():
+        expected = copy.deepcopy(e).double()(FeatureMap(x.data.double(), 16), Regions(boxes.double(), r.image))
+        out = e(x, r)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            mixed = e(FeatureMap(x.data.float(), 16), r)
+    assert out.dtype == dtype
+    # The logits that start as a grid are sums of large cosines which nearly cancel, in float32.
+    tolerance = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}[dtype] * float(expected.abs().max())
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=tolerance)

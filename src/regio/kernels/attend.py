@@ -52,8 +52,11 @@ def attend(
 
     `aggregate_dtype` is that of the operands of the matrix product (bfloat16 is about twice as fast as float32 on a
     CPU that has it); the accumulation, the logits and the sums of the weights stay in float32. It is the autocast
-    dtype under autocast, and that of `x` otherwise. Gradients reach x, column, row and appearance, once (no double
-    backward). Memory is the inputs, the result and a few tiles: it does not grow with R x H x W.
+    dtype under autocast, and that of `x` otherwise. Operands are float16 in the CUDA kernel only, in which the weights
+    are scaled to its range; elsewhere float32 takes its place. So no weight is lost for being small, and the error
+    relative to the largest result is that of rounding x, the weights and the result once. Gradients reach x, column,
+    row and appearance, once (no double backward). Memory is the inputs, the result and a few tiles: it does not grow
+    with R x H x W.
 
     Raises ValueError or TypeError for shapes, dtypes and ranges that are not as above.
     """
@@ -200,7 +203,7 @@ def _attend_backward(
     to_appearance = column.new_zeros((0,) if appearance is None else (len(x), *column.shape[1:2], softmax.area))
     for tile in softmax.tiles():
         weights, of_sums = softmax.weights(tile), gradient[tile.boxes]
-        scaled, of_sums = (of_sums * weights.scale).to(dtype), of_sums.to(dtype)
+        scaled, of_sums = (of_sums * weights.scale).to(softmax.dtype), of_sums.to(softmax.dtype)
         if tile.cells is None:
             to_features[tile.image] += torch.mm(weights.operand.flatten(0, 1).t(), scaled.flatten(0, 1))
             to_cells = to_appearance if appearance is not None else None

@@ -71,11 +71,15 @@ class TiledSoftmax:
         cells: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        self.image, self.cells, self.dtype = image, cells, dtype
+        self.image, self.cells = image, cells
+        # Up to their scale the weights have the range of float32, which bfloat16 shares and float16 has not.
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype
         self.scratch = _Scratch(x.device)
         self.size = (int(x.shape[2]), int(x.shape[3]))
         self.parts, self.area = column.shape[1], x.shape[2] * x.shape[3]
-        self.features = x.detach().permute(0, 2, 3, 1).reshape(len(x), self.area, x.shape[1]).to(dtype)  # [N, HW, C]
+        self.features = (
+            x.detach().permute(0, 2, 3, 1).reshape(len(x), self.area, x.shape[1]).to(self.dtype)
+        )  # [N, HW, C]
         self.appearance = None if appearance is None else appearance.detach().flatten(2)  # [N, K, HW]
         self.exp_appearance = None
         if self.appearance is not None:
@@ -85,7 +89,7 @@ class TiledSoftmax:
         self.row, self.exp_row = self._shifted(row, support[:, 1], support[:, 3])
         if cells is None:
             self.support = self._reachable()
-        self._kernel = _cpu_kernel() if x.device.type == "cpu" and dtype != torch.float16 else None
+        self._kernel = _cpu_kernel() if x.device.type == "cpu" else None
 
     @staticmethod
     def _shifted(term: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,9 @@ def level_by_level(
 
 
 def contract(weights: Tensor, x: FeatureMap, r: Regions) -> Tensor:
-    """``sum over p of w_k(b, p) x(p)``: [R, C, K] from weights [R, 1 or C, K, H, W]."""
+    """``sum over p of w_k(b, p) x(p)``: [R, C, K] from weights [R, 1 or C, K, H, W], also under autocast in their
+    dtype: float16 does not hold the small weights of a large map."""
     cells = x.data[r.image].to(weights.dtype)
-    return torch.einsum("rckhw,rchw->rck", weights.expand(-1, cells.shape[1], -1, -1, -1), cells).to(x.data.dtype)
+    with torch.autocast(x.data.device.type, enabled=False):
+        y = torch.einsum("rckhw,rchw->rck", weights.expand(-1, cells.shape[1], -1, -1, -1), cells)
+    return y.to(x.data.dtype)

@@ -45,7 +45,8 @@ def inputs(
     )
 
 
-def check(arguments: Inputs, tolerance: float, dtype: torch.dtype | None = None) -> None:
+def check(arguments: Inputs, tolerance: float, dtype: torch.dtype | None = None, loss: float = 1.0) -> None:
+    """loss: what the gradient of the result is multiplied by, and those that follow from it are divided by."""
     leaves = [a.detach().requires_grad_() if a is not None and a.is_floating_point() else a for a in arguments]
     expected = attend_reference(*leaves)
     toward = torch.cos(torch.arange(expected.numel(), dtype=torch.float64)).view(expected.shape).to(expected)
@@ -53,11 +54,11 @@ def check(arguments: Inputs, tolerance: float, dtype: torch.dtype | None = None)
     expected_grads = torch.autograd.grad(expected, wanted, toward)
     dtype = dtype or arguments[0].dtype
     assert_close(attend.forward(*arguments, dtype), expected.detach(), tolerance)
-    grads = attend.backward(toward, *arguments, dtype)
-    again = attend.backward(toward, *arguments, dtype)
+    grads = attend.backward(toward * loss, *arguments, dtype)
+    again = attend.backward(toward * loss, *arguments, dtype)
     assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
     for grad, want in zip(grads, expected_grads, strict=False):
-        assert_close(grad, want, tolerance)
+        assert_close(grad / loss, want, tolerance)
 
 
 @pytest.mark.parametrize("with_appearance", [True, False])
@@ -90,6 +91,33 @@ on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter of Triton
 )
 def test_precision(dtype: torch.dtype, product: torch.dtype, tolerance: float) -> None:
     check(inputs(boxes=3, dtype=dtype, scale=1.0), tolerance, product)
+
+
+@pytest.mark.parametrize("scale", [0.01, 30.0, 1e3])
+def test_float16_for_any_range_of_logits(scale: float) -> None:
+    check(inputs(boxes=3, dtype=torch.float32, scale=scale), 4e-3, torch.float16)
+
+
+@pytest.mark.parametrize("loss", [1e-9, 1e7])
+def test_float16_products_with_gradients_of_any_size(loss: float) -> None:
+    """Far below and above what float16 holds."""
+    check(inputs(boxes=3, dtype=torch.float32, scale=1.0), 4e-3, torch.float16, loss)
+
+
+def test_float16_keeps_the_digits_of_small_weights() -> None:
+    """A cell of weight 6.8e-8, 1.14 times the smallest number of float16, that holds a large feature."""
+    x = torch.tensor([0.0, 6e4], device=DEVICE, dtype=torch.float16).view(1, 1, 1, 2)
+    column, row = torch.tensor([[[0.0, -16.5]]], device=DEVICE), torch.zeros(1, 1, 1, device=DEVICE)
+    image, support = torch.zeros(1, dtype=torch.int64, device=DEVICE), torch.tensor([[0, 0, 2, 1]], device=DEVICE)
+    weight = column.double().softmax(2)[0, 0, 1]
+    out = attend.forward(x, image, column, row, None, support, torch.float16)
+    torch.testing.assert_close(out.double().view(()), 6e4 * weight, rtol=2e-3, atol=0)
+    to_x = attend.backward(torch.ones_like(out) * 1e4, x, image, column, row, None, support, torch.float16)[0]
+    torch.testing.assert_close(to_x[0, 0, 0, 1].double(), 1e4 * weight, rtol=2e-3, atol=0)
+
+
+def test_no_boxes_in_float16() -> None:
+    check(inputs(boxes=0, dtype=torch.float16), 0.0)
 
 
 def test_several_blocks() -> None:

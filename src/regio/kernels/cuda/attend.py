@@ -27,6 +27,10 @@ __all__ = ["backward", "forward"]
 _COLUMN_BLOCKS = 8  # at most; the gradient of a row term is a sum of as many numbers, which are kept for a moment
 _CELLS = 64  # of a tile
 _SIDE = 8  # of a tile that is owned
+# Weights, of which the largest is 1 or all sum to 1, are multiplied by this before they become operands of a matrix
+# product, and its result is divided by it. In float16 a weight below 2^-14 has fewer digits and one below 2^-25 is
+# zero, and on a large map all may be below. It is a power of two, so in other dtypes it changes no digit.
+_RANGE = tl.constexpr(2.0**15)
 
 
 def forward(
@@ -58,6 +62,28 @@ def backward(
 
     With y = sum_p w_p x_p and g the gradient of y: that of x_p is w_p g, that of logit p is w_p (<g, x_p> - <g, y>).
     """
+    inputs = image, column, row, appearance, support, dtype
+    if dtype != torch.float16:
+        return _backward(gradient, x, *inputs)
+    # As an operand the gradient would lose what is too small for float16, so it is in a unit of its own meanwhile.
+    norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    unit = torch.exp2(torch.frexp(norm).exponent.clamp(min=-100).float() - 15)
+    unit = unit.where(torch.isfinite(norm), 1)
+    to_x, *to_terms = _backward(gradient / unit, x.float(), *inputs)
+    to_column, to_row, to_appearance = (t * unit for t in to_terms)
+    return (to_x * unit).to(x.dtype), to_column, to_row, to_appearance
+
+
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    image: Tensor,
+    column: Tensor,
+    row: Tensor,
+    appearance: Tensor | None,
+    support: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (images, channels, height, width), (boxes, parts) = x.shape, column.shape[:2]
     inputs = _contiguous(x, image, column, row, appearance, support, dtype)
     block = _block(x, column, appearance, dtype)
@@ -200,10 +226,10 @@ def _forward(
             total = total * scale + tl.sum(weights, 1)
             value = _features(features, n, v, u, inside, c, height, width, channels)
             acc = acc * scale[:, None]
-            acc += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION, out_dtype=SUM)
+            acc += tl.dot((weights * _RANGE).to(value.dtype), value, input_precision=PRECISION, out_dtype=SUM)
             largest = larger
     empty = total == 0
-    result = tl.where(empty[:, None], 0, acc / tl.where(empty, 1, total)[:, None])
+    result = tl.where(empty[:, None], 0, acc / (tl.where(empty, 1, total) * _RANGE)[:, None])
     at = r * parts + k
     to = (at * channels)[:, None] + c[None, :]
     tl.store(out + to, result.to(out.dtype.element_ty), mask=(k < parts)[:, None] & (c < channels)[None, :])
@@ -299,12 +325,11 @@ def _feature_gradients(
                         weights = _weights(logits, inside, log_total, r, k, parts)
                         at = grad + r * parts * channels + (k * channels)[:, None] + c[None, :]
                         g = tl.load(at, mask=(k < parts)[:, None] & (c < channels)[None, :], other=0.0)
-                        acc += tl.dot(
-                            tl.trans(weights).to(g.dtype), g, input_precision=PRECISION, out_dtype=acc.dtype
-                        )  # fmt: skip
+                        weights = tl.trans(weights * _RANGE).to(g.dtype)
+                        acc += tl.dot(weights, g, input_precision=PRECISION, out_dtype=acc.dtype)
     to = ((n * height + cell_v) * width + cell_u) * channels
     real = ((cell_v < height) & (cell_u < width))[:, None] & (c < channels)[None, :]
-    tl.store(to_x + to[:, None] + c[None, :], acc.to(to_x.dtype.element_ty), mask=real)
+    tl.store(to_x + to[:, None] + c[None, :], (acc / _RANGE).to(to_x.dtype.element_ty), mask=real)
 
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
