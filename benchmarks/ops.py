@@ -1,11 +1,13 @@
 """Every function of `regio.ops` against torchvision's, in one process, on a CPU or a GPU.
 
-    python benchmarks/ops.py [--only NAME] [--device cuda] [--repeats N] [--json FILE] [--tiny]
+    python benchmarks/ops.py [--only NAME] [--device cuda] [--repeats N] [--json FILE] [--tiny] [--beside]
 
 Inputs are float32 and contiguous, boxes have no gradients. Each time is the median of `repeats` runs after two warm-up
 runs, ours and the other in turn, with the interquartile range; on a GPU, between CUDA events. What torchvision lacks is
 compared with mmcv where it is installed, `ms_deform_attn` otherwise with its published PyTorch form by `grid_sample`,
-and the rest with nothing. A ratio below 1 is a loss; losses are listed at the end.
+and the rest with nothing. A ratio below 1 is a loss; losses are listed at the end. With `--beside` one other process is
+busy all the time; `GOMP_SPINCOUNT=10000` or `OMP_WAIT_POLICY=passive` in the environment then show what short waits of
+PyTorch's threads are worth.
 
 The last columns are the bytes that have to move (inputs are read once, the result is written once; with backward twice
 that) and how many times longer ours takes than the machine needs to copy so many.
@@ -16,8 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -310,7 +315,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="runs of each measurement, at least 2 (default 9)")
     parser.add_argument("--json", type=Path, help="write the table to this file")
     parser.add_argument("--tiny", action="store_true", help="one small size of each, to see that everything runs")
+    parser.add_argument("--beside", action="store_true", help="beside a process that keeps one core busy")
     arguments = parser.parse_args()
+    with busy_process() if arguments.beside else nullcontext():
+        measure(arguments)
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """One process that does nothing but keep a core busy."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def measure(arguments: argparse.Namespace) -> None:
     bandwidth = copy_bandwidth(arguments.device)
     about = machine() | {"device": str(arguments.device), "copy_gigabytes_a_second": round(bandwidth / 1e6, 1)}
     print("  ".join(f"{k} {v}" for k, v in about.items()))

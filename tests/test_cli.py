@@ -1,6 +1,7 @@
 """The commands as a person types them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -411,3 +412,18 @@ def test_json_that_is_not_coco(here: Path, capsys: pytest.CaptureFixture[str]) -
     (here / "a.json").write_text('{"hello": 1}')
     assert regio("train", "a.json") == 2
     assert "a.json" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has another OpenMP library there")
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_waiting_threads_soon_sleep(environment: dict[str, str], expected: str) -> None:
+    """As libgomp shows the settings that it has read; those of the user come first."""
+    given = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | environment
+    command = [sys.executable, "-c", "from regio.cli import main"]
+    shown = subprocess.run(
+        command, env=given | {"OMP_DISPLAY_ENV": "VERBOSE"}, capture_output=True, text=True, check=True
+    )
+    assert f"GOMP_SPINCOUNT = '{expected}'" in shown.stderr

@@ -256,12 +256,69 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def kept(folder: Path) -> dict[Path, int]:
+    """The files of compiled kernels below a folder, and when each was written."""
+    return {p: p.stat().st_mtime_ns for p in folder.glob("**/kernels-*/*.bin")}
+
+
 def test_compiled_kernels_are_kept(package: Path) -> None:
     assert run_copy(package).stdout.strip() == "[2, 1]"
-    kept = {p: p.stat().st_mtime_ns for p in (package / "regio/kernels/cpu/__pycache__").glob("nms.*.nbc")}
-    assert kept
+    files = kept(package / "regio/kernels/cpu/__pycache__")
+    assert files
     run_copy(package)
-    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+    assert files == kept(package / "regio/kernels/cpu/__pycache__")
+
+
+def test_the_users_folder_for_compiled_kernels(package: Path, tmp_path: Path) -> None:
+    """Numba's own variable names it; a damaged file is written again."""
+    run_copy(package, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
+    files = kept(tmp_path / "numba")
+    assert files and not kept(package / "regio")
+    for p in files:
+        p.write_bytes(p.read_bytes()[:100])
+    assert run_copy(package, NUMBA_CACHE_DIR=str(tmp_path / "numba")).stdout.strip() == "[2, 1]"
+    assert all(p.stat().st_size > 100 for p in files)
+
+
+HELPER = """
+from regio.kernels.cpu.compile import compiled
+
+@compiled
+def number():
+    return {value}
+"""
+
+KERNEL = """
+from regio.kernels.cpu.compile import compiled
+from regio.kernels.cpu.helper import number
+
+@compiled
+def ten_times():
+    return 10 * number()
+"""
+
+
+def test_a_changed_helper_is_compiled_again(package: Path) -> None:
+    """Also where several processes start at once; what older sources were compiled to is removed."""
+    code = "from regio.kernels.cpu.kernel import ten_times; print(ten_times())"
+    (package / "regio/kernels/cpu/kernel.py").write_text(KERNEL)
+    folders = set()
+    for value in (3, 4):
+        (package / "regio/kernels/cpu/helper.py").write_text(HELPER.format(value=value))
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(package)}, stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(3)
+        ]  # fmt: skip
+        for process in processes:
+            assert process.communicate(timeout=120)[0].strip() == str(10 * value)
+            assert process.returncode == 0
+        (folder,) = {p.parent for p in kept(package)}
+        folders.add(folder)
+        assert {p.suffix for p in folder.iterdir()} == {".bin"}
+    assert len(folders) == 2
 
 
 def test_no_directory_for_the_cache(package: Path, tmp_path: Path) -> None:
@@ -272,3 +329,4 @@ def test_no_directory_for_the_cache(package: Path, tmp_path: Path) -> None:
     out = run_copy(package, HOME=blocked, XDG_CACHE_HOME=blocked, IPYTHONDIR=blocked, PYTHONDONTWRITEBYTECODE="1")
     assert out.stdout.strip() == "[2, 1]"
     assert (package / "regio/kernels/cpu/__pycache__").is_file()
+    assert not kept(tmp_path)
