@@ -45,10 +45,10 @@ class Trainable(Protocol):
     Where the data set has proposals, both are given them as one more argument: boxes [P_i, 4] in pixels of each image.
     """
 
-    def losses(self, images: list[Tensor], targets: list[Targets], /, *given: list[Tensor]) -> dict[str, Tensor]:
+    def losses(self, images: list[Tensor], targets: list[Targets], /) -> dict[str, Tensor]:
         """Scalars, whose sum is minimised; each a mean, over what is sampled from these images. uint8 [3, H_i, W_i]."""
 
-    def __call__(self, images: list[Tensor], /, *given: list[Tensor]) -> Sequence[Any]:
+    def __call__(self, images: list[Tensor], /) -> Sequence[Any]:
         """What the evaluator of the training measures: a prediction for each image."""
 
 
