@@ -62,7 +62,7 @@ def test_real_data_written_and_read_again(tmp_path: Path, shared_data: Path, wri
 def test_real_masks_written_and_read_again(
     tmp_path: Path, shared_data: Path, write: Writer, name: str, count: int, unequal: float
 ) -> None:
-    """Run lengths (nuclei) are equal. Corners of a polygon (nuts) are rounded to a fifth of a pixel to be rasterised, so
+    """Run lengths (nuclei) are equal. Corners of polygons (nuts) are rounded to a fifth of a pixel to be rasterised, so
     that a change in its ninth figure can move a pixel of the border."""
     before = open_dataset(shared_data / name, "val").subset(range(count))
     write({"val": before}, tmp_path, True)
