@@ -22,7 +22,7 @@ from regio.analysis import (
     masks_to_cells,
     size_class,
 )
-from regio.regions import Box, RoIAlign, Sampled, WholeImage
+from regio.regions import BoxSupport, RoIAlign, Sampled, WholeImage
 from regio.types import FeatureMap, Regions
 
 
@@ -208,7 +208,7 @@ def test_sampled_cells_are_counted() -> None:
     inside, outside = count_samples(x, regions([0, 0, 448, 448], [0, 0, 160, 80]))
     assert inside.tolist() == [196, 50]
     assert outside.tolist() == [140 - 49, 140 - 6]
-    _, none = count_samples(x, regions([0, 0, 448, 448]), support=Box())
+    _, none = count_samples(x, regions([0, 0, 448, 448]), support=BoxSupport())
     assert none.tolist() == [0]
 
 
@@ -222,7 +222,7 @@ def test_samples_without_limit_are_all_cells(seed: int) -> None:
         FeatureMap(torch.zeros(1, 1, 10, 12), 8),
     )
     inside, outside = count_samples(x, r, Sampled(inside=10**4, outside=10**4))
-    u0, v0, u1, v1 = Box()(x, r).unbind(1)
+    u0, v0, u1, v1 = BoxSupport()(x, r).unbind(1)
     assert inside.tolist() == ((u1 - u0) * (v1 - v0)).tolist()
     assert (inside + outside).tolist() == [120] * 4
 

@@ -27,7 +27,7 @@ from regio.regions.learned import (
     embed,
 )
 from regio.regions.levels import Levels
-from regio.regions.support import Box, Support, WholeImage
+from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, INSIDE, ExtractorContract, box_strategy, close, feature_map, regions
 
@@ -113,7 +113,7 @@ class TestSampled(LearnedContract):
 
 
 class TestGeometryInBox(LearnedContract):
-    options: ClassVar = {"appearance": False, "support": Box()}
+    options: ClassVar = {"appearance": False, "support": BoxSupport()}
 
 
 class TestGridPrior(LearnedContract):
@@ -125,7 +125,7 @@ class TestAppearance(LearnedContract):
     box_gradient = False
 
 
-@pytest.mark.parametrize("support", [Box(), Box(area=2), WholeImage()])
+@pytest.mark.parametrize("support", [BoxSupport(), BoxSupport(area=2), WholeImage()])
 @pytest.mark.parametrize("terms", [{}, {"appearance": False}, {"geometry": False}])
 def test_modes_agree(support: Support, terms: dict[str, bool]) -> None:
     """Exact, dense, and sampled with maxima of the size of the map are one function, values and gradients."""
@@ -222,12 +222,12 @@ def test_support_by_hand() -> None:
         [[5, 4, 13, 12.5], [8, 8, 8, 8], [44, 36, 44, 36], [60, -9, 70, -3], [-9e9, 0, -8e9, 4], [0, 0, 44, 36]]
     )
     expected = [[1, 1, 4, 4], [2, 2, 3, 3], [10, 8, 11, 9], [10, 0, 11, 1], [0, 0, 1, 1], [0, 0, 11, 9]]
-    assert Box()(x, r).tolist() == expected
+    assert BoxSupport()(x, r).tolist() == expected
     assert WholeImage()(x, r).tolist() == [[0, 0, 11, 9]] * 6
     # 8 x 8 pixels about (14, 14), twice the area: 11.3 x 11.3, from 8.3 to 19.7.
-    assert Box(area=2)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
-    assert Box(area=1)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
-    assert Box(area=4)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[1, 1, 6, 6]]
+    assert BoxSupport(area=2)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
+    assert BoxSupport(area=1)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[2, 2, 5, 5]]
+    assert BoxSupport(area=4)(x, regions([[10.0, 10, 18, 18]])).tolist() == [[1, 1, 6, 6]]
 
 
 def test_sampled_cells_by_hand() -> None:
@@ -239,7 +239,7 @@ def test_sampled_cells_by_hand() -> None:
     found = sorted((int(c) // 11, int(c) % 11) for c in cells if c >= 0)
     inside = [(1, 1), (1, 5), (3, 1), (3, 5)]
     outside = [(0, 0), (0, 4), (0, 8), (4, 0), (4, 8), (8, 0), (8, 4), (8, 8)]
-    assert Box()(x, r).tolist() == [[1, 1, 8, 5]]
+    assert BoxSupport()(x, r).tolist() == [[1, 1, 8, 5]]
     assert found == sorted(inside + outside)
 
 
@@ -259,7 +259,7 @@ def test_sampling_with_large_maxima_is_exact(size: tuple[int, int]) -> None:
 def test_a_long_box_is_sampled_though_it_has_fewer_cells_than_the_maximum() -> None:
     """Equation 10 divides both sides by 14: of 20 x 5 cells, every second column."""
     x, r = FeatureMap(torch.zeros(1, 3, 10, 30), 4), regions([[0.0, 0, 80, 20]], images=1)
-    cells = Sampled().cells(x, r, Box()(x, r))[0]
+    cells = Sampled().cells(x, r, BoxSupport()(x, r))[0]
     found = sorted((int(c) // 30, int(c) % 30) for c in cells if c >= 0)
     assert found == [(v, u) for v in range(5) for u in range(0, 20, 2)]
 
@@ -270,7 +270,7 @@ def test_sampled_cells_are_distinct_and_no_more_than_asked_for(
     boxes: list[list[float]], inside: int, outside: int
 ) -> None:
     x, r = feature_map(), regions(boxes)
-    covered = Box()(x, r)
+    covered = BoxSupport()(x, r)
     for (u0, v0, u1, v1), row in zip(
         covered.tolist(), Sampled(inside, outside).cells(x, r, covered).tolist(), strict=True
     ):
@@ -290,13 +290,13 @@ def test_boxes_in_cells_make_the_module_scale_invariant() -> None:
     assert not torch.allclose(learned(unit=1).double()(*double), learned(unit=1).double()(x, r))
 
 
-def test_box_numbers() -> None:
+def test_box_encoding() -> None:
     boxes = torch.tensor([[1.0, 2, 5, 10]])
     assert corners(boxes).tolist() == [[1, 2, 5, 10]]
     assert centre_and_size(boxes).tolist() == [[3, 6, 4, 8]]
     x, r = feature_map(), regions()
-    with_centre = learned(box_numbers=centre_and_size).double()
-    close(with_centre(x, r), learned(box_numbers=centre_and_size, mode=Dense()).double()(x, r), 1e-10)
+    with_centre = learned(box_encoding=centre_and_size).double()
+    close(with_centre(x, r), learned(box_encoding=centre_and_size, mode=Dense()).double()(x, r), 1e-10)
     assert not torch.allclose(with_centre(x, r), learned().double()(x, r))
 
 
@@ -333,7 +333,7 @@ def test_bad_options_raise(options: dict[str, object], message: str) -> None:
 
 def test_bad_supports_and_samples_raise() -> None:
     with pytest.raises(ValueError, match="area: expected a positive"):
-        Box(area=0)
+        BoxSupport(area=0)
     with pytest.raises(ValueError, match="inside, outside: expected positive"):
         Sampled(inside=0)
     with pytest.raises(ValueError, match="sigma: expected a positive"):

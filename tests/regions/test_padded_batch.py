@@ -12,7 +12,7 @@ from regio.necks import FPN, SingleMap
 from regio.proposals import RPN, Anchors, ProposalFilter
 from regio.regions import LearnedRegionFeatures, Levels
 from regio.regions.learned import Dense, Exact, Mode, Sampled
-from regio.regions.support import Box, Support, WholeImage
+from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import close
 
@@ -52,7 +52,7 @@ def module(scale: float = 30, **options: Any) -> LearnedRegionFeatures:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("terms", [{}, {"appearance": False}, {"geometry": False}])
-@pytest.mark.parametrize("support", [WholeImage(), Box(), Box(area=4)])
+@pytest.mark.parametrize("support", [WholeImage(), BoxSupport(), BoxSupport(area=4)])
 @pytest.mark.parametrize("mode", [Exact(), Sampled(inside=9, outside=16), Dense()])
 def test_features_of_an_image_do_not_depend_on_the_batch(
     mode: Mode, support: Support, terms: dict[str, bool], dtype: torch.dtype
@@ -85,9 +85,9 @@ def test_supports_end_with_the_image_by_hand() -> None:
     x = FeatureMap(torch.zeros(2, 1, 16, 17), STRIDE, SIZES[:2])
     r = Regions(torch.tensor([[50.0, 60, 100, 90], [50, 60, 100, 90]]), torch.tensor([0, 1]))
     assert WholeImage()(x, r).tolist() == [[0, 0, 17, 9], [0, 0, 8, 16]]
-    assert Box()(x, r).tolist() == [[6, 7, 13, 9], [6, 7, 8, 12]]
+    assert BoxSupport()(x, r).tolist() == [[6, 7, 13, 9], [6, 7, 8, 12]]
     beside = Regions(torch.tensor([[100.0, 90, 120, 120], [100, 90, 120, 120]]), r.image)
-    assert Box()(x, beside).tolist() == [[12, 8, 15, 9], [7, 11, 8, 15]]
+    assert BoxSupport()(x, beside).tolist() == [[12, 8, 15, 9], [7, 11, 8, 15]]
 
 
 def test_the_stride_outside_of_a_box_is_that_of_its_image() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from regio.regions.learned import Sampled
-from regio.regions.support import Box, Support, WholeImage
+from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
 
 __all__ = ["count_samples"]
@@ -19,7 +19,7 @@ def count_samples(
 ) -> tuple[Tensor, Tensor]:
     """The numbers [R] int64 of sampled cells inside and outside of each box; of `x` only size, stride and sizes matter.
 
-    Inside are the cells that the box covers any part of, as in `regio.regions.support.Box`.
+    Inside are the cells that the box covers any part of, as in `regio.regions.support.BoxSupport`.
 
     The paper's text gives the means over 300 proposals an image of COCO as 114 inside and 86 outside, for maxima of 196
     each. Its table 3 has them the other way round, and only that can be: with Eq. 11 a map of its size (about 2019
@@ -27,7 +27,7 @@ def count_samples(
     """
     width = x.size[1]
     cells = mode.cells(x, r, support(x, r))
-    u0, v0, u1, v1 = Box()(x, r)[:, :, None].unbind(1)
+    u0, v0, u1, v1 = BoxSupport()(x, r)[:, :, None].unbind(1)
     u, v = cells % width, cells.div(width, rounding_mode="floor")
     sampled = cells >= 0
     inside = (u >= u0) & (u < u1) & (v >= v0) & (v < v1)

@@ -22,12 +22,12 @@ from regio.regions.quantisation import (
 from regio.regions.reading import ReadingExtractor
 from regio.regions.sample_max import SampleMax
 from regio.regions.spatial_pyramid import SpatialPyramidPool
-from regio.regions.support import Box, WholeImage
+from regio.regions.support import BoxSupport, WholeImage
 from regio.regions.triangular import TriangularBins
 from regio.regions.warp import RoIWarp
 
 __all__ = [
-    "Box",
+    "BoxSupport",
     "CentreFeature",
     "DeformablePositionSensitive",
     "DeformableRoIPool",

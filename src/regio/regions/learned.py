@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from regio.kernels.attend import attend, readable
 from regio.kernels.maps import coordinate_dtype
 from regio.regions.base import RegionExtractor
-from regio.regions.support import Box, Support, WholeImage
+from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
 
 __all__ = [
@@ -141,7 +141,7 @@ class Sampled(Exact):
             raise ValueError(f"inside, outside: expected positive numbers of cells, got {self.inside}, {self.outside}")
 
     def cells(self, x: FeatureMap, r: Regions, support: Tensor) -> Tensor:
-        covered = Box()(x, r)
+        covered = BoxSupport()(x, r)
         return torch.cat([self._inside(covered, x), self._outside(covered, support, x, r)], 1)
 
     def _inside(self, covered: Tensor, x: FeatureMap) -> Tensor:
@@ -188,7 +188,7 @@ class LearnedRegionFeatures(RegionExtractor):
     of Eq. 7 there are. support: the cells that a box may read. mode: `Exact`, `Sampled` or `Dense`. prior: terms that
     are added to the logits and not learned; None, as in the paper, for none.
 
-    The paper leaves open which four numbers of a box are embedded, and in what unit. box_numbers: `corners` (default)
+    The paper leaves open which four numbers of a box are embedded, and in what unit. box_encoding: `corners` (default)
     or `centre_and_size`. unit: image pixels per unit of all embedded coordinates; None is the stride of the map, so
     that coordinates are in cells. In cells one module serves all levels of a pyramid, where a level's boxes have
     similar sizes in cells; and the shortest wavelength, 2 pi cells, is one that cells can sample, while 2 pi pixels is
@@ -217,7 +217,7 @@ class LearnedRegionFeatures(RegionExtractor):
         mode: Mode = Exact(),
         prior: GridPrior | None = None,
         scale: float | None = None,
-        box_numbers: Callable[[Tensor], Tensor] = corners,
+        box_encoding: Callable[[Tensor], Tensor] = corners,
         unit: float | None = None,
     ) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class LearnedRegionFeatures(RegionExtractor):
         parts = prod(self.bins)
         self.embedding_channels, self.key_channels = embedding_channels, key_channels
         self.support, self.mode, self.prior = support, mode, prior
-        self.box_numbers, self.unit = box_numbers, unit
+        self.box_encoding, self.unit = box_encoding, unit
         self.scale = 1 / sqrt(key_channels) if scale is None else scale
         self.geometry = geometry
         if geometry:
@@ -325,7 +325,7 @@ class LearnedRegionFeatures(RegionExtractor):
     def _box_code(self, x: FeatureMap, r: Regions) -> Tensor:
         """V E(b), [R, C_E], times `scale`."""
         boxes = r.boxes.to(coordinate_dtype(x.data)) / (self.unit or x.stride)
-        embedded = embed(self.box_numbers(boxes), self.embedding_channels).flatten(1)
+        embedded = embed(self.box_encoding(boxes), self.embedding_channels).flatten(1)
         return embedded @ self.box_weight.to(boxes.dtype).t() * self.scale
 
     def _embedded_centres(self, x: FeatureMap, length: int) -> Tensor:

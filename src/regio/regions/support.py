@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regio.types import FeatureMap, Regions
 
-__all__ = ["Box", "Support", "WholeImage", "image_extents"]
+__all__ = ["BoxSupport", "Support", "WholeImage", "image_extents"]
 
 
 def image_extents(x: FeatureMap, r: Regions) -> Tensor:
@@ -47,7 +47,7 @@ class WholeImage(Support):
 
 
 @dataclass(frozen=True)
-class Box(Support):
+class BoxSupport(Support):
     """The box itself, or one of `area` times its area about the same centre (sqrt(area) times each side).
 
     Raises ValueError unless area is positive.

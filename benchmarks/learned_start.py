@@ -1,0 +1,88 @@
+"""What learned region features read after a short training on generated scenes, by the factor on their geometric term.
+
+    python benchmarks/learned_start.py --steps 400 --seeds 0 1 --variants align default printed prior
+
+For each variant and seed: AP on 100 scenes that were not seen; and of 24 of these, before and after training, the mean
+KL between parts (nats) and the share of a part's weight on the cells that the box covers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from regio.analysis.divergence import kl_between_parts
+from regio.analysis.trained import weights_by_level
+from regio.config import RunConfig, build_detector, override
+from regio.data import DetectionDataset, HorizontalFlip, Shapes
+from regio.detector import TwoStageDetector
+from regio.kernels.attend import readable
+from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign
+from regio.train import train
+from regio.types import Regions
+
+VARIANTS: dict[str, Callable[[int], RegionExtractor]] = {
+    "align": lambda channels: RoIAlign(7, samples=2),
+    "default": LearnedRegionFeatures,
+    "printed": lambda channels: LearnedRegionFeatures(channels, scale=1),
+    "prior": lambda channels: LearnedRegionFeatures(channels, prior=GridPrior()),
+}
+SIZE = (128, 128)
+
+
+def config(steps: int, seed: int) -> RunConfig:
+    """Small scenes, the default optimizer and schedule."""
+    model = ["short_side=128", "long_side=192", "channels=64", "hidden=256", "anchor_sizes=[16, 32, 64, 128]"]
+    training = ["batch_size=4", "sampled_regions=64", "evaluate_every=1000", "workers=0", "accelerator=cpu"]
+    return override(RunConfig("shapes"), [*model, *training, f"steps={steps}", f"seed={seed}"])
+
+
+@torch.no_grad()
+def reads(detector: TwoStageDetector, scenes: DetectionDataset) -> str:
+    """Mean KL between parts and share of the weight in the box, over the objects of `scenes`."""
+    assert isinstance(detector.extractor, Levels)
+    divergences, shares = [], []
+    for sample in scenes:
+        batch, maps = detector.features([sample.image])
+        targets = detector.preprocess.targets([sample.targets], batch)[0]
+        r = Regions.from_list([targets.boxes])
+        for level, rows, weights in weights_by_level(detector.extractor, maps, r):
+            inside = readable(BoxSupport()(maps[level], r[rows]), None, maps[level].size)[:, None, None]
+            shares += (weights * inside).sum((3, 4)).mean((1, 2)).tolist()
+            read = (weights.sum((3, 4)) > 0).all(2).all(1)
+            divergences += kl_between_parts(weights[read]).tolist()
+    return f"KL between parts {sum(divergences) / len(divergences):.2f}, in the box {sum(shares) / len(shares):.0%}"
+
+
+def main() -> None:
+    """Train and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, default=400)
+    arguments = parser.parse_args()
+    validation = Shapes(100, seed=1, size=SIZE)
+    few = validation.subset(range(24))
+    for seed in arguments.seeds:
+        for name in arguments.variants:
+            run = config(arguments.steps, seed)
+            torch.manual_seed(seed)
+            detector = build_detector(replace(run.model, extractor="roi-align"), 6)
+            detector.extractor = Levels(VARIANTS[name](run.model.channels))
+            before = reads(detector, few)
+            with TemporaryDirectory() as folder:
+                metrics, _ = train(
+                    detector, Shapes(1600, size=SIZE), validation, run.training, Path(folder),
+                    transform=HorizontalFlip(),
+                )  # fmt: skip
+            print(f"{name}, seed {seed}: AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f}; {reads(detector, few)}", end="")
+            print(f" (before training {before})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
