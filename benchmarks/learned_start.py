@@ -17,10 +17,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from regio.analysis.divergence import kl_between_parts
-from regio.analysis.trained import weights_by_level
+from regio.analysis.trained import extractor_of, weights_by_level
 from regio.config import RunConfig, build_detector, override
 from regio.data import DetectionDataset, HorizontalFlip, Shapes
 from regio.detector import TwoStageDetector
+from regio.evaluate import BoxEvaluator
 from regio.kernels.attend import readable
 from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign
 from regio.train import train
@@ -38,20 +39,20 @@ SIZE = (128, 128)
 def config(steps: int, seed: int) -> RunConfig:
     """Small scenes, the default optimizer and schedule."""
     model = ["short_side=128", "long_side=192", "channels=64", "hidden=256", "anchor_sizes=[16, 32, 64, 128]"]
-    training = ["batch_size=4", "sampled_regions=64", "evaluate_every=1000", "workers=0", "accelerator=cpu"]
+    training = ["batch_size=4", "sampled_regions=64", "evaluate_every=1000", "workers=0", "device=cpu"]
     return override(RunConfig("shapes"), [*model, *training, f"steps={steps}", f"seed={seed}"])
 
 
 @torch.no_grad()
 def reads(detector: TwoStageDetector, scenes: DetectionDataset) -> str:
     """Mean KL between parts and share of the weight in the box, over the objects of `scenes`."""
-    assert isinstance(detector.extractor, Levels)
+    levels = extractor_of(detector)
     divergences, shares = [], []
     for sample in scenes:
         batch, maps = detector.features([sample.image])
         targets = detector.preprocess.targets([sample.targets], batch)[0]
         r = Regions.from_list([targets.boxes])
-        for level, rows, weights in weights_by_level(detector.extractor, maps, r):
+        for level, rows, weights in weights_by_level(levels, maps, r):
             inside = readable(BoxSupport()(maps[level], r[rows]), None, maps[level].size)[:, None, None]
             shares += (weights * inside).sum((3, 4)).mean((1, 2)).tolist()
             read = (weights.sum((3, 4)) > 0).all(2).all(1)
@@ -73,14 +74,13 @@ def main() -> None:
             run = config(arguments.steps, seed)
             torch.manual_seed(seed)
             detector = build_detector(replace(run.model, extractor="roi-align"), 6)
-            detector.extractor = Levels(VARIANTS[name](run.model.channels))
+            detector.roi_heads[0].extractor = Levels(VARIANTS[name](run.model.channels))
             before = reads(detector, few)
             with TemporaryDirectory() as folder:
-                metrics, _ = train(
-                    detector, Shapes(1600, size=SIZE), validation, run.training, Path(folder),
-                    transform=HorizontalFlip(),
-                )  # fmt: skip
-            print(f"{name}, seed {seed}: AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f}; {reads(detector, few)}", end="")
+                scenes, evaluator = Shapes(1600, size=SIZE), BoxEvaluator(validation)
+                found = train(detector, scenes, evaluator, run.training, Path(folder), transform=HorizontalFlip())
+            ap, ap50 = found.numbers["ap"], found.numbers["ap50"]
+            print(f"{name}, seed {seed}: AP {ap:.3f}, AP50 {ap50:.3f}; {reads(detector.eval(), few)}", end="")
             print(f" (before training {before})", flush=True)
 
 
