@@ -10,6 +10,7 @@ from regio.analysis import (
     SIZES,
     divergence_of_checkpoints,
     divergence_of_detector,
+    extractor_of,
     kl_between_parts,
     kl_of_mask,
     masks_to_cells,
@@ -20,7 +21,7 @@ from regio.checkpoints import Card, save
 from regio.config import ModelConfig, build_detector, to_dict
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.detector import TwoStageDetector
-from regio.regions import LearnedRegionFeatures, Levels, RoIPool
+from regio.regions import LearnedRegionFeatures, RoIPool
 from regio.regions.base import RegionExtractor
 from regio.systems import faster_rcnn
 from regio.types import FeatureMap, Regions
@@ -50,12 +51,11 @@ def test_uniform_weights_are_alike_and_as_far_from_masks_as_masks_are_from_the_m
     scenes = SCENES.subset([0])
     found = divergence_of_detector(made, scenes)
     with torch.no_grad():
-        batch = made.preprocess([scenes[0].image])
-        (x,) = made.neck(made.backbone(batch.data))
+        batch, (x,) = made.features([scenes[0].image])
         targets = made.preprocess.targets([scenes[0].targets], batch)[0]
     p = masks_to_cells(targets.masks, x).flatten(1)  # type: ignore[arg-type]
     p = p / p.sum(1, keepdim=True)
-    expected = math.log(p.shape[1]) + torch.special.xlogy(p, p).sum(1)
+    expected = math.log(math.prod(x.extents[0])) + torch.special.xlogy(p, p).sum(1)
     counts = [found.of_mask[name].count for name in SIZES]
     total = sum(found.of_mask[name].count * found.of_mask[name].mean for name in SIZES if found.of_mask[name].count)
     assert sum(counts) == len(targets) and found.unread == 0
@@ -69,11 +69,10 @@ def test_statistics_are_those_of_each_object() -> None:
     between, of_mask, areas = [], [], []
     for record, sample in zip(SCENES.records, SCENES, strict=True):
         with torch.no_grad():
-            batch = made.preprocess([sample.image])
+            batch, (x,) = made.features([sample.image])
             targets = made.preprocess.targets([sample.targets], batch)[0]
-            (x,) = made.neck(made.backbone(batch.data))
-            assert isinstance(made.extractor, Levels) and targets.masks is not None
-            weights = made.extractor.weights([x], Regions.from_list([targets.boxes]))[0]
+            assert targets.masks is not None
+            weights = extractor_of(made).weights([x], Regions.from_list([targets.boxes]))[0]
         between += kl_between_parts(weights, diagonal=False).tolist()
         of_mask += kl_of_mask(weights, masks_to_cells(targets.masks, x)).tolist()
         areas += record.area.tolist()
@@ -99,8 +98,7 @@ def test_boxes_of_the_annotations_that_read_nothing_are_counted() -> None:
 
 def test_each_box_is_read_from_its_level() -> None:
     torch.manual_seed(0)
-    levels = build_detector(ModelConfig(extractor="roi-pool", channels=8, hidden=16), 6, pretrained=False).extractor
-    assert isinstance(levels, Levels)
+    levels = extractor_of(build_detector(ModelConfig(extractor="roi-pool", channels=8, hidden=16), 6, pretrained=False))
     maps = [FeatureMap(torch.rand(1, 8, 128 // stride, 128 // stride), stride) for stride in (8, 16, 32)]
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 128, 128], [1, 1, 9, 9], [0, 0, 128, 64]])
     r = Regions(boxes, torch.zeros(4, dtype=torch.int64))
@@ -133,6 +131,6 @@ def test_checkpoints_are_measured_one_by_one(tmp_path: Path) -> None:
 
 def test_only_detectors_with_levels_are_measured() -> None:
     made = detector(learned())
-    made.extractor = learned()
-    with pytest.raises(TypeError, match="expected an extractor of type Levels, got LearnedRegionFeatures"):
+    made.roi_heads[0].extractor = learned()
+    with pytest.raises(TypeError, match="an extractor of type Levels, got FastRCNNHead with LearnedRegionFeatures"):
         divergence_of_detector(made, SCENES)

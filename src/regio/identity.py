@@ -20,7 +20,7 @@ _PLAIN = (type(None), bool, int, float, str, PurePath, Enum, torch.dtype)
 def describe(value: Any, name: str) -> dict[str, str]:
     """The types and numbers that `value` is made of, by their dotted paths below `name`.
 
-    `{"model.head": "BoxHead", "model.head.beta": "1.0", ...}`: fields of dataclasses, entries of lists and
+    `{"model.neck": "FPN", "model.neck.channels": "128", ...}`: fields of dataclasses, entries of lists and
     dictionaries, and of modules and other objects all attributes whose names do not begin with an underscore; of
     functions the name. Of tensors the shape and the dtype alone: weights are not part of what a module is.
     """

@@ -38,7 +38,7 @@ def alone(x: FeatureMap, image: int) -> FeatureMap:
 
 def random_map(dtype: torch.dtype) -> FeatureMap:
     data = torch.randn(3, 12, 16, 17, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return padded(data, 3.0 if dtype == torch.float16 else 50.0)
+    return padded(data)
 
 
 def module(scale: float = 30, **options: Any) -> LearnedRegionFeatures:
@@ -107,11 +107,11 @@ def test_maps_made_from_others_keep_the_sizes() -> None:
     maps = [FeatureMap(torch.randn(3, 12, 16, 17), 8, SIZES), FeatureMap(torch.randn(3, 12, 8, 9), 16, SIZES)]
     assert [x.sizes for x in FPN((12, 12), 4)(maps)] == [SIZES, SIZES]
     assert SingleMap(12, 4)(maps)[0].sizes == SIZES
-    few = ProposalFilter(before_nms=9, after_nms=9, iou_threshold=0.7)
+    few = ProposalFilter(pre_nms_top_n=9, post_nms_top_n=9)
     anchors = Anchors(((32.0,), (64.0,), (128.0,)), ratios=(1.0,))
-    coarser = RPN(12, anchors, coarser=True, test=few, train=few)._levels(maps)[2]
-    assert coarser.sizes == SIZES
-    assert coarser.extents == [(3, 5), (4, 2), (4, 5)]
+    extra = RPN(12, anchors, extra_level=True, test=few, train=few)._levels(maps)[2]
+    assert extra.sizes == SIZES
+    assert extra.extents == [(3, 5), (4, 2), (4, 5)]
 
 
 def test_levels_of_a_padded_batch() -> None:
