@@ -200,7 +200,7 @@ def _attend_backward(
         return kernel.backward(gradient, x, image, column, row, appearance, support, dtype)
     softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
     gradient = gradient.transpose(1, 2)  # [R, K, C]
-    to_features = torch.zeros_like(softmax.features, dtype=column.dtype)
+    to_features = column.new_zeros(softmax.features.shape)  # cell by cell in memory, whatever the order of x
     to_column, to_row = torch.zeros_like(column), torch.zeros_like(row)
     to_appearance = column.new_zeros((0,) if appearance is None else (len(x), *column.shape[1:2], softmax.area))
     for tile in softmax.tiles():
