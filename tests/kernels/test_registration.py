@@ -12,6 +12,7 @@ from torch import Tensor
 from regio.kernels import attend, depthwise, nms, pool_max, sample_grid, sample_points  # noqa: F401 (they register)
 
 pytestmark = [
+    pytest.mark.slow,  # each compiles a forward and a backward pass
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # opcheck itself reads it
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
