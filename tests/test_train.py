@@ -117,7 +117,7 @@ def test_batches_hold_images_of_one_orientation(tmp_path: Path) -> None:
 
 def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
     run(tmp_path, replace(CONFIG, seed=4))
-    first, second = (load_file(f / "weights" / "last.safetensors")["head.fc7.weight"] for f in (straight, tmp_path))
+    first, second = (load_file(f / "weights" / "last.safetensors")["roi_heads.0.trunk.fc7.weight"] for f in (straight, tmp_path))
     assert not torch.equal(first, second)
 
 
@@ -174,7 +174,7 @@ def test_resuming_with_a_moving_average_and_accumulation(tmp_path: Path) -> None
     run(tmp_path / "b", config, resume=True)
     assert_same_weights(tmp_path / "a", tmp_path / "b")
     last, state = (load_file(tmp_path / "a" / "weights" / f"{n}.safetensors") for n in ("last", "resume"))
-    key = "head.fc7.weight"
+    key = "roi_heads.0.trunk.fc7.weight"
     assert torch.equal(last[key], state[f"average.module.{key}"])
     assert not torch.equal(last[key], state[f"model.{key}"])
 
