@@ -109,7 +109,7 @@ def test_batches_hold_images_of_one_orientation(tmp_path: Path) -> None:
         return sample
 
     torch.manual_seed(0)
-    train(build_detector(MODEL, 6), Shapes(20), Shapes(2, seed=1), CONFIG, tmp_path, transform=note)
+    train(build_detector(MODEL, 6), Shapes(20), BoxEvaluator(Shapes(2, seed=1)), CONFIG, tmp_path, transform=note)
     batches = [set(portrait[i : i + 2]) for i in range(0, 12, 2)]
     assert sum(len(kinds) == 2 for kinds in batches) <= 1  # the step of what is left over
     assert set.union(*batches) == {False, True}
@@ -117,7 +117,9 @@ def test_batches_hold_images_of_one_orientation(tmp_path: Path) -> None:
 
 def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
     run(tmp_path, replace(CONFIG, seed=4))
-    first, second = (load_file(f / "weights" / "last.safetensors")["roi_heads.0.trunk.fc7.weight"] for f in (straight, tmp_path))
+    first, second = (
+        load_file(f / "weights" / "last.safetensors")["roi_heads.0.trunk.fc7.weight"] for f in (straight, tmp_path)
+    )
     assert not torch.equal(first, second)
 
 
