@@ -197,7 +197,7 @@ def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
         ({"config": replace(CONFIG, schedule=Step())}, "schedule Cosine, got Step"),
         ({"transform": HorizontalFlip(0.25)}, r"transform\.p 0\.5, got 0\.25"),
         ({"transform": None}, "transform HorizontalFlip, got None"),
-        ({"model": replace(MODEL, extractor="roi-pool")}, r"roi_heads\.0\.extractor\.extractors\.0 RoIAlign, got RoIPool"),
+        ({"model": replace(MODEL, extractor="roi-pool")}, r"roi_heads\.0\.extractor.* RoIAlign, got RoIPool"),
         ({"model": replace(MODEL, short_side=80)}, r"model\.preprocess\.short_side 64, got 80"),
         ({"model": replace(MODEL, anchor_sizes=(16.0, 32.0, 64.0, 128.0))}, r"sizes\.0 \[32\.0\], got \[16\.0\]"),
         ({"model": replace(MODEL, score_threshold=0.1)}, r"roi_heads\.0\.postprocess\.score_threshold 0\.05, got 0\.1"),

@@ -227,6 +227,7 @@ def test_boxes_are_sorted_by_level() -> None:
         arrays.boxes_of_each_level(image, level, 1, 4)
 
 
+@pytest.mark.slow
 def test_import_does_not_load_numba() -> None:
     code = "import sys, regio.regions, regio.kernels.nms; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -261,6 +262,7 @@ def kept(folder: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in folder.glob("**/kernels-*/*.bin")}
 
 
+@pytest.mark.slow
 def test_compiled_kernels_are_kept(package: Path) -> None:
     assert run_copy(package).stdout.strip() == "[2, 1]"
     files = kept(package / "regio/kernels/cpu/__pycache__")
@@ -269,6 +271,7 @@ def test_compiled_kernels_are_kept(package: Path) -> None:
     assert files == kept(package / "regio/kernels/cpu/__pycache__")
 
 
+@pytest.mark.slow
 def test_the_users_folder_for_compiled_kernels(package: Path, tmp_path: Path) -> None:
     """Numba's own variable names it; a damaged file is written again."""
     run_copy(package, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
@@ -298,6 +301,7 @@ def ten_times():
 """
 
 
+@pytest.mark.slow
 def test_a_changed_helper_is_compiled_again(package: Path) -> None:
     """Also where several processes start at once; what older sources were compiled to is removed."""
     code = "from regio.kernels.cpu.kernel import ten_times; print(ten_times())"
@@ -321,6 +325,7 @@ def test_a_changed_helper_is_compiled_again(package: Path) -> None:
     assert len(folders) == 2
 
 
+@pytest.mark.slow
 def test_no_directory_for_the_cache(package: Path, tmp_path: Path) -> None:
     """Compiled without a cache where neither the package nor the user's directory can be written."""
     (package / "regio/kernels/cpu/__pycache__").write_text("a file where the directory would be")

@@ -222,6 +222,7 @@ class ExtractorContract:
         scale = float(rounded.data.grad.abs().max())
         close(low.data.grad.float() / scale, rounded.data.grad / scale, self.low_precision_tolerance)
 
+    @pytest.mark.slow
     def test_compiles_without_a_graph_break(self) -> None:
         """In one graph, with its backward; and exported, for any number of boxes where the attribute says so."""
         e, x = self.extractor(torch.float32), feature_map(self.in_channels, torch.float32)

@@ -410,6 +410,7 @@ def matmul_precision(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.slow
 def test_the_grid_prior_keeps_its_precision(matmul_precision: str) -> None:
     """Exact and dense agree, on float64 and with each other, whatever the switch, on a map of the usual size."""
     torch.manual_seed(0)
