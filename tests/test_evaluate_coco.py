@@ -39,8 +39,8 @@ def assert_equal_to_reference(truth: dict[str, Any], detections: list[dict[str, 
     stats = np.where(expected.stats == -1, np.nan, expected.stats)
     np.testing.assert_allclose([*metrics.summary().values()], stats, rtol=0, atol=1e-12)
     by_iou = np.where(expected.eval["precision"] < 0, np.nan, expected.eval["precision"])[:, :, :, 0, 2]
-    if metrics.ap_by_iou.size and not np.isnan(metrics.ap_by_iou).any():
-        np.testing.assert_allclose(metrics.ap_by_iou, np.nanmean(by_iou, (1, 2)), rtol=0, atol=1e-12)
+    means = [math.nan if np.isnan(each).all() else np.nanmean(each) for each in by_iou]
+    np.testing.assert_allclose(metrics.ap_by_iou, means, rtol=0, atol=1e-12)
     precision = expected.eval["precision"][:, :, :, 0, 2]
     ids = {category_id: i for i, category_id in enumerate(sorted(c["id"] for c in truth["categories"]))}
     for row, category in enumerate(truth["categories"]):
