@@ -81,7 +81,6 @@ def run(
     """Train in all processes; the one of rank `stop_in` gets a signal."""
     config = replace(CONFIG, **change)
     fabric = launch(config.device)
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     progress = Stop() if fabric.global_rank == stop_in else None
     boxes = BoxEvaluator(Shapes(5, seed=1))
