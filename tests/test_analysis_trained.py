@@ -18,7 +18,9 @@ from regio.analysis import (
 )
 from regio.backbones import efficientnet_lite0
 from regio.checkpoints import Card, save
-from regio.config import ModelConfig, build_detector, to_dict
+from regio.config import model_to_dict
+from regio.config.extractors import EXTRACTORS, Learned
+from regio.config.systems import FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.detector import TwoStageDetector
 from regio.regions import LearnedRegionFeatures, RoIPool
@@ -98,7 +100,9 @@ def test_boxes_of_the_annotations_that_read_nothing_are_counted() -> None:
 
 def test_each_box_is_read_from_its_level() -> None:
     torch.manual_seed(0)
-    levels = extractor_of(build_detector(ModelConfig(extractor="roi-pool", channels=8, hidden=16), 6, pretrained=False))
+    levels = extractor_of(
+        FasterRCNNOnFPN(extractor=EXTRACTORS["roi-pool"](), channels=8, hidden=16).build(6, pretrained=False)
+    )
     maps = [FeatureMap(torch.rand(1, 8, 128 // stride, 128 // stride), stride) for stride in (8, 16, 32)]
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 128, 128], [1, 1, 9, 9], [0, 0, 128, 64]])
     r = Regions(boxes, torch.zeros(4, dtype=torch.int64))
@@ -116,12 +120,12 @@ def test_checkpoints_are_measured_one_by_one(tmp_path: Path) -> None:
     paths = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = ModelConfig(channels=8, hidden=16, short_side=64, long_side=96, extractor="learned")
+        model = FasterRCNNOnFPN(channels=8, hidden=16, short_side=64, long_side=96, extractor=Learned())
         paths.append(tmp_path / f"{seed}.safetensors")
         save(
             paths[-1],
-            build_detector(model, 6, pretrained=False),
-            Card(SHAPE_CLASSES, tuple(range(1, 7)), to_dict(model)),
+            model.build(6, pretrained=False),
+            Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model)),
         )
     found = divergence_of_checkpoints(paths, SCENES.subset([0]))
     assert list(found) == paths

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from regio.types import Detections, Targets
 from regio.visualize import class_colour, comparison_sheet, contact_sheet, draw_detections, draw_targets
-from regio.visualize.chips import Chip, chip_size, place_chips
 from regio.visualize.colours import ink_on
+from regio.visualize.labels import Chip, chip_size, place_chips
 
 NAMES = ["cat", "dog", "a class with a name that is far too long for any picture, whatever its size may be"]
 

@@ -67,6 +67,7 @@ def detect_files(
     class_names: Sequence[str],
     folder: Path,
     *,
+    score_threshold: float = 0.0,
     pictures: bool = True,
     bf16: bool = False,
     progress: Callable[[int], None] = lambda done: None,
@@ -74,8 +75,9 @@ def detect_files(
     """Detect in each of `files`, one at a time, and write ``detections.json`` into `folder`, and with `pictures` also
     ``pictures/NAME.jpg`` with the detections drawn.
 
-    detector: in evaluation mode, on the device to use. bf16: run under bfloat16 autocast. progress: called with the
-    number of files done after each. A file that cannot be read as an image is listed in `unreadable`.
+    detector: in evaluation mode, on the device to use. score_threshold: lowest score of what is kept. bf16: run under
+    bfloat16 autocast. progress: called with the number of files done after each. A file that cannot be read as an image
+    is listed in `unreadable`.
     """
     place = next(detector.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,8 @@ def detect_files(
         else:
             with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=bf16):
                 detections = detector([image.to(place)])[0].to("cpu")
+            kept = detections.scores >= score_threshold
+            detections = Detections(detections.boxes[kept], detections.labels[kept], detections.scores[kept])
             found.append(_as_dict(file, image, detections, class_names))
             if pictures:
                 picture = draw_detections(image, detections, class_names, 0.0)

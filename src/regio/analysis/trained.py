@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regio.analysis.by_size import SIZES, Statistic, by_class, size_class
 from regio.analysis.divergence import kl_between_parts, kl_of_mask, masks_to_cells
+from regio.analysis.object_sizes import SIZES, Statistic, by_class, size_class
 from regio.config import load_detector
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector

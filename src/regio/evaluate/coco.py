@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from regio.data.masks import encode_mask
-from regio.evaluate.rows import check_rows, class_numbers
+from regio.evaluate.coco_format import check_rows, class_numbers
 from regio.types import Detections
 
 __all__ = ["ClassAP", "CocoMetrics", "coco_metrics", "detections_to_coco"]

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from regio.types import Detections, Targets
-from regio.visualize.chips import Chip, Rectangle, draw_chip, place_chips
 from regio.visualize.colours import Colour, class_colour
+from regio.visualize.labels import Chip, Rectangle, draw_chip, place_chips
 
 __all__ = ["draw_detections", "draw_targets"]
 
