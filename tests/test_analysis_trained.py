@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from regio.analysis import (
     SIZES,
@@ -54,13 +55,15 @@ def test_uniform_weights_are_alike_and_as_far_from_masks_as_masks_are_from_the_m
     found = divergence_of_detector(made, scenes)
     with torch.no_grad():
         batch, (x,) = made.features([scenes[0].image])
-        targets = made.preprocess.targets([scenes[0].targets], batch)[0]
-    p = masks_to_cells(targets.masks, x).flatten(1)  # type: ignore[arg-type]
+    masks = scenes[0].targets.masks
+    assert masks is not None
+    scaled = F.interpolate(masks[None].byte(), batch.sizes[0], mode="nearest")[0].bool()
+    p = masks_to_cells(scaled, x).flatten(1)
     p = p / p.sum(1, keepdim=True)
     expected = math.log(math.prod(x.extents[0])) + torch.special.xlogy(p, p).sum(1)
     counts = [found.of_mask[name].count for name in SIZES]
     total = sum(found.of_mask[name].count * found.of_mask[name].mean for name in SIZES if found.of_mask[name].count)
-    assert sum(counts) == len(targets) and found.unread == 0
+    assert sum(counts) == len(masks) and found.unread == 0
     assert total == pytest.approx(float(expected.sum()), rel=1e-6)
     assert all(abs(each.mean) < 1e-9 for each in found.between_parts.values() if each.count)
 
@@ -74,9 +77,10 @@ def test_statistics_are_those_of_each_object() -> None:
             batch, (x,) = made.features([sample.image])
             targets = made.preprocess.targets([sample.targets], batch)[0]
             assert targets.masks is not None
+            scaled = F.interpolate(targets.masks[None].byte(), batch.sizes[0], mode="nearest")[0].bool()
             weights = extractor_of(made).weights([x], Regions.from_list([targets.boxes]))[0]
         between += kl_between_parts(weights, diagonal=False).tolist()
-        of_mask += kl_of_mask(weights, masks_to_cells(targets.masks, x)).tolist()
+        of_mask += kl_of_mask(weights, masks_to_cells(scaled, x)).tolist()
         areas += record.area.tolist()
     small = [i for i, area in enumerate(areas) if area < 32**2]
     assert 0 < len(small) < len(areas)

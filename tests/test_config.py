@@ -55,7 +55,7 @@ def test_a_file_may_hold_some_settings(tmp_path: Path) -> None:
     assert run == RunConfig(model=FasterRCNN(extractor=RoIPool(), channels=64), training=TrainConfig(optimizer=SGD()))
     for text, message in {
         "model: {name: faster-rcnn, chanels: 3}": "model.chanels: no such setting; did you mean channels?",
-        "model: {extractor: roi-pool}": "model: expected one of faster-rcnn-fpn, faster-rcnn, rpn-fpn, rpn, got ",
+        "model: {extractor: roi-pool}": "model: expected one of faster-rcnn-fpn, .*, got ",
         "model: faster": "model: expected one of faster-rcnn-fpn, .*, got 'faster'",
         "training: 3": "training: expected settings by name, got 3",
         "training: {steps: 1.5}": "training.steps: expected a whole number or null >= 1, got 1.5",

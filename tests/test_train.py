@@ -125,6 +125,7 @@ def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_exactly(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
     with pytest.raises(Interrupted, match=r"stopped at step 3 of 6; the state is in .*resume\.safetensors"):
         run(tmp_path, progress=StopAt(3, number))
@@ -132,6 +133,7 @@ def test_an_interrupted_run_goes_on_exactly(straight: Path, tmp_path: Path, numb
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_meets_a_damaged_photo_goes_on_exactly(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_run_that_meets_a_damaged_photo_goes_on_exactly(
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     script = (
         "import signal; from pathlib import Path; from tests.test_train import StopAt, run; "
@@ -169,6 +172,7 @@ def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
+@pytest.mark.slow
 def test_resuming_with_a_moving_average_and_accumulation(tmp_path: Path) -> None:
     config = replace(CONFIG, ema=0.9, accumulate=2)
     run(tmp_path / "a", config)
@@ -213,6 +217,7 @@ def test_another_run_is_not_resumed(straight: Path, change: dict[str, Any], mess
         run(straight, resume=True, **change)
 
 
+@pytest.mark.slow
 def test_what_a_resumed_run_may_change(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(tmp_path, progress=StopAt(3, signal.SIGINT))

@@ -38,6 +38,7 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
     with entered_by_first(fabric, folder) as place:
         with together(fabric):
             dataset, validation = open_splits(config, console)
+            dataset, validation = config.model.dataset(dataset), config.model.dataset(validation)
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
             model = config.model.build(len(dataset.class_names))
             if config.weights is not None and not resume:

@@ -18,7 +18,16 @@ from rich.table import Table
 
 from regio.checkpoints import write_json
 from regio.data import DetectionDataset
-from regio.evaluate import BoxEvaluator, CocoMetrics, ProposalRecall, Recalled, VocMetrics, confusion_matrix
+from regio.evaluate import (
+    BoxEvaluator,
+    CocoMetrics,
+    MaskEvaluator,
+    ProposalRecall,
+    Recalled,
+    VocMetrics,
+    confusion_matrix,
+)
+from regio.masks import EncodedMasks
 from regio.training_log import TrainingLog
 from regio.types import Detections
 from regio.visualize import (
@@ -35,7 +44,7 @@ from regio.visualize import (
 from regio.visualize.report import Cell
 from regio.yaml_text import as_yaml
 
-__all__ = ["BoxResults", "ProposalResults", "Results"]
+__all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results"]
 
 PICTURES = 8  # images in the sheet of annotations and detections
 
@@ -82,9 +91,7 @@ class BoxResults:
         if len(classes) > 20:
             table.add_row(f"and {len(classes) - 20} more", "", "", "", "", "")
         console.print(table)
-        main = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
-        sizes = {"small": metrics.ap_small, "medium": metrics.ap_medium, "large": metrics.ap_large}
-        console.print("  ".join(f"{name} {_written(value)}" for name, value in (main | sizes).items()), highlight=False)
+        console.print(_numbers(metrics), highlight=False)
         console.print(
             f"Pascal VOC, IoU 0.5: mAP {_written(voc.map_area)} (area), {_written(voc.map_11_points)} (eleven points)",
             highlight=False,
@@ -111,22 +118,52 @@ class BoxResults:
             folder,
             self.to_json(),
             _subtitle(dataset) + "AP is COCO's, the mean over IoU 0.50 to 0.95, unless another is named.",
-            {
-                "AP": self.coco.ap,
-                "AP50": self.coco.ap50,
-                "AP75": self.coco.ap75,
-                "AP small": self.coco.ap_small,
-                "AP medium": self.coco.ap_medium,
-                "AP large": self.coco.ap_large,
-                "AR100": self.coco.ar_100,
-                "VOC mAP": self.voc.map_area,
-                "VOC 11-point": self.voc.map_11_points,
-            },
+            self.summary(),
             plots,
             ("Validation images: annotated, and detected", _sheet(dataset, predictions)),
             classes,
             configuration,
         )
+
+    def summary(self) -> dict[str, Cell]:
+        """The headline numbers by name."""
+        return {
+            "AP": self.coco.ap,
+            "AP50": self.coco.ap50,
+            "AP75": self.coco.ap75,
+            "AP small": self.coco.ap_small,
+            "AP medium": self.coco.ap_medium,
+            "AP large": self.coco.ap_large,
+            "AR100": self.coco.ar_100,
+            "VOC mAP": self.voc.map_area,
+            "VOC 11-point": self.voc.map_11_points,
+        }
+
+
+@dataclass(frozen=True)
+class MaskResults(BoxResults):
+    """Detections with masks, by COCO's metrics of both. records: those of `evaluator`."""
+
+    evaluator: MaskEvaluator
+
+    @cached_property
+    def masks(self) -> CocoMetrics:
+        """COCO's metrics of masks."""
+        return self.evaluator.masks(self.records)
+
+    def show(self, console: Console) -> None:
+        """Print as `BoxResults`, then the numbers of masks."""
+        super().show(console)
+        console.print(f"masks, on {len(self.evaluator.with_masks)} images: {_numbers(self.masks)}", highlight=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Those of `BoxResults`, and those of masks under "masks"."""
+        return super().to_json() | {"masks": self.masks.to_json()}
+
+    def summary(self) -> dict[str, Cell]:
+        """The headline numbers by name, those of masks first."""
+        masks = {"mask AP": self.masks.ap, "mask AP50": self.masks.ap50, "mask AP75": self.masks.ap75}
+        return masks | super().summary()
 
 
 @dataclass(frozen=True)
@@ -180,6 +217,12 @@ class ProposalResults:
             pictures.append(draw_detections(sample.image, best, ["object"], 0.0))
             captions += [sample.name, f"{len(best)} best"]
         return contact_sheet(pictures, 2, captions, ["annotated", "best proposals"])
+
+
+def _numbers(metrics: CocoMetrics) -> str:
+    main = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
+    sizes = {"small": metrics.ap_small, "medium": metrics.ap_medium, "large": metrics.ap_large}
+    return "  ".join(f"{name} {_written(value)}" for name, value in (main | sizes).items())
 
 
 def _table(*columns: str) -> Table:
@@ -244,7 +287,9 @@ def _sheet(dataset: DetectionDataset, predictions: Sequence[Mapping[str, Any]]) 
         boxes = torch.tensor([p["bbox"] for p in rows], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = torch.tensor([label[p["category_id"]] for p in rows], dtype=torch.int64)
-        found.append(Detections(boxes, labels, torch.tensor([p["score"] for p in rows], dtype=torch.float32)))
+        masks = EncodedMasks([p["segmentation"] for p in rows]) if rows and "segmentation" in rows[0] else None
+        scores = torch.tensor([p["score"] for p in rows], dtype=torch.float32)
+        found.append(Detections(boxes, labels, scores, masks))
     return comparison_sheet(
         [s.image for s in samples], [s.targets for s in samples], found, dataset.class_names, [s.name for s in samples]
     )

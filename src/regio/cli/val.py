@@ -62,7 +62,7 @@ def val(
     console.print(about, highlight=False, markup=False)
     with without_worker_tracebacks(), Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
-        evaluator = system.evaluator(dataset)
+        evaluator = system.evaluator(system.dataset(dataset))
         records = evaluate(
             detector,
             evaluator,

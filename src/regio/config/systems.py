@@ -55,6 +55,11 @@ class System(ABC):
         ValueError for settings that do not fit, FileNotFoundError for weights that are nowhere (naming the file).
         """
 
+    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
+        """`dataset` with what this system is trained on, and measured by: masks, for some. Raises ValueError where it
+        has none."""
+        return dataset
+
     @abstractmethod
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
         """What measures the model on `dataset`."""
@@ -258,9 +263,57 @@ class FasterRCNNOnFPN(BoxHead, Pyramid):
         return faster_rcnn_fpn(classes + 1, backbone, self.extractor.build(self.channels), **stage, **self.head())
 
 
+@dataclass(frozen=True)
+class MaskRCNN(FasterRCNNOnFPN):
+    """Mask R-CNN on a feature pyramid."""
+
+    mask_extractor: Extractor = setting(
+        RoIAlign((14, 14)),
+        "what reads the features of masks, which have twice the cells a side",
+        choices=EXTRACTORS,
+    )
+    mask_channels: int = setting(128, "of the convolutions of the mask head", ge=1)
+    mask_layers: int = setting(4, "convolutions before the one that doubles the size", ge=0)
+    mask_output: Literal["sigmoid", "class-agnostic", "softmax"] = setting(
+        "sigmoid", "a mask for each class on its own; one for all; or classes that compete at each cell"
+    )
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.roi_heads import SigmoidMasks, SoftmaxMasks
+        from regio.systems import mask_rcnn_fpn
+
+        outputs = {"sigmoid": SigmoidMasks(), "class-agnostic": SigmoidMasks(True), "softmax": SoftmaxMasks()}
+        backbone, stage = self.stage(pretrained)
+        return mask_rcnn_fpn(
+            classes + 1,
+            backbone,
+            self.extractor.build(self.channels),
+            self.mask_extractor.build(self.channels),
+            mask_channels=self.mask_channels,
+            mask_layers=self.mask_layers,
+            output=outputs[self.mask_output],
+            **stage,
+            **self.head(),
+        )
+
+    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
+        return dataset.with_known_masks()
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        from regio.evaluate import MaskEvaluator
+
+        return MaskEvaluator(dataset)
+
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        from regio.run_report import MaskResults
+
+        return MaskResults(evaluator, records)
+
+
 SYSTEMS: dict[str, type[System]] = {
     "faster-rcnn-fpn": FasterRCNNOnFPN,
     "faster-rcnn": FasterRCNN,
+    "mask-rcnn": MaskRCNN,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
 }
