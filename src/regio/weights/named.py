@@ -7,6 +7,7 @@ from pathlib import Path
 
 from regio.config import load_detector, read_system
 from regio.detector import TwoStageDetector
+from regio.postprocess import Postprocess
 from regio.weights.torchvision import torchvision_detector
 
 __all__ = ["Trained", "load_trained"]
@@ -21,8 +22,8 @@ class Trained:
 
 
 def load_trained(weights: str | Path, *, score_threshold: float | None = None) -> Trained:
-    """The detector that `weights` names: the path of a checkpoint; `torchvision:NAME` for one that torchvision published,
-    NAME one of `regio.weights.TORCHVISION`; or `torchvision:NAME=FILE` where its weights lie in FILE.
+    """The detector that `weights` names: the path of a checkpoint; `torchvision:NAME` for one that torchvision
+    published, NAME one of `regio.weights.TORCHVISION`; or `torchvision:NAME=FILE` where its weights lie in FILE.
 
     score_threshold: lowest score of a detection, in place of the detector's own. Raises FileNotFoundError or ValueError
     naming the file, and for a published one where it is wanted.
@@ -35,5 +36,6 @@ def load_trained(weights: str | Path, *, score_threshold: float | None = None) -
     detector, names = torchvision_detector(name, Path(file) if file else None)
     if score_threshold is not None:
         head = detector.roi_heads[0]
-        head.postprocess = replace(head.postprocess, score_threshold=score_threshold)  # type: ignore[arg-type]
+        assert isinstance(head.postprocess, Postprocess)
+        head.postprocess = replace(head.postprocess, score_threshold=score_threshold)
     return Trained(detector, names)
