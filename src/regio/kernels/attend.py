@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regio.kernels.arguments import has_values
 from regio.kernels.attend_tiles import TiledSoftmax
-from regio.kernels.maps import has_values
-from regio.kernels.operation import has_kernel
+from regio.kernels.registration import has_kernel
 
 __all__ = ["attend", "attend_reference", "readable"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_groups, check_shape, coordinate_dtype
-from regio.kernels.operation import has_kernel, map_operation
+from regio.kernels.arguments import as_pyramid, check_groups, check_shape, coordinate_dtype
+from regio.kernels.registration import has_kernel, map_operation
 from regio.kernels.sample_points import sample_points_reference
 
 __all__ = ["sample_grid", "sample_grid_reference"]

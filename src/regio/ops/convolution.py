@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regio.kernels.maps import autocast_off, coordinate_dtype, has_values, is_channels_last
+from regio.kernels.arguments import autocast_off, coordinate_dtype, has_values, is_channels_last
 from regio.kernels.sample_points import sample_points
 from regio.ops.overriding import overridable
 from regio.ops.rois import check_map, pair

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import has_values
+from regio.kernels.arguments import has_values
 from regio.ops.overriding import overridable
 from regio.ops.rois import as_regions, check_groups, check_scale, pair, read
 from regio.regions.deformable import RoundedSamples, deformed_reading

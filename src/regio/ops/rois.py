@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype, has_values
+from regio.kernels.arguments import coordinate_dtype, has_values
 from regio.regions.reading import ReadingExtractor
 from regio.types import FeatureMap, Regions
 

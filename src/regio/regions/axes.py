@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import has_values
+from regio.kernels.arguments import has_values
 from regio.regions.reading import SamplePoints
 
 __all__ = ["along_axes", "at_border", "crossed", "largest"]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype
 from regio.regions.axes import at_border, crossed
 from regio.regions.base import RegionExtractor, rows_and_columns
 from regio.regions.position_sensitive import GroupedReading, PositionSensitive, whole_pixels

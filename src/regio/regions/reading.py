@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype
 from regio.kernels.pool_max import pool_max
 from regio.kernels.sample_grid import sample_grid
 from regio.kernels.sample_points import sample_points

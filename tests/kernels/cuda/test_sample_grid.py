@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from regio.kernels.arguments import coordinate_dtype
 from regio.kernels.cuda import sample_grid
-from regio.kernels.maps import coordinate_dtype
 from regio.kernels.sample_grid import sample_grid_reference
 from tests.kernels.cuda.cases import DEVICE, Case, check, in_groups, pyramid
 

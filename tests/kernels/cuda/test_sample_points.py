@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from regio.kernels.arguments import coordinate_dtype
 from regio.kernels.cuda import sample_points
-from regio.kernels.maps import coordinate_dtype
 from regio.kernels.sample_points import sample_points_reference
 from tests.kernels.cuda.cases import DEVICE, Case, check, deterministic, in_groups, pyramid
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from regio.kernels.cpu import launch, memory
-from regio.kernels.cpu.cells import BLOCK, add_to_maximum, maximum, transpose
+from regio.kernels.arguments import coordinate_dtype
+from regio.kernels.cpu import buffer_pool, per_level
+from regio.kernels.cpu.channels_last import BLOCK, add_to_maximum, maximum, transpose
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.vectors import SIDE
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.cpu.inner_loops import SIDE
 
 __all__ = ["backward_maps", "forward"]
 
@@ -81,11 +81,11 @@ def _backward_map(
 def forward(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
-    """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
+    """Features [R, C, Kh * Kw]; see `regio.kernels.registration`."""
     top, _, left, _ = arguments
     parts = top.shape[1] * left.shape[1]
-    out = memory.empty((len(top), maps[0].shape[-3], parts), coordinate_dtype(maps[0]))
-    return launch.features(_forward, out, maps, image, level, arguments, groups)
+    out = buffer_pool.empty((len(top), maps[0].shape[-3], parts), coordinate_dtype(maps[0]))
+    return per_level.features(_forward, out, maps, image, level, arguments, groups)
 
 
 def backward_maps(
@@ -97,4 +97,4 @@ def backward_maps(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """A gradient of each map."""
-    return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups, reads_map=True)
+    return per_level.map_gradients(_backward_map, grad, maps, image, level, arguments, groups, reads_map=True)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from regio.kernels.cpu import launch, memory, planes
-from regio.kernels.cpu.axes import axis_buffers, axis_cells, offsets
-from regio.kernels.cpu.cells import BLOCK, add_grid, cell_product, sum_grid, transpose
+from regio.kernels.cpu import buffer_pool, per_channel, per_level
+from regio.kernels.cpu.axis_cells import axis_buffers, axis_cells, offsets
+from regio.kernels.cpu.channels_last import BLOCK, add_grid, cell_product, sum_grid, transpose
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.vectors import SIDE
+from regio.kernels.cpu.inner_loops import SIDE
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
@@ -141,13 +141,13 @@ def _backward_axes(
 def forward(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
-    """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
+    """Features [R, C, Kh * Kw]; see `regio.kernels.registration`."""
     rows, _, columns, _ = arguments
     parts = rows.shape[1] * columns.shape[1]
-    if groups or planes.are_faster(maps, len(rows) * parts, channels=2):
-        return planes.forward(maps, image, level, arguments, groups or [0] * parts)
-    out = memory.empty((len(rows), maps[0].shape[-3], parts), rows.dtype)
-    return launch.features(_forward, out, maps, image, level, arguments, groups)
+    if groups or per_channel.are_faster(maps, len(rows) * parts, channels=2):
+        return per_channel.forward(maps, image, level, arguments, groups or [0] * parts)
+    out = buffer_pool.empty((len(rows), maps[0].shape[-3], parts), rows.dtype)
+    return per_level.features(_forward, out, maps, image, level, arguments, groups)
 
 
 def backward_maps(
@@ -159,9 +159,9 @@ def backward_maps(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """A gradient of each map."""
-    if groups or planes.are_faster(maps, len(grad) * grad.shape[2], channels=16):
-        return planes.backward_maps(grad, maps, image, level, arguments, groups or [0] * grad.shape[2])
-    return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups)
+    if groups or per_channel.are_faster(maps, len(grad) * grad.shape[2], channels=16):
+        return per_channel.backward_maps(grad, maps, image, level, arguments, groups or [0] * grad.shape[2])
+    return per_level.map_gradients(_backward_map, grad, maps, image, level, arguments, groups)
 
 
 def backward_arguments(
@@ -173,4 +173,4 @@ def backward_arguments(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """The gradients of rows, row_coef, columns and column_coef."""
-    return launch.argument_gradients(_backward_axes, grad, maps, image, level, arguments, groups)
+    return per_level.argument_gradients(_backward_axes, grad, maps, image, level, arguments, groups)

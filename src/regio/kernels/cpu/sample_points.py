@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from regio.kernels.cpu import launch, memory
-from regio.kernels.cpu.cells import add_cells, cell_product, sum_cells
+from regio.kernels.cpu import buffer_pool, per_level
+from regio.kernels.cpu.channels_last import add_cells, cell_product, sum_cells
 from regio.kernels.cpu.compile import compiled
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
@@ -141,10 +141,10 @@ def _backward_samples(
 def forward(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
-    """Features [R, C, K], a view of [R, K, C]; see `regio.kernels.operation`."""
+    """Features [R, C, K], a view of [R, K, C]; see `regio.kernels.registration`."""
     boxes, parts = arguments[1].shape[:2]
-    out = memory.empty((boxes, parts, maps[0].shape[-3]), arguments[0].dtype)
-    return launch.features(_forward, out, maps, image, level, arguments, groups).transpose(1, 2)
+    out = buffer_pool.empty((boxes, parts, maps[0].shape[-3]), arguments[0].dtype)
+    return per_level.features(_forward, out, maps, image, level, arguments, groups).transpose(1, 2)
 
 
 def backward_maps(
@@ -156,7 +156,7 @@ def backward_maps(
     groups: Sequence[int],
 ) -> list[Tensor]:
     """A gradient of each map."""
-    return launch.map_gradients(_backward_map, grad.transpose(1, 2), maps, image, level, arguments, groups)
+    return per_level.map_gradients(_backward_map, grad.transpose(1, 2), maps, image, level, arguments, groups)
 
 
 def backward_arguments(
@@ -169,4 +169,4 @@ def backward_arguments(
 ) -> list[Tensor]:
     """The gradients of points and coef."""
     by_part = grad.transpose(1, 2)
-    return launch.argument_gradients(_backward_samples, by_part, maps, image, level, arguments, groups)
+    return per_level.argument_gradients(_backward_samples, by_part, maps, image, level, arguments, groups)

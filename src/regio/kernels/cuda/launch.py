@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from regio.kernels.maps import by_group, coordinate_dtype, like_maps
+from regio.kernels.arguments import by_group, coordinate_dtype, like_maps
 
 __all__ = ["FUSED", "OWNED", "UNSPECIALIZED", "each_level", "map_gradient", "owners", "programs", "tile", "zero_sums"]
 

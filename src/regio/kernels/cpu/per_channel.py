@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regio.kernels.cpu import arrays, launch, memory, threads
-from regio.kernels.cpu.axes import axis_buffers, axis_cells
+from regio.kernels.arguments import by_group, coordinate_dtype
+from regio.kernels.cpu import buffer_pool, layout, per_level, threads
+from regio.kernels.cpu.axis_cells import axis_buffers, axis_cells
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.masked import WINDOW, add_window, sum_window
-from regio.kernels.maps import by_group, coordinate_dtype
+from regio.kernels.cpu.inner_loops import WINDOW, add_window, sum_window
 
 __all__ = ["are_faster", "backward_maps", "forward"]
 
@@ -127,13 +127,13 @@ def are_faster(maps: Sequence[Tensor], bins: int, channels: int) -> bool:
     longer; not for maps that are stored as cells.
     """
     few = maps[0].shape[-3] <= channels or _WORTH_A_COPY * bins < sum(x.shape[-2:].numel() for x in maps)
-    return few and all(arrays.has_planes(by_group(x)) for x in maps)
+    return few and all(layout.has_planes(by_group(x)) for x in maps)
 
 
 def _share(work: Callable[[int, int], object], channels: int, count: int, features: int) -> None:
     """Share the planes between threads, whole channels where there are enough. features: those of a plane."""
     unit = -(-count // -(-torch.get_num_threads() // max(1, channels)))
-    threads.share(work, channels * count, grain=unit * -(-launch.grain(features) // unit), shares=4)
+    threads.share(work, channels * count, grain=unit * -(-per_level.grain(features) // unit), shares=4)
 
 
 def forward(
@@ -141,14 +141,14 @@ def forward(
 ) -> Tensor:
     """Features [R, C, Kh * Kw] of maps [N, G, C, H, W], or [N, C, H, W] as one group."""
     dtype, (count, channels) = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1:3]
-    out = memory.empty((len(image), channels, len(groups)), dtype)
+    out = buffer_pool.empty((len(image), channels, len(groups)), dtype)
     result, of_part = out.numpy(), np.array(groups, np.int64)
-    for x, boxes, ((_, h, w), index, _, _, *where) in launch.levels(out, maps, image, level, arguments, groups):
+    for x, boxes, ((_, h, w), index, _, _, *where) in per_level.levels(out, maps, image, level, arguments, groups):
         if len(boxes):
-            source = arrays.planes(by_group(x), dtype)
+            source = layout.planes(by_group(x), dtype)
             bins = _cells_of_bins(where, h, w, boxes)
             fixed = source.stride()[:3], index, boxes, of_part, count, *bins, result
-            _share(partial(_sum, arrays.flat(source), *fixed), channels, count, len(boxes) * len(groups) // count)
+            _share(partial(_sum, layout.flat(source), *fixed), channels, count, len(boxes) * len(groups) // count)
     return out.to(maps[0].dtype)
 
 
@@ -162,16 +162,16 @@ def backward_maps(
 ) -> list[Tensor]:
     """A gradient of each map. A thread has planes of its own, so the order of the sums is that of the boxes."""
     dtype, (count, channels) = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1:3]
-    (g,) = arrays.plain(grad.to(dtype))
+    (g,) = layout.plain(grad.to(dtype))
     grads, of_part = [], np.array(groups, np.int64)
-    for x, boxes, ((_, h, w), index, _, _, *where) in launch.levels(grad, maps, image, level, arguments, groups):
-        result = arrays.room_like(x, dtype)
+    for x, boxes, ((_, h, w), index, _, _, *where) in per_level.levels(grad, maps, image, level, arguments, groups):
+        result = layout.room_like(x, dtype)
         target = by_group(result)
-        own = arrays.planes_for(target).zero_()
+        own = layout.planes_for(target).zero_()
         if len(boxes):
             bins = _cells_of_bins(where, h, w, boxes)
             fixed = own.stride()[:3], index, boxes, of_part, count, *bins, g
-            _share(partial(_add, arrays.flat(own), *fixed), channels, count, len(boxes) * len(groups) // count)
-        arrays.put_planes(own, target)
+            _share(partial(_add, layout.flat(own), *fixed), channels, count, len(boxes) * len(groups) // count)
+        layout.put_planes(own, target)
         grads.append(result.to(x.dtype))
     return grads

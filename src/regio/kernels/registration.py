@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from regio.kernels.maps import like_maps
+from regio.kernels.arguments import like_maps
 
 __all__ = ["has_kernel", "map_operation"]
 

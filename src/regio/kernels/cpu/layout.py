@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regio.kernels.cpu import memory, threads
-from regio.kernels.cpu.cells import transpose
+from regio.kernels.arguments import by_group
+from regio.kernels.cpu import buffer_pool, threads
+from regio.kernels.cpu.channels_last import transpose
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.vectors import SIDE
-from regio.kernels.maps import by_group
+from regio.kernels.cpu.inner_loops import SIDE
 
 __all__ = [
     "boxes_of_each_level",
@@ -41,7 +41,7 @@ def cells(x: Tensor, dtype: torch.dtype) -> Array:
     stored = x.permute(0, 3, 4, 1, 2)
     if x.dtype != dtype or not stored.is_contiguous():
         n, g, c, h, w = x.shape
-        stored = memory.empty((n, h, w, g, c), dtype)
+        stored = buffer_pool.empty((n, h, w, g, c), dtype)
         if has_planes(x):
             x = x.to(dtype)
             step = (x.stride(0), x.stride(1)), (h * w * g * c, c)
@@ -60,7 +60,7 @@ def planes(x: Tensor, dtype: torch.dtype) -> Tensor:
     if not inner.permute(0, 3, 4, 1, 2).is_contiguous():
         return x.to(dtype).contiguous()
     n, a, b, h, w = inner.shape
-    stored = memory.empty((n, a, b, h, w), dtype)
+    stored = buffer_pool.empty((n, a, b, h, w), dtype)
     step = h * w * a * b, 0
     _transpose(inner.to(dtype), stored, (n, 1), (step, step), (h * w, a * b), (a * b, h * w))
     return stored.transpose(1, 2) if swapped else stored
@@ -71,7 +71,7 @@ def planes_for(target: Tensor) -> Tensor:
     if has_planes(target):
         return target
     inner, swapped = _inner_last(target)
-    stored = memory.empty(tuple(inner.shape), target.dtype)
+    stored = buffer_pool.empty(tuple(inner.shape), target.dtype)
     return stored.transpose(1, 2) if swapped else stored
 
 
@@ -98,9 +98,9 @@ def _inner_last(x: Tensor) -> tuple[Tensor, bool]:
 def room_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """An empty tensor for the gradient of the map `x`, stored as `maps.like_maps`."""
     if x.is_contiguous():
-        return memory.empty(tuple(x.shape), dtype)
+        return buffer_pool.empty(tuple(x.shape), dtype)
     like = torch.empty_like(x, device="meta")
-    return memory.empty((like.numel(),), dtype).as_strided(like.shape, like.stride())
+    return buffer_pool.empty((like.numel(),), dtype).as_strided(like.shape, like.stride())
 
 
 def put_channels(own: Array, target: Tensor, begin: int, end: int) -> None:

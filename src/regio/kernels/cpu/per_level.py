@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regio.kernels.cpu import arrays, memory, threads
-from regio.kernels.maps import by_group, coordinate_dtype
+from regio.kernels.arguments import by_group, coordinate_dtype
+from regio.kernels.cpu import buffer_pool, layout, threads
 
 __all__ = ["argument_gradients", "features", "grain", "levels", "map_gradients"]
 
@@ -45,8 +45,8 @@ def levels(
         starts = np.array(groups, np.int64) * maps[0].shape[2]
     else:
         starts = np.zeros(max(features.shape[1:]), np.int64)  # at least one a part
-    index, on, *where = arrays.plain(image, level, *arguments)
-    boxes_of_each = arrays.boxes_of_each_level(index, on, maps[0].shape[0], len(maps))
+    index, on, *where = layout.plain(image, level, *arguments)
+    boxes_of_each = layout.boxes_of_each_level(index, on, maps[0].shape[0], len(maps))
     for x, boxes in zip(maps, boxes_of_each, strict=True):
         shape = (x.shape[1:-2].numel(), *x.shape[-2:])
         yield x, boxes, (shape, index, boxes, starts, *where)
@@ -65,7 +65,7 @@ def features(
     result = out.numpy()
     for x, boxes, fixed in levels(out, maps, image, level, arguments, groups):
         if len(boxes):
-            run = partial(kernel, arrays.cells(x, out.dtype), *fixed, result)
+            run = partial(kernel, layout.cells(x, out.dtype), *fixed, result)
             threads.share(run, len(boxes), grain=grain(result.shape[1] * result.shape[2]), shares=4)
     return out.to(maps[0].dtype)
 
@@ -91,23 +91,23 @@ def map_gradients(
     reads_map: the kernel is called as ``kernel(<map>, C, starts, <cells of the thread>, ...)``.
     """
     dtype, count, channels = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1], maps[0].shape[-3]
-    (g,) = arrays.plain(grad.to(dtype))
+    (g,) = layout.plain(grad.to(dtype))
     block, per_channel = (16 if channels >= 64 else 4), g.size // max(channels, 1)
 
     def gradient(x: Tensor, boxes: Array, shape: tuple[int, int, int], *fixed: Any) -> Tensor:
-        result = arrays.room_like(x, dtype)
+        result = layout.room_like(x, dtype)
         if not len(boxes):
             return result.zero_()
         (c, h, w), (index, which, starts, *where) = shape, fixed
-        read = (arrays.cells(x, dtype), c, starts) if reads_map else ()
+        read = (layout.cells(x, dtype), c, starts) if reads_map else ()
         group = starts // channels
 
         def work(begin: int, end: int) -> None:
             size = end - begin
-            own = memory.empty((len(x) * h * w * count * size,), dtype).numpy()
+            own = buffer_pool.empty((len(x) * h * w * count * size,), dtype).numpy()
             own[:] = 0
             kernel(*read, own, (count * size, h, w), index, which, group * size - begin, *where, g, begin, end)
-            arrays.put_channels(own, result, begin, end)
+            layout.put_channels(own, result, begin, end)
 
         threads.share(work, channels, grain=block * grain(block * per_channel))
         return result
@@ -127,11 +127,11 @@ def argument_gradients(
 ) -> list[Tensor]:
     """A gradient of each argument, the boxes shared between the threads; the kernel adds to zeros."""
     dtype = coordinate_dtype(maps[0])
-    (g,) = arrays.plain(grad.to(dtype))
+    (g,) = layout.plain(grad.to(dtype))
     grads = [torch.zeros(a.shape, dtype=dtype) for a in arguments]
     results = [a.numpy() for a in grads]
     for x, boxes, fixed in levels(grad, maps, image, level, arguments, groups):
         if len(boxes):
-            run = partial(kernel, arrays.cells(x, dtype), *fixed, g, *results)
+            run = partial(kernel, layout.cells(x, dtype), *fixed, g, *results)
             threads.share(run, len(boxes), grain=grain(g.shape[1] * g.shape[2]), shares=4)
     return grads
