@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.arguments import as_pyramid, check_groups, check_shape, coordinate_dtype
+from regio.kernels.arguments import Reads, as_pyramid, check_groups, check_shape, coordinate_dtype
 from regio.kernels.registration import has_kernel, map_operation
 from regio.kernels.sample_points import sample_points_reference
 
@@ -80,11 +80,9 @@ def sample_grid_reference(
     return y.unflatten(2, (kh, kw))
 
 
-def _like(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
-    rows, _, columns, _ = arguments
-    return maps[0].new_empty((rows.shape[0], maps[0].shape[-3], rows.shape[1] * columns.shape[1]))
+def _like(reads: Reads) -> Tensor:
+    rows, _, columns, _ = reads.arguments
+    return reads.maps[0].new_empty((rows.shape[0], reads.channels, rows.shape[1] * columns.shape[1]))
 
 
 _sample_grid = map_operation("sample_grid", _like, differentiable_arguments=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.arguments import as_pyramid, check_groups, check_shape, coordinate_dtype, select_groups
+from regio.kernels.arguments import Reads, as_pyramid, check_groups, check_shape, coordinate_dtype, select_groups
 from regio.kernels.registration import has_kernel, map_operation
 
 __all__ = ["sample_points", "sample_points_reference"]
@@ -81,11 +81,9 @@ def sample_points_reference(
     return select_groups(y.transpose(1, 2), groups or ()).to(maps[0].dtype)
 
 
-def _like(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
-    boxes, parts = arguments[1].shape[:2]
-    return maps[0].new_empty((boxes, parts, maps[0].shape[-3])).transpose(1, 2)
+def _like(reads: Reads) -> Tensor:
+    boxes, parts = reads.arguments[1].shape[:2]
+    return reads.maps[0].new_empty((boxes, parts, reads.channels)).transpose(1, 2)
 
 
 _sample_points = map_operation("sample_points", _like, differentiable_arguments=True)

@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from regio.kernels.arguments import Reads
 from regio.kernels.cuda import attend, pool_max, sample_grid, sample_points
 
 
@@ -53,12 +54,13 @@ def launch_all(dtype: torch.dtype) -> None:
     for groups in ([], [0, 1] * 24 + [0]):
         x = [m.unflatten(1, (2, -1)) for m in maps] if groups else maps
         for module, arguments in ((sample_points, [points, coef]), (sample_grid, [axis] * 4), (pool_max, [side] * 4)):
-            y = module.forward(x, image, image, arguments, groups)
+            reads = Reads(x, image, image, arguments, groups)
+            y = module.forward(reads)
             for ordered in (False, True):
                 torch.use_deterministic_algorithms(ordered)
-                module.backward_maps(y, x, image, image, arguments, groups)
+                module.backward_maps(y, reads)
             if module is not pool_max:
-                module.backward_arguments(y, x, image, image, arguments, groups)
+                module.backward_arguments(y, reads)
     column, row = torch.zeros(boxes, 49, 76, dtype=term), torch.zeros(boxes, 49, 50, dtype=term)
     appearance, support = torch.zeros(1, 49, 50, 76, dtype=term), torch.zeros(boxes, 4, dtype=torch.int64)
     for a in (None, appearance):

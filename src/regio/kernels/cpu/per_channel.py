@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regio.kernels.arguments import by_group, coordinate_dtype
+from regio.kernels.arguments import Reads, by_group
 from regio.kernels.cpu import buffer_pool, layout, per_level, threads
 from regio.kernels.cpu.axis_cells import axis_buffers, axis_cells
 from regio.kernels.cpu.compile import compiled
 from regio.kernels.cpu.inner_loops import WINDOW, add_window, sum_window
 
-__all__ = ["are_faster", "backward_maps", "forward"]
+__all__ = ["backward_maps", "forward", "is_faster"]
 
 Array = np.ndarray[Any, Any]
 U = np.uintp
@@ -120,14 +120,15 @@ def _cells_of_bins(arguments: Sequence[Array], height: int, width: int, which: A
     return at.reshape(-1), row_weights.reshape(-1), n_rows, first, weights.reshape(-1), pieces
 
 
-def are_faster(maps: Sequence[Tensor], bins: int, channels: int) -> bool:
-    """Whether to go through the channels one by one although all parts read all of them.
+def is_faster(reads: Reads, parts: int, channels: int) -> bool:
+    """Whether to go through the channels one by one although all `parts` read all of them.
 
-    For at most so many `channels`, and for so few `bins` of all boxes that copying the maps into cells would take
+    For at most so many `channels`, and for so few bins of all boxes that copying the maps into cells would take
     longer; not for maps that are stored as cells.
     """
-    few = maps[0].shape[-3] <= channels or _WORTH_A_COPY * bins < sum(x.shape[-2:].numel() for x in maps)
-    return few and all(layout.has_planes(by_group(x)) for x in maps)
+    bins, cells = len(reads.image) * parts, sum(x.shape[-2:].numel() for x in reads.maps)
+    few = reads.channels <= channels or _WORTH_A_COPY * bins < cells
+    return few and all(layout.has_planes(by_group(x)) for x in reads.maps)
 
 
 def _share(work: Callable[[int, int], object], channels: int, count: int, features: int) -> None:
@@ -136,42 +137,33 @@ def _share(work: Callable[[int, int], object], channels: int, count: int, featur
     threads.share(work, channels * count, grain=unit * -(-per_level.grain(features) // unit), shares=4)
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
+def forward(reads: Reads, parts: int) -> Tensor:
     """Features [R, C, Kh * Kw] of maps [N, G, C, H, W], or [N, C, H, W] as one group."""
-    dtype, (count, channels) = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1:3]
-    out = buffer_pool.empty((len(image), channels, len(groups)), dtype)
-    result, of_part = out.numpy(), np.array(groups, np.int64)
-    for x, boxes, ((_, h, w), index, _, _, *where) in per_level.levels(out, maps, image, level, arguments, groups):
+    dtype, (count, channels) = reads.dtype, by_group(reads.maps[0]).shape[1:3]
+    out = buffer_pool.empty((len(reads.image), channels, parts), dtype)
+    result, groups = out.numpy(), np.array(reads.groups or [0] * parts, np.int64)
+    for x, boxes, ((_, h, w), image, _, _, *where) in per_level.levels(out, reads):
         if len(boxes):
             source = layout.planes(by_group(x), dtype)
             bins = _cells_of_bins(where, h, w, boxes)
-            fixed = source.stride()[:3], index, boxes, of_part, count, *bins, result
-            _share(partial(_sum, layout.flat(source), *fixed), channels, count, len(boxes) * len(groups) // count)
-    return out.to(maps[0].dtype)
+            fixed = source.stride()[:3], image, boxes, groups, count, *bins, result
+            _share(partial(_sum, layout.flat(source), *fixed), channels, count, len(boxes) * parts // count)
+    return out.to(reads.maps[0].dtype)
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map. A thread has planes of its own, so the order of the sums is that of the boxes."""
-    dtype, (count, channels) = coordinate_dtype(maps[0]), by_group(maps[0]).shape[1:3]
+    dtype, (count, channels), parts = reads.dtype, by_group(reads.maps[0]).shape[1:3], grad.shape[2]
     (g,) = layout.plain(grad.to(dtype))
-    grads, of_part = [], np.array(groups, np.int64)
-    for x, boxes, ((_, h, w), index, _, _, *where) in per_level.levels(grad, maps, image, level, arguments, groups):
+    grads, groups = [], np.array(reads.groups or [0] * parts, np.int64)
+    for x, boxes, ((_, h, w), image, _, _, *where) in per_level.levels(grad, reads):
         result = layout.room_like(x, dtype)
         target = by_group(result)
         own = layout.planes_for(target).zero_()
         if len(boxes):
             bins = _cells_of_bins(where, h, w, boxes)
-            fixed = own.stride()[:3], index, boxes, of_part, count, *bins, g
-            _share(partial(_add, layout.flat(own), *fixed), channels, count, len(boxes) * len(groups) // count)
+            fixed = own.stride()[:3], image, boxes, groups, count, *bins, g
+            _share(partial(_add, layout.flat(own), *fixed), channels, count, len(boxes) * parts // count)
         layout.put_planes(own, target)
         grads.append(result.to(x.dtype))
     return grads

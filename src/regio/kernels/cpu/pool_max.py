@@ -6,13 +6,12 @@ are results.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from regio.kernels.arguments import coordinate_dtype
+from regio.kernels.arguments import Reads
 from regio.kernels.cpu import buffer_pool, per_level
 from regio.kernels.cpu.channels_last import BLOCK, add_to_maximum, maximum, transpose
 from regio.kernels.cpu.compile import compiled
@@ -78,23 +77,14 @@ def _backward_map(
                     )  # fmt: skip
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
+def forward(reads: Reads) -> Tensor:
     """Features [R, C, Kh * Kw]; see `regio.kernels.registration`."""
-    top, _, left, _ = arguments
+    top, _, left, _ = reads.arguments
     parts = top.shape[1] * left.shape[1]
-    out = buffer_pool.empty((len(top), maps[0].shape[-3], parts), coordinate_dtype(maps[0]))
-    return per_level.features(_forward, out, maps, image, level, arguments, groups)
+    out = buffer_pool.empty((len(top), reads.channels, parts), reads.dtype)
+    return per_level.features(_forward, out, reads)
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map."""
-    return per_level.map_gradients(_backward_map, grad, maps, image, level, arguments, groups, reads_map=True)
+    return per_level.map_gradients(_backward_map, grad, reads, reads_map=True)

@@ -6,12 +6,12 @@ take together, and `planes` goes through them one by one; so it does for few box
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from regio.kernels.arguments import Reads
 from regio.kernels.cpu import buffer_pool, per_channel, per_level
 from regio.kernels.cpu.axis_cells import axis_buffers, axis_cells, offsets
 from regio.kernels.cpu.channels_last import BLOCK, add_grid, cell_product, sum_grid, transpose
@@ -138,39 +138,23 @@ def _backward_axes(
         _axis_gradients(columns[r], column_coef[r], v, nv, column_slope, grad_columns[r], grad_column_coef[r])
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
+def forward(reads: Reads) -> Tensor:
     """Features [R, C, Kh * Kw]; see `regio.kernels.registration`."""
-    rows, _, columns, _ = arguments
+    rows, _, columns, _ = reads.arguments
     parts = rows.shape[1] * columns.shape[1]
-    if groups or per_channel.are_faster(maps, len(rows) * parts, channels=2):
-        return per_channel.forward(maps, image, level, arguments, groups or [0] * parts)
-    out = buffer_pool.empty((len(rows), maps[0].shape[-3], parts), rows.dtype)
-    return per_level.features(_forward, out, maps, image, level, arguments, groups)
+    if reads.groups or per_channel.is_faster(reads, parts, channels=2):
+        return per_channel.forward(reads, parts)
+    out = buffer_pool.empty((len(rows), reads.channels, parts), rows.dtype)
+    return per_level.features(_forward, out, reads)
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map."""
-    if groups or per_channel.are_faster(maps, len(grad) * grad.shape[2], channels=16):
-        return per_channel.backward_maps(grad, maps, image, level, arguments, groups or [0] * grad.shape[2])
-    return per_level.map_gradients(_backward_map, grad, maps, image, level, arguments, groups)
+    if reads.groups or per_channel.is_faster(reads, grad.shape[2], channels=16):
+        return per_channel.backward_maps(grad, reads)
+    return per_level.map_gradients(_backward_map, grad, reads)
 
 
-def backward_arguments(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_arguments(grad: Tensor, reads: Reads) -> list[Tensor]:
     """The gradients of rows, row_coef, columns and column_coef."""
-    return per_level.argument_gradients(_backward_axes, grad, maps, image, level, arguments, groups)
+    return per_level.argument_gradients(_backward_axes, grad, reads)

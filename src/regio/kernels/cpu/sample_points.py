@@ -5,12 +5,12 @@ Features are written with the channels last, as they are summed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from regio.kernels.arguments import Reads
 from regio.kernels.cpu import buffer_pool, per_level
 from regio.kernels.cpu.channels_last import add_cells, cell_product, sum_cells
 from regio.kernels.cpu.compile import compiled
@@ -138,35 +138,19 @@ def _backward_samples(
                 )
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
+def forward(reads: Reads) -> Tensor:
     """Features [R, C, K], a view of [R, K, C]; see `regio.kernels.registration`."""
-    boxes, parts = arguments[1].shape[:2]
-    out = buffer_pool.empty((boxes, parts, maps[0].shape[-3]), arguments[0].dtype)
-    return per_level.features(_forward, out, maps, image, level, arguments, groups).transpose(1, 2)
+    boxes, parts = reads.arguments[1].shape[:2]
+    out = buffer_pool.empty((boxes, parts, reads.channels), reads.dtype)
+    return per_level.features(_forward, out, reads).transpose(1, 2)
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map."""
-    return per_level.map_gradients(_backward_map, grad.transpose(1, 2), maps, image, level, arguments, groups)
+    return per_level.map_gradients(_backward_map, grad.transpose(1, 2), reads)
 
 
-def backward_arguments(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_arguments(grad: Tensor, reads: Reads) -> list[Tensor]:
     """The gradients of points and coef."""
     by_part = grad.transpose(1, 2)
-    return per_level.argument_gradients(_backward_samples, by_part, maps, image, level, arguments, groups)
+    return per_level.argument_gradients(_backward_samples, by_part, reads)

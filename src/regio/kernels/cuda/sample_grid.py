@@ -11,7 +11,6 @@ An index of an image or a level out of range gives NaN: to look for one would ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,91 +18,60 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from regio.kernels.arguments import Reads
 from regio.kernels.cuda import launch
 from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, hat, map_tile, touches
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
+def forward(reads: Reads) -> Tensor:
     """Features [R, C, Kh * Kw]."""
-    (boxes, kh, _), kw = arguments[0].shape, arguments[2].shape[1]
-    channels = maps[0].shape[-3]
-    out = maps[0].new_empty((boxes, channels, kh * kw))
-    block = launch.tile(kh * kw, channels)
-    grid = launch.programs(boxes, kh * kw, channels, block)
-    with torch.cuda.device_of(image):
-        merged = _merged(arguments)
-        for _, fixed in launch.each_level(maps, image, level, groups):
-            _forward[grid](*fixed, *merged, out, channels, kh, kw, GROUPED=bool(groups), **block)
+    rows, _, columns, _ = axes = _contiguous(reads)
+    (boxes, kh), kw = rows.shape[:2], columns.shape[1]
+    out = reads.maps[0].new_empty((boxes, reads.channels, kh * kw))
+    launch.run_by_box(_forward, reads, kh * kw, *_merged(*axes), out, reads.channels, kh, kw)
     return out
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map."""
-    rows, _, columns, _ = axes = [a.detach().contiguous() for a in arguments]
+    rows, _, columns, _ = axes = _contiguous(reads)
     (boxes, kh, s), (kw, t) = rows.shape, columns.shape[1:]
-    channels, grads = maps[0].shape[-3], [launch.zero_sums(x) for x in maps]
-    if torch.are_deterministic_algorithms_enabled() and rows.numel() and columns.numel():
-        grad = grad.transpose(1, 2).contiguous()
+
+    def add(sums: list[Tensor]) -> None:
+        arguments = (*_merged(*axes), grad, *grad.stride(), reads.channels, kh, kw)
+        launch.run_by_box(_scatter, reads, kh * kw, *arguments, sums=sums)
+
+    def add_in_order(sums: list[Tensor]) -> None:
         v, u = rows.flatten(1), columns.flatten(1)
         bounds = torch.stack([v.amin(1), u.amin(1), v.amax(1), u.amax(1)], 1)
-        with torch.cuda.device_of(image):
-            for sums, (x, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
-                _gather[launch.owners(x)](
-                    sums, *fixed[1:], *axes, bounds, grad, channels, boxes, kh, kw, s, t,
-                    GROUPED=bool(groups), **launch.OWNED,
-                )  # fmt: skip
-    else:
-        block = launch.tile(kh * kw, channels)
-        grid = launch.programs(boxes, kh * kw, channels, block)
-        with torch.cuda.device_of(image):
-            merged = _merged(axes)
-            for sums, (_, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
-                _scatter[grid](
-                    sums, *fixed[1:], *merged, grad, *grad.stride(), channels, kh, kw, GROUPED=bool(groups), **block
-                )
-    return [launch.map_gradient(sums, x) for sums, x in zip(grads, maps, strict=True)]
+        by_part = grad.transpose(1, 2).contiguous()
+        launch.run_by_cell(_gather, reads, sums, *axes, bounds, by_part, reads.channels, boxes, kh, kw, s, t)
+
+    return launch.map_gradients(reads, add, add_in_order if rows.numel() and columns.numel() else None)
 
 
-def backward_arguments(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_arguments(grad: Tensor, reads: Reads) -> list[Tensor]:
     """The gradients of rows, row_coef, columns and column_coef; no two programs write to one place.
 
     The kernel gives those of the weights of the two cells about each sample of every bin, [R, Kh, Kw, S, 2]; the bins
     of a row share its samples.
     """
-    rows, row_coef, columns, column_coef = axes = [a.detach().contiguous() for a in arguments]
+    rows, row_coef, columns, column_coef = axes = _contiguous(reads)
     (boxes, kh, s), (kw, t) = rows.shape, columns.shape[1:]
-    channels = maps[0].shape[-3]
     row_slope, column_slope = rows.new_empty((boxes, kh, kw, s, 2)), rows.new_empty((boxes, kh, kw, t, 2))
-    block = launch.tile(kh * kw, channels)
-    grid = launch.programs(boxes, kh * kw, block["CHANNELS"], block)
-    with torch.cuda.device_of(image):
-        for _, fixed in launch.each_level(maps, image, level, groups):
-            _slopes[grid](
-                *fixed, *axes, grad, *grad.stride(), row_slope, column_slope, channels, kh, kw, s, t,
-                GROUPED=bool(groups), COLUMN_CELLS=triton.next_power_of_2(max(1, 2 * t)), **block,
-            )  # fmt: skip
+    arguments = (*axes, grad, *grad.stride(), row_slope, column_slope, reads.channels, kh, kw, s, t)
+    column_cells = triton.next_power_of_2(max(1, 2 * t))
+    launch.run_by_box(_slopes, reads, kh * kw, *arguments, all_channels=True, COLUMN_CELLS=column_cells)
     return [
         *_axis_gradients(rows, row_coef, row_slope.sum(2)),
         *_axis_gradients(columns, column_coef, column_slope.sum(1)),
     ]
+
+
+def _contiguous(reads: Reads) -> list[Tensor]:
+    return [a.detach().contiguous() for a in reads.arguments]
 
 
 def _axis_gradients(positions: Tensor, coef: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,18 +82,18 @@ def _axis_gradients(positions: Tensor, coef: Tensor, slope: Tensor) -> tuple[Ten
     return coef * (high - low), low * (1 - fraction) + high * fraction
 
 
-def _merged(arguments: Sequence[Tensor]) -> tuple[Any, ...]:
+def _merged(rows: Tensor, row_coef: Tensor, columns: Tensor, column_coef: Tensor) -> tuple[Any, ...]:
     """The distinct cells [R, Kh + Kw, L] which each row and each column of bins reads, their weights and, [R, Kh + Kw],
     their number; and L."""
-    rows, row_coef, columns, column_coef = (a.detach().contiguous() for a in arguments)
     (boxes, kh, s), (kw, t) = rows.shape, columns.shape[1:]
     room = triton.next_power_of_2(max(1, 2 * s, 2 * t))
     cells = torch.empty((boxes, kh + kw, room), dtype=torch.int32, device=rows.device)
     weights, count = cells.new_empty(cells.shape, dtype=rows.dtype), cells.new_empty(cells.shape[:2])
-    _merge[boxes * (kh + kw),](
-        rows, row_coef, columns, column_coef, cells, weights, count, kh, kw, s, t, ROOM=room,
-        num_warps=1 if room <= 32 else 4, **launch.FUSED,
-    )  # fmt: skip
+    with torch.cuda.device_of(rows):
+        _merge[boxes * (kh + kw),](
+            rows, row_coef, columns, column_coef, cells, weights, count, kh, kw, s, t, ROOM=room,
+            num_warps=1 if room <= 32 else 4, **launch.FUSED,
+        )  # fmt: skip
     return cells, weights, count, room
 
 
@@ -216,11 +184,11 @@ def _forward(
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _scatter(
-    sums: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, cells: tl.tensor, weights: tl.tensor,
-    count: tl.tensor, room: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor,
-    channels: tl.tensor, bin_rows: tl.tensor, bin_columns: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr,
-    CHANNELS: tl.constexpr
+    x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, cells: tl.tensor,
+    weights: tl.tensor, count: tl.tensor, room: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor,
+    grad_k: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor, bin_columns: tl.tensor, GROUPED: tl.constexpr,
+    PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
     parts = bin_rows * bin_columns
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
@@ -256,11 +224,11 @@ def _hats(position: tl.tensor, coef: tl.tensor, samples: tl.tensor, cell: tl.ten
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _gather(
-    sums: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, rows: tl.tensor, row_coef: tl.tensor,
-    columns: tl.tensor, column_coef: tl.tensor, bounds: tl.tensor, grad: tl.tensor, channels: tl.tensor,
-    boxes: tl.tensor, bin_rows: tl.tensor, bin_columns: tl.tensor, row_samples: tl.tensor, column_samples: tl.tensor,
-    GROUPED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
+    x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, rows: tl.tensor,
+    row_coef: tl.tensor, columns: tl.tensor, column_coef: tl.tensor, bounds: tl.tensor, grad: tl.tensor,
+    channels: tl.tensor, boxes: tl.tensor, bin_rows: tl.tensor, bin_columns: tl.tensor, row_samples: tl.tensor,
+    column_samples: tl.tensor, GROUPED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
 ) -> None:  # fmt: skip
     """grad: [R, K, C], contiguous."""
     n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)

@@ -8,7 +8,6 @@ An index of an image or a level out of range gives NaN: to look for one would ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,81 +15,52 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from regio.kernels.arguments import Reads
 from regio.kernels.cuda import launch
 from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, hat, map_tile, touches
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
+def forward(reads: Reads) -> Tensor:
     """Features [R, C, K], stored as [R, K, C]."""
-    points, coef = (a.detach().contiguous() for a in arguments)
-    (boxes, parts, samples), channels = coef.shape, maps[0].shape[-3]
-    out = maps[0].new_empty((boxes, parts, channels))
-    block = launch.tile(parts, channels)
-    grid = launch.programs(boxes, parts, channels, block)
-    with torch.cuda.device_of(image):
-        for _, fixed in launch.each_level(maps, image, level, groups):
-            _forward[grid](*fixed, points, coef, out, channels, parts, samples, GROUPED=bool(groups), **block)
+    samples = _contiguous(reads)
+    boxes, parts, count = samples[1].shape
+    out = reads.maps[0].new_empty((boxes, parts, reads.channels))
+    launch.run_by_box(_forward, reads, parts, *samples, out, reads.channels, parts, count)
     return out.transpose(1, 2)
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map."""
-    points, coef = (a.detach().contiguous() for a in arguments)
-    (boxes, parts, samples), channels = coef.shape, maps[0].shape[-3]
-    grads = [launch.zero_sums(x) for x in maps]
-    if coef.numel() and torch.are_deterministic_algorithms_enabled():
-        grad = grad.transpose(1, 2).contiguous()
+    points, weights = samples = _contiguous(reads)
+    boxes, parts, count = weights.shape
+
+    def add(sums: list[Tensor]) -> None:
+        arguments = (*samples, grad, *grad.stride(), reads.channels, parts, count)
+        launch.run_by_box(_scatter, reads, parts, *arguments, sums=sums)
+
+    def add_in_order(sums: list[Tensor]) -> None:
         u, v = points.flatten(1, 2).unbind(2)
         bounds = torch.stack([v.amin(1), u.amin(1), v.amax(1), u.amax(1)], 1)
-        with torch.cuda.device_of(image):
-            for sums, (x, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
-                _gather[launch.owners(x)](
-                    sums, *fixed[1:], points, coef, bounds, grad, channels, boxes, parts, samples,
-                    GROUPED=bool(groups), **launch.OWNED,
-                )  # fmt: skip
-    else:
-        block = launch.tile(parts, channels)
-        grid = launch.programs(boxes, parts, channels, block)
-        with torch.cuda.device_of(image):
-            for sums, (_, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
-                _scatter[grid](
-                    sums, *fixed[1:], points, coef, grad, *grad.stride(), channels, parts, samples,
-                    GROUPED=bool(groups), **block,
-                )  # fmt: skip
-    return [launch.map_gradient(sums, x) for sums, x in zip(grads, maps, strict=True)]
+        by_part = grad.transpose(1, 2).contiguous()
+        launch.run_by_cell(_gather, reads, sums, *samples, bounds, by_part, reads.channels, boxes, parts, count)
+
+    return launch.map_gradients(reads, add, add_in_order if weights.numel() else None)
 
 
-def backward_arguments(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_arguments(grad: Tensor, reads: Reads) -> list[Tensor]:
     """The gradients of points and coef; no two programs write to one place."""
-    points, coef = (a.detach().contiguous() for a in arguments)
-    (boxes, parts, samples), channels = coef.shape, maps[0].shape[-3]
-    grads = [torch.empty_like(points), torch.empty_like(coef)]
-    block = launch.tile(parts, channels)
-    with torch.cuda.device_of(image):
-        for _, fixed in launch.each_level(maps, image, level, groups):
-            _sample_gradients[launch.programs(boxes, parts, block["CHANNELS"], block)](
-                *fixed, points, coef, grad, *grad.stride(), *grads, channels, parts, samples,
-                GROUPED=bool(groups), **block,
-            )  # fmt: skip
+    points, weights = samples = _contiguous(reads)
+    parts, count = weights.shape[1:]
+    grads = [torch.empty_like(points), torch.empty_like(weights)]
+    arguments = (*samples, grad, *grad.stride(), *grads, reads.channels, parts, count)
+    launch.run_by_box(_sample_gradients, reads, parts, *arguments, all_channels=True)
     return grads
+
+
+def _contiguous(reads: Reads) -> list[Tensor]:
+    return [a.detach().contiguous() for a in reads.arguments]
 
 
 @triton.jit
@@ -149,10 +119,10 @@ def _forward(
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _scatter(
-    sums: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
-    grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor, channels: tl.tensor, parts: tl.tensor,
-    samples: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
+    x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, points: tl.tensor,
+    coef: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor, channels: tl.tensor,
+    parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n = tl.load(image + r)
@@ -174,10 +144,10 @@ def _scatter(
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _gather(
-    sums: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
-    bounds: tl.tensor, grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor, parts: tl.tensor, samples: tl.tensor,
-    GROUPED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
+    x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, points: tl.tensor,
+    coef: tl.tensor, bounds: tl.tensor, grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor, parts: tl.tensor,
+    samples: tl.tensor, GROUPED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
 ) -> None:  # fmt: skip
     """grad: [R, K, C], contiguous."""
     n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
