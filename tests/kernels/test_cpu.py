@@ -183,12 +183,12 @@ def test_maps_are_transposed_and_back(shape: tuple[int, ...], dtype: torch.dtype
         flat = torch.from_numpy(layout.cells(stored, wide))
         cells = flat.view(*(shape[i] for i in (0, 2, 3, 1)))
         assert torch.equal(cells, x.permute(0, 2, 3, 1).to(wide))
-        room = layout.room_like(stored, wide)
+        target = layout.empty_like_map(stored, wide)
         (like,) = like_maps([stored])
-        assert room.stride() == like.stride() or not x.numel()
+        assert target.stride() == like.stride() or not x.numel()
         for begin, end in ((0, shape[1] // 3), (shape[1] // 3, shape[1])):
-            layout.put_channels(cells[..., begin:end].reshape(-1).numpy(), room, begin, end)
-        assert torch.equal(room, x.to(wide))
+            layout.put_channels(cells[..., begin:end].reshape(-1).numpy(), target, begin, end)
+        assert torch.equal(target, x.to(wide))
 
 
 @pytest.mark.parametrize(
@@ -202,18 +202,18 @@ def test_maps_of_groups_are_copied_and_back(shape: tuple[int, ...], order: tuple
     stored = x.permute(0, *order).contiguous().permute(0, *back)
     cells = torch.from_numpy(layout.cells(stored, torch.float32)).view(*(shape[i] for i in (0, 3, 4, 1, 2)))
     assert torch.equal(cells, x.float().permute(0, 3, 4, 1, 2))
-    planes, room = layout.planes(stored, torch.float32), layout.room_like(stored, torch.float32)
+    planes, target = layout.planes(stored, torch.float32), layout.empty_like_map(stored, torch.float32)
     assert torch.equal(planes, x.float())
     assert layout.has_planes(planes)
-    assert room.stride() == torch.empty_like(stored).stride()
-    own = layout.planes_for(room).copy_(x)
+    assert target.stride() == torch.empty_like(stored).stride()
+    own = layout.planes_for(target).copy_(x)
     assert layout.has_planes(own)
-    layout.put_planes(own, room)
-    assert torch.equal(room, x.float())
-    room.fill_(torch.nan)
+    layout.put_planes(own, target)
+    assert torch.equal(target, x.float())
+    target.fill_(torch.nan)
     for begin, end in ((0, shape[2] // 3), (shape[2] // 3, shape[2])):
-        layout.put_channels(cells[..., begin:end].reshape(-1).numpy(), room, begin, end)
-    assert torch.equal(room, x.float())
+        layout.put_channels(cells[..., begin:end].reshape(-1).numpy(), target, begin, end)
+    assert torch.equal(target, x.float())
 
 
 def test_boxes_are_sorted_by_level() -> None:

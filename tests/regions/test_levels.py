@@ -8,9 +8,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from regio.regions.base import RegionExtractor, contract
-from regio.regions.grid import RoIAlign
 from regio.regions.levels import Levels
-from regio.regions.pool import RoIPool
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIPool
 from regio.regions.sample_max import SampleMax
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import close

@@ -7,7 +7,7 @@ The kernels of the operation `name` are three functions of the modules `regio.ke
     backward_maps(grad, reads) -> a gradient of each map
     backward_arguments(grad, reads) -> a gradient of each argument
 
-PyTorch's dispatcher knows no such value as `Reads`, so in the schema of an operation its fields follow each other:
+PyTorch's dispatcher has no named tuples, so in the schema of an operation the fields of `Reads` follow each other:
 `map_operation` takes it apart, and `_kernel` puts it together again.
 """
 

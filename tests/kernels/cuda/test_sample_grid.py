@@ -13,8 +13,8 @@ from tests.kernels.cuda.cases import DEVICE, check, in_groups, pyramid, with_map
 
 
 def reference(maps: list[Tensor], image: Tensor, arguments: list[Tensor], level: Tensor, groups: list[int]) -> Tensor:
-    rows, row_coef, columns, column_coef = arguments
-    return sample_grid_reference(maps, image, rows, columns, row_coef, column_coef, level, groups).flatten(2)
+    rows, row_weight, columns, column_weight = arguments
+    return sample_grid_reference(maps, image, rows, columns, row_weight, column_weight, level, groups).flatten(2)
 
 
 def case(
@@ -31,9 +31,9 @@ def case(
         positions = torch.rand(boxes, k, s, generator=g) * 9 - 1.5
         positions[::2, :1] = positions[::2, :1].round()
         positions[1::2] = positions[1::2] / 3
-        coef = torch.randn(boxes, k, s, generator=g)
-        coef[1:2, :, 1:] = 0
-        arguments += [a.to(coordinate_dtype(maps[0])).to(DEVICE) for a in (positions, coef)]
+        weight = torch.randn(boxes, k, s, generator=g)
+        weight[1:2, :, 1:] = 0
+        arguments += [a.to(coordinate_dtype(maps[0])).to(DEVICE) for a in (positions, weight)]
     image = torch.randint(0, len(maps[0]), (boxes,), generator=g)
     level = torch.arange(boxes) % len(maps)
     return Reads(maps, image.to(DEVICE), level.to(DEVICE), arguments, list(groups))
@@ -71,8 +71,8 @@ def test_positions_that_are_no_numbers_read_zero() -> None:
     rows, _, columns, _ = c.arguments
     rows[0, 0, 0], rows[0, 1, 0], columns[1, 0, 1] = float("nan"), float("inf"), float("-inf")
     zeroed = [a.clone() for a in c.arguments]
-    for positions, coef in (zeroed[:2], zeroed[2:]):
-        coef[~positions.isfinite()] = 0
+    for positions, weight in (zeroed[:2], zeroed[2:]):
+        weight[~positions.isfinite()] = 0
     other = Reads(c.maps, c.image, c.level, zeroed, [])
     assert torch.equal(sample_grid.forward(c), sample_grid.forward(other))
     grad = torch.ones(2, 3, 6, device=DEVICE)
@@ -84,8 +84,8 @@ def test_whole_numbers_read_one_cell_each() -> None:
     x = torch.full((1, 1, 4, 4), float("nan"), device=DEVICE)
     x[0, 0, 1:3, 1:3] = torch.tensor([[1.0, 2], [3, 4]], device=DEVICE)
     zero = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    positions, coef = torch.tensor([[[1.0, 2]]], device=DEVICE), torch.full((1, 1, 2), 0.5, device=DEVICE)
-    assert sample_grid.forward(Reads([x], zero, zero, [positions, coef, positions, coef], [])).item() == 2.5
+    positions, weight = torch.tensor([[[1.0, 2]]], device=DEVICE), torch.full((1, 1, 2), 0.5, device=DEVICE)
+    assert sample_grid.forward(Reads([x], zero, zero, [positions, weight, positions, weight], [])).item() == 2.5
 
 
 def test_an_index_out_of_range_gives_nan() -> None:

@@ -20,11 +20,11 @@ def case(maps: list[Tensor], boxes: int = 6, parts: int = 3, samples: int = 2, g
     dtype = coordinate_dtype(maps[0])
     points = torch.rand(boxes, parts, samples, 2, generator=g) * 9 - 1.5
     points[::2, :1] = points[::2, :1].round()
-    coef = torch.randn(boxes, parts, samples, generator=g)
-    coef[:, -1:, :1] = 0
+    weight = torch.randn(boxes, parts, samples, generator=g)
+    weight[:, -1:, :1] = 0
     image = torch.randint(0, len(maps[0]), (boxes,), generator=g)
     level = torch.arange(boxes) % len(maps)
-    arguments = [points.to(dtype).to(DEVICE), coef.to(dtype).to(DEVICE)]
+    arguments = [points.to(dtype).to(DEVICE), weight.to(dtype).to(DEVICE)]
     return Reads(maps, image.to(DEVICE), level.to(DEVICE), arguments, list(groups))
 
 
@@ -66,9 +66,9 @@ def test_a_gradient_in_any_layout() -> None:
 
 def test_points_that_are_no_numbers_read_zero() -> None:
     c = case(pyramid(3), boxes=2, parts=1, samples=3)
-    points, coef = c.arguments
+    points, weight = c.arguments
     points[0, 0, 0], points[0, 0, 1, 1], points[1, 0, 1] = float("nan"), float("inf"), float("-inf")
-    zeroed = Reads(c.maps, c.image, c.level, [points, coef.where(points.isfinite().all(-1), 0)], [])
+    zeroed = Reads(c.maps, c.image, c.level, [points, weight.where(points.isfinite().all(-1), 0)], [])
     grad = torch.ones(2, 3, 1, device=DEVICE)
     assert torch.equal(sample_points.forward(c), sample_points.forward(zeroed))
     assert all(g.isfinite().all() for g in sample_points.backward_arguments(grad, c))
@@ -82,8 +82,8 @@ def test_a_whole_number_reads_one_cell() -> None:
     x = torch.full((1, 1, 3, 3), float("nan"), device=DEVICE)
     x[0, 0, 1, 1] = 2
     zero = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    points, coef = torch.ones(1, 1, 1, 2, device=DEVICE), torch.full((1, 1, 1), 3.0, device=DEVICE)
-    assert sample_points.forward(Reads([x], zero, zero, [points, coef], [])).item() == 6
+    points, weight = torch.ones(1, 1, 1, 2, device=DEVICE), torch.full((1, 1, 1), 3.0, device=DEVICE)
+    assert sample_points.forward(Reads([x], zero, zero, [points, weight], [])).item() == 6
 
 
 def test_an_index_out_of_range_gives_nan() -> None:

@@ -34,43 +34,44 @@ _WORTH_A_COPY = 64  # cells a bin: a channel at a time takes some twenty times a
 
 @compiled
 def _find_cells(
-    which: Array, size: tuple[int, int], rows: Array, row_coef: Array, columns: Array, column_coef: Array, at: Array,
-    row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, begin: int, end: int
+    box_index: Array, size: tuple[int, int], rows: Array, row_weight: Array, columns: Array, column_weight: Array,
+    at: Array, row_cell_weights: Array, n_rows: Array, first: Array, column_cell_weights: Array, pieces: Array,
+    begin: int, end: int
 ) -> None:  # fmt: skip
-    """Where the bins of the boxes which[begin:end] read. Of each bin of rows: the offsets `at` [R, Kh, L] of its cells
-    in a plane, their weights, and their number [R, Kh]. Of each bin of columns: the first cell [R, Kw], the weights
-    [R, Kw, M] of the cells from there on, and how many pieces of WINDOW of them there are [R, Kw]."""
+    """Where the bins of the boxes box_index[begin:end] read. Of each bin of rows: the offsets `at` [R, Kh, L] of its
+    cells in a plane, their weights, and their number [R, Kh]. Of each bin of columns: the first cell [R, Kw], the
+    weights [R, Kw, M] of the cells from there on, and how many pieces of WINDOW of them there are [R, Kw]."""
     height, width = size
     v = np.empty((rows.shape[1], at.shape[2]), np.int64)
-    u, uw, nu = axis_buffers(columns.shape[1], max(1, min(2 * columns.shape[2], width)), weights.dtype)
-    for r in which[begin:end]:
-        axis_cells(rows[r], row_coef[r], height, False, v, row_weights[r], n_rows[r])
+    u, uw, nu = axis_buffers(columns.shape[1], max(1, min(2 * columns.shape[2], width)), column_cell_weights.dtype)
+    for r in box_index[begin:end]:
+        axis_cells(rows[r], row_weight[r], height, False, v, row_cell_weights[r], n_rows[r])
         for k in range(rows.shape[1]):
             for m in range(n_rows[r, k]):
                 at[r, k, m] = U(v[k, m] * width)
-        axis_cells(columns[r], column_coef[r], width, False, u, uw, nu)
+        axis_cells(columns[r], column_weight[r], width, False, u, uw, nu)
         for k in range(columns.shape[1]):
             low, high = width, 0
             for m in range(nu[k]):
                 low, high = min(low, u[k, m]), max(high, u[k, m] + 1)
             first[r, k], pieces[r, k] = low, max(0, high - low + WINDOW - 1) // WINDOW
-            weights[r, k, : pieces[r, k] * WINDOW] = 0
+            column_cell_weights[r, k, : pieces[r, k] * WINDOW] = 0
             for m in range(nu[k]):
-                weights[r, k, u[k, m] - low] = uw[k, m]
+                column_cell_weights[r, k, u[k, m] - low] = uw[k, m]
 
 
 @compiled
 def _sum(
-    x: Array, steps: tuple[int, int, int], image: Array, which: Array, groups: Array, count: int, rows: Array,
-    row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, out: Array,
+    x: Array, steps: tuple[int, int, int], image: Array, box_index: Array, groups: Array, count: int, rows: Array,
+    row_cell_weights: Array, n_rows: Array, first: Array, column_cell_weights: Array, pieces: Array, out: Array,
     begin: int, end: int
 ) -> None:  # fmt: skip
     """out[:, c, k] for the pairs (c, group of k) number [begin, end). out: [R, C, K]."""
     (boxes, kh), kw = n_rows.shape, first.shape[1]
-    room, windows = rows.size // (boxes * kh), weights.size // (boxes * kw)
+    capacity, windows = rows.size // (boxes * kh), column_cell_weights.size // (boxes * kw)
     for c in range(begin // count, -(-end // count)):
         low, high = begin - c * count, end - c * count
-        for r in which:
+        for r in box_index:
             origin = image[r] * steps[0] + c * steps[2]
             for i in range(kh):
                 for j in range(kw):
@@ -78,23 +79,23 @@ def _sum(
                     if low <= g < high:
                         at = U(origin + g * steps[1] + first[r, j])
                         out[r, c, i * kw + j] = sum_window(
-                            x, at, rows, row_weights, (r * kh + i) * room, n_rows[r, i], weights,
+                            x, at, rows, row_cell_weights, (r * kh + i) * capacity, n_rows[r, i], column_cell_weights,
                             (r * kw + j) * windows, pieces[r, j],
                         )  # fmt: skip
 
 
 @compiled
 def _add(
-    grad_x: Array, steps: tuple[int, int, int], image: Array, which: Array, groups: Array, count: int, rows: Array,
-    row_weights: Array, n_rows: Array, first: Array, weights: Array, pieces: Array, grad: Array,
+    grad_x: Array, steps: tuple[int, int, int], image: Array, box_index: Array, groups: Array, count: int, rows: Array,
+    row_cell_weights: Array, n_rows: Array, first: Array, column_cell_weights: Array, pieces: Array, grad: Array,
     begin: int, end: int
 ) -> None:  # fmt: skip
     """Add to the planes (c, group) number [begin, end)."""
     (boxes, kh), kw = n_rows.shape, first.shape[1]
-    room, windows = rows.size // (boxes * kh), weights.size // (boxes * kw)
+    capacity, windows = rows.size // (boxes * kh), column_cell_weights.size // (boxes * kw)
     for c in range(begin // count, -(-end // count)):
         low, high = begin - c * count, end - c * count
-        for r in which:
+        for r in box_index:
             origin = image[r] * steps[0] + c * steps[2]
             for i in range(kh):
                 for j in range(kw):
@@ -102,22 +103,22 @@ def _add(
                     if low <= g < high:
                         at = U(origin + g * steps[1] + first[r, j])
                         add_window(
-                            grad_x, at, rows, row_weights, (r * kh + i) * room, n_rows[r, i], weights,
-                            (r * kw + j) * windows, pieces[r, j], grad[r, c, i * kw + j],
+                            grad_x, at, rows, row_cell_weights, (r * kh + i) * capacity, n_rows[r, i],
+                            column_cell_weights, (r * kw + j) * windows, pieces[r, j], grad[r, c, i * kw + j],
                         )  # fmt: skip
 
 
-def _cells_of_bins(arguments: Sequence[Array], height: int, width: int, which: Array) -> tuple[Array, ...]:
+def _cells_of_bins(arguments: Sequence[Array], height: int, width: int, box_index: Array) -> tuple[Array, ...]:
     """What `_find_cells` finds, the offsets and the weights of all bins one after the other."""
     rows, _, columns, _ = arguments
     (boxes, kh, samples), kw = rows.shape, columns.shape[1]
-    room = boxes, kh, max(1, min(2 * samples, height))
-    at, row_weights, n_rows = np.empty(room, U), np.empty(room, rows.dtype), np.empty((boxes, kh), np.int64)
+    shape = boxes, kh, max(1, min(2 * samples, height))
+    at, row_cell_weights, n_rows = np.empty(shape, U), np.empty(shape, rows.dtype), np.empty((boxes, kh), np.int64)
     first, pieces = np.empty((boxes, kw), np.int64), np.empty((boxes, kw), np.int64)
-    weights = np.empty((boxes, kw, -(-width // WINDOW) * WINDOW), rows.dtype)
-    found = at, row_weights, n_rows, first, weights, pieces
-    threads.share(partial(_find_cells, which, (height, width), *arguments, *found), len(which), grain=_BOXES)
-    return at.reshape(-1), row_weights.reshape(-1), n_rows, first, weights.reshape(-1), pieces
+    column_cell_weights = np.empty((boxes, kw, -(-width // WINDOW) * WINDOW), rows.dtype)
+    found = at, row_cell_weights, n_rows, first, column_cell_weights, pieces
+    threads.share(partial(_find_cells, box_index, (height, width), *arguments, *found), len(box_index), grain=_BOXES)
+    return at.reshape(-1), row_cell_weights.reshape(-1), n_rows, first, column_cell_weights.reshape(-1), pieces
 
 
 def is_faster(reads: Reads, parts: int, channels: int) -> bool:
@@ -157,7 +158,7 @@ def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     (g,) = layout.plain(grad.to(dtype))
     grads, groups = [], np.array(reads.groups or [0] * parts, np.int64)
     for x, boxes, ((_, h, w), image, _, _, *where) in per_level.levels(grad, reads):
-        result = layout.room_like(x, dtype)
+        result = layout.empty_like_map(x, dtype)
         target = by_group(result)
         own = layout.planes_for(target).zero_()
         if len(boxes):

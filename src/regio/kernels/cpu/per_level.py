@@ -72,7 +72,7 @@ def map_gradients(kernel: Kernel, grad: Tensor, reads: Reads, *, reads_map: bool
     block, per_channel = (16 if channels >= 64 else 4), g.size // max(channels, 1)
 
     def gradient(x: Tensor, boxes: Array, shape: tuple[int, int, int], *fixed: Any) -> Tensor:
-        result = layout.room_like(x, dtype)
+        result = layout.empty_like_map(x, dtype)
         if not len(boxes):
             return result.zero_()
         (c, h, w), (image, box_index, channel_offset, *where) = shape, fixed

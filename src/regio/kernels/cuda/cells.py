@@ -1,5 +1,5 @@
-"""Pieces of the CUDA kernels: which boxes a launch answers for, hat functions, and tiles of a map that look for the
-boxes which read them."""
+"""Pieces of the CUDA kernels: for which boxes a launch writes the result, bilinear weights, and tiles of a map that
+look for the boxes which read them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["answers_for", "box_tile", "first_channel", "hat", "map_tile", "touches"]
+__all__ = ["bilinear_weight", "box_tile", "first_channel", "map_tile", "touches", "writes_result"]
 
 
 @triton.jit
-def answers_for(level: tl.tensor, this: tl.tensor, levels: tl.tensor) -> Any:
+def writes_result(level: tl.tensor, this: tl.tensor, levels: tl.tensor) -> Any:
     """Whether the launch for the map `this` writes the result of a box; the first also does so for levels that are
     not there."""
     return (level == this) | ((this == 0) & ((level < 0) | (level >= levels)))
@@ -39,7 +39,7 @@ def first_channel(group: tl.tensor, k: tl.tensor, real: tl.tensor, channels: tl.
 
 
 @triton.jit
-def hat(position: tl.tensor, cell: tl.tensor) -> Any:
+def bilinear_weight(position: tl.tensor, cell: tl.tensor) -> Any:
     """The weight of a cell in a linear interpolation, max(0, 1 - |position - cell|); 0 for NaN."""
     height = 1 - tl.abs(position - cell)
     return tl.where(height > 0, height, 0)

@@ -1,7 +1,7 @@
 """Launching the CUDA kernels of all map operations: grids, levels, and gradients of maps.
 
-Every kernel begins with the arguments ``(x, image, level, group, images, levels, this, height, width, row_stride)``: a
-map as channels-last cells, `row_stride` numbers from one to the next, and the image and the level of each box and the
+Every kernel begins with the arguments ``(x, image, level, group, images, levels, this, height, width, cell_stride)``: a
+map as channels-last cells, `cell_stride` numbers from one to the next, and the image and the level of each box and the
 channel group of each part. It is launched once for each map of a pyramid, over all boxes, and leaves those of other
 levels alone: to sort the boxes by level first would make the CPU wait for the GPU. Kernels that add to the gradient of
 a map get it as the first argument after these, as cells likewise.
@@ -27,7 +27,7 @@ UNSPECIALIZED = (
     "row_samples", "column_samples",
 )  # fmt: skip
 
-# Sums of products may be fused; said in words, since a version of Triton warns where it is not.
+# Sums of products may be fused; stated, since a version of Triton warns where it is not.
 FUSED = {"enable_fp_fusion": True}
 
 # How kernels that own a tile of the map work: cells along its sides, channels, and boxes that are tested at once.
@@ -105,8 +105,8 @@ def each_level(reads: Reads) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
     group = _group_index(tuple(reads.groups), image.device)
     for this, x in enumerate(reads.maps):
         cells = by_group(x.detach()).permute(0, 3, 4, 1, 2).contiguous()
-        (images, height, width), row_stride = cells.shape[:3], cells.shape[3:].numel()
-        yield x, (cells, image, level, group, images, len(reads.maps), this, height, width, row_stride)
+        (images, height, width), cell_stride = cells.shape[:3], cells.shape[3:].numel()
+        yield x, (cells, image, level, group, images, len(reads.maps), this, height, width, cell_stride)
 
 
 def _like_map(cells: Tensor, x: Tensor) -> Tensor:

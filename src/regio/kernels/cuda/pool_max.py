@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regio.kernels.arguments import Reads
 from regio.kernels.cuda import launch
-from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, map_tile, touches
+from regio.kernels.cuda.cells import box_tile, first_channel, map_tile, touches, writes_result
 
 __all__ = ["backward_maps", "forward"]
 
@@ -69,9 +69,9 @@ def _range(low: tl.tensor, high: tl.tensor, at: tl.tensor, real: tl.tensor, size
 
 @triton.jit
 def _largest(
-    start: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, r: tl.tensor, k: tl.tensor, c: tl.tensor,
-    top: tl.tensor, bottom: tl.tensor, left: tl.tensor, right: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor,
-    bin_columns: tl.tensor, readable: tl.tensor
+    start: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, r: tl.tensor, k: tl.tensor,
+    c: tl.tensor, top: tl.tensor, bottom: tl.tensor, left: tl.tensor, right: tl.tensor, channels: tl.tensor,
+    bin_rows: tl.tensor, bin_columns: tl.tensor, readable: tl.tensor
 ) -> Any:  # fmt: skip
     """The largest cell of each bin and channel, and its number in the map, -1 for a bin without cells.
 
@@ -86,7 +86,7 @@ def _largest(
         for b in range(tl.max(columns, 0)):
             cell = (v + a) * width + u + b
             reads = ((a < rows) & (b < columns))[:, None] & (c < channels)[None, :]
-            at = start + cell.to(tl.int64) * pitch
+            at = start + cell.to(tl.int64) * cell_stride
             value = tl.load(at[:, None] + c[None, :], mask=reads, other=0.0).to(SUM)
             larger = reads & ((where < 0) | (value > best) | (value != value))
             best, where = tl.where(larger, value, best), tl.where(larger, cell[:, None], where)
@@ -96,18 +96,18 @@ def _largest(
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _forward(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, top: tl.tensor, bottom: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, top: tl.tensor, bottom: tl.tensor,
     left: tl.tensor, right: tl.tensor, out: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor,
     bin_columns: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
     parts = bin_rows * bin_columns
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n, where = tl.load(image + r), tl.load(level + r)
-    if answers_for(where, this, levels):
+    if writes_result(where, this, levels):
         known = (n >= 0) & (n < images) & (where == this)
-        start = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        start = x + n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         best, _ = _largest(
-            start, height, width, pitch, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
+            start, height, width, cell_stride, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
             tl.where(known, parts, 0),
         )  # fmt: skip
         result = tl.where(known, best, float("nan")).to(out.dtype.element_ty)
@@ -118,7 +118,7 @@ def _forward(
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _scatter(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, top: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, sums: tl.tensor, top: tl.tensor,
     bottom: tl.tensor, left: tl.tensor, right: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor,
     grad_k: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor, bin_columns: tl.tensor, GROUPED: tl.constexpr,
     PARTS: tl.constexpr, CHANNELS: tl.constexpr
@@ -127,21 +127,21 @@ def _scatter(
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n = tl.load(image + r)
     if (n >= 0) & (n < images) & (tl.load(level + r) == this):
-        origin = n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        origin = n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         _, cell = _largest(
-            x + origin, height, width, pitch, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
+            x + origin, height, width, cell_stride, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
             parts,
         )  # fmt: skip
         real = (k < parts)[:, None] & (c < channels)[None, :]
         g = tl.load(grad + r * grad_r + (k * grad_k)[:, None] + (c * grad_c)[None, :], mask=real, other=0.0)
-        to = sums + origin[:, None] + cell.to(tl.int64) * pitch + c[None, :]
+        to = sums + origin[:, None] + cell.to(tl.int64) * cell_stride + c[None, :]
         tl.atomic_add(to, g.to(sums.dtype.element_ty), mask=real & (cell >= 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _largest_cells(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, top: tl.tensor, bottom: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, top: tl.tensor, bottom: tl.tensor,
     left: tl.tensor, right: tl.tensor, largest: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor,
     bin_columns: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
@@ -150,9 +150,10 @@ def _largest_cells(
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n = tl.load(image + r)
     if (n >= 0) & (n < images) & (tl.load(level + r) == this):
-        start = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        start = x + n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         _, cell = _largest(
-            start, height, width, pitch, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns, parts,
+            start, height, width, cell_stride, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
+            parts,
         )  # fmt: skip
         to = largest + ((r * parts + k) * channels)[:, None] + c[None, :]
         tl.store(to, cell, mask=(k < parts)[:, None] & (c < channels)[None, :])
@@ -161,7 +162,7 @@ def _largest_cells(
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _gather(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, bounds: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, sums: tl.tensor, bounds: tl.tensor,
     largest: tl.tensor, grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor, parts: tl.tensor, GROUPED: tl.constexpr,
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
 ) -> None:  # fmt: skip
@@ -184,5 +185,5 @@ def _gather(
                             cell = tl.load(largest + at, mask=c < channels, other=-1)
                             g = tl.load(grad + at, mask=c < channels, other=0.0).to(acc.dtype)
                             acc += tl.where(mine & ((v * width + u)[:, None] == cell[None, :]), g[None, :], 0)
-    to = ((n * height + v) * width + u) * pitch + q * channels
+    to = ((n * height + v) * width + u) * cell_stride + q * channels
     tl.store(sums + to[:, None] + c[None, :], acc, mask=mine)

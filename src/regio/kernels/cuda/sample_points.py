@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regio.kernels.arguments import Reads
 from regio.kernels.cuda import launch
-from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, hat, map_tile, touches
+from regio.kernels.cuda.cells import bilinear_weight, box_tile, first_channel, map_tile, touches, writes_result
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
@@ -50,7 +50,7 @@ def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
 
 
 def backward_arguments(grad: Tensor, reads: Reads) -> list[Tensor]:
-    """The gradients of points and coef; no two programs write to one place."""
+    """The gradients of points and weight; no two programs write to one place."""
     points, weights = samples = _contiguous(reads)
     parts, count = weights.shape[1:]
     grads = [torch.empty_like(points), torch.empty_like(weights)]
@@ -65,16 +65,16 @@ def _contiguous(reads: Reads) -> list[Tensor]:
 
 @triton.jit
 def _sample(
-    points: tl.tensor, coef: tl.tensor, at: tl.tensor, real: tl.tensor, height: tl.tensor, width: tl.tensor
+    points: tl.tensor, sample_weights: tl.tensor, at: tl.tensor, real: tl.tensor, height: tl.tensor, width: tl.tensor
 ) -> Any:
-    """The samples `at`: their coef, the cell at the top left, and how far they lie to the right of it and below.
-    The coef of a sample outside the map is 0."""
+    """The samples `at`: their weight, which is 0 outside the map, whether they are near it, the cell at the top left,
+    and how far they lie to the right of it and below."""
     u = tl.load(points + 2 * at, mask=real, other=-2.0)
     v = tl.load(points + 2 * at + 1, mask=real, other=-2.0)
     near = (u >= -1) & (u < width) & (v >= -1) & (v < height)
     u, v = tl.where(near, u, 0), tl.where(near, v, 0)
     left, top = tl.floor(u), tl.floor(v)
-    weight = tl.load(coef + at, mask=near, other=0.0)
+    weight = tl.load(sample_weights + at, mask=near, other=0.0)
     return weight, near, left.to(tl.int32), top.to(tl.int32), u - left, v - top
 
 
@@ -91,26 +91,26 @@ def _corner(
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _forward(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
-    out: tl.tensor, channels: tl.tensor, parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr,
-    PARTS: tl.constexpr, CHANNELS: tl.constexpr
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, points: tl.tensor,
+    sample_weights: tl.tensor, out: tl.tensor, channels: tl.tensor, parts: tl.tensor, samples: tl.tensor,
+    GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n, where = tl.load(image + r), tl.load(level + r)
-    if answers_for(where, this, levels):
+    if writes_result(where, this, levels):
         known = (n >= 0) & (n < images) & (where == this)
         readable = tl.where(known, parts, 0)
-        cell0 = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
-        acc = tl.zeros((PARTS, CHANNELS), coef.dtype.element_ty)
+        cell0 = x + n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
+        acc = tl.zeros((PARTS, CHANNELS), sample_weights.dtype.element_ty)
         for s in range(samples):
             at = (r * parts + k) * samples + s
-            weight, near, left, top, across, down = _sample(points, coef, at, k < readable, height, width)
+            weight, near, left, top, across, down = _sample(points, sample_weights, at, k < readable, height, width)
             for dv in tl.static_range(2):
                 for du in tl.static_range(2):
                     inside, cell = _corner(near, left, top, du, dv, height, width)
                     w = weight * (across if du else 1 - across) * (down if dv else 1 - down)
                     reads = (inside & (w != 0))[:, None] & (c < channels)[None, :]
-                    value = tl.load((cell0 + cell * pitch)[:, None] + c[None, :], mask=reads, other=0.0)
+                    value = tl.load((cell0 + cell * cell_stride)[:, None] + c[None, :], mask=reads, other=0.0)
                     acc += tl.where(inside, w, 0)[:, None] * value.to(acc.dtype)
         result = tl.where(known, acc, float("nan"))
         to = ((r * parts + k) * channels)[:, None] + c[None, :]
@@ -120,40 +120,42 @@ def _forward(
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _scatter(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, points: tl.tensor,
-    coef: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor, channels: tl.tensor,
-    parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, sums: tl.tensor, points: tl.tensor,
+    sample_weights: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor,
+    channels: tl.tensor, parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr,
+    CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n = tl.load(image + r)
     if (n >= 0) & (n < images) & (tl.load(level + r) == this):
-        cell0 = sums + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        cell0 = sums + n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         real = (k < parts)[:, None] & (c < channels)[None, :]
         g = tl.load(grad + r * grad_r + (k * grad_k)[:, None] + (c * grad_c)[None, :], mask=real, other=0.0)
-        g = g.to(coef.dtype.element_ty)
+        g = g.to(sample_weights.dtype.element_ty)
         for s in range(samples):
             at = (r * parts + k) * samples + s
-            weight, near, left, top, across, down = _sample(points, coef, at, k < parts, height, width)
+            weight, near, left, top, across, down = _sample(points, sample_weights, at, k < parts, height, width)
             for dv in tl.static_range(2):
                 for du in tl.static_range(2):
                     inside, cell = _corner(near, left, top, du, dv, height, width)
                     w = weight * (across if du else 1 - across) * (down if dv else 1 - down)
-                    to = (cell0 + cell * pitch)[:, None] + c[None, :]
+                    to = (cell0 + cell * cell_stride)[:, None] + c[None, :]
                     tl.atomic_add(to, w[:, None] * g, mask=real & (inside & (w != 0))[:, None], sem="relaxed")
 
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _gather(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, sums: tl.tensor, points: tl.tensor,
-    coef: tl.tensor, bounds: tl.tensor, grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor, parts: tl.tensor,
-    samples: tl.tensor, GROUPED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, sums: tl.tensor, points: tl.tensor,
+    sample_weights: tl.tensor, bounds: tl.tensor, grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor,
+    parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr,
+    BOXES: tl.constexpr
 ) -> None:  # fmt: skip
     """grad: [R, K, C], contiguous."""
     n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
     q, c = tl.program_id(1) // blocks, tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     top, left, v, u = map_tile(tl.program_id(0), width, SIDE)
-    acc = tl.zeros((SIDE * SIDE, CHANNELS), coef.dtype.element_ty)
+    acc = tl.zeros((SIDE * SIDE, CHANNELS), sample_weights.dtype.element_ty)
     for first in range(0, boxes, BOXES):
         some = first + tl.arange(0, BOXES).to(tl.int64)
         near = touches(bounds, image, level, some, some < boxes, n, this, top, left, SIDE)
@@ -163,53 +165,55 @@ def _gather(
                 if touches(bounds, image, level, r, r < boxes, n, this, top, left, SIDE):
                     for k in range(parts):
                         if q == first_channel(group, k, k < parts, 1, GROUPED):
-                            w = tl.zeros((SIDE * SIDE,), coef.dtype.element_ty)
+                            w = tl.zeros((SIDE * SIDE,), sample_weights.dtype.element_ty)
                             for s in range(samples):
                                 at = (r * parts + k) * samples + s
-                                h = hat(tl.load(points + 2 * at), u) * hat(tl.load(points + 2 * at + 1), v)
-                                w += tl.where(h > 0, h * tl.load(coef + at), 0)
+                                h = bilinear_weight(tl.load(points + 2 * at), u) * bilinear_weight(
+                                    tl.load(points + 2 * at + 1), v
+                                )
+                                w += tl.where(h > 0, h * tl.load(sample_weights + at), 0)
                             g = tl.load(grad + (r * parts + k) * channels + c, mask=c < channels, other=0.0)
                             acc += tl.where((w != 0)[:, None], w[:, None] * g.to(acc.dtype)[None, :], 0)
-    to = ((n * height + v) * width + u) * pitch + q * channels
+    to = ((n * height + v) * width + u) * cell_stride + q * channels
     tl.store(sums + to[:, None] + c[None, :], acc, mask=((v < height) & (u < width))[:, None] & (c < channels)[None, :])
 
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _sample_gradients(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, points: tl.tensor, coef: tl.tensor,
-    grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor, grad_points: tl.tensor,
-    grad_coef: tl.tensor, channels: tl.tensor, parts: tl.tensor, samples: tl.tensor, GROUPED: tl.constexpr,
-    PARTS: tl.constexpr, CHANNELS: tl.constexpr
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, points: tl.tensor,
+    sample_weights: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor, grad_k: tl.tensor,
+    grad_points: tl.tensor, grad_weights: tl.tensor, channels: tl.tensor, parts: tl.tensor, samples: tl.tensor,
+    GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
     r, k, _ = box_tile(parts, CHANNELS, PARTS, CHANNELS)
     n, where = tl.load(image + r), tl.load(level + r)
-    if answers_for(where, this, levels):
+    if writes_result(where, this, levels):
         known = (n >= 0) & (n < images) & (where == this)
         readable = tl.where(known, parts, 0)
-        cell0 = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        cell0 = x + n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         for s in range(samples):
             at = (r * parts + k) * samples + s
-            weight, near, left, top, across, down = _sample(points, coef, at, k < readable, height, width)
-            value = tl.zeros((PARTS,), coef.dtype.element_ty)
-            along_u = tl.zeros((PARTS,), coef.dtype.element_ty)
-            along_v = tl.zeros((PARTS,), coef.dtype.element_ty)
+            weight, near, left, top, across, down = _sample(points, sample_weights, at, k < readable, height, width)
+            value = tl.zeros((PARTS,), sample_weights.dtype.element_ty)
+            along_u = tl.zeros((PARTS,), sample_weights.dtype.element_ty)
+            along_v = tl.zeros((PARTS,), sample_weights.dtype.element_ty)
             for dv in tl.static_range(2):
                 for du in tl.static_range(2):
                     inside, cell = _corner(near, left, top, du, dv, height, width)
-                    product = tl.zeros((PARTS,), coef.dtype.element_ty)
+                    product = tl.zeros((PARTS,), sample_weights.dtype.element_ty)
                     for first in range(0, channels, CHANNELS):
                         c = first + tl.arange(0, CHANNELS)
                         reads = inside[:, None] & (c < channels)[None, :]
                         g = tl.load(
                             grad + r * grad_r + (k * grad_k)[:, None] + (c * grad_c)[None, :], mask=reads, other=0.0
                         )
-                        y = tl.load((cell0 + cell * pitch)[:, None] + c[None, :], mask=reads, other=0.0)
+                        y = tl.load((cell0 + cell * cell_stride)[:, None] + c[None, :], mask=reads, other=0.0)
                         product += tl.sum(g.to(value.dtype) * y.to(value.dtype), 1)
-                    hat_u, hat_v = across if du else 1 - across, down if dv else 1 - down
-                    value += hat_u * hat_v * product
-                    along_u += (hat_v if du else -hat_v) * product
-                    along_v += (hat_u if dv else -hat_u) * product
-            tl.store(grad_coef + at, value, mask=k < parts)
+                    weight_u, weight_v = across if du else 1 - across, down if dv else 1 - down
+                    value += weight_u * weight_v * product
+                    along_u += (weight_v if du else -weight_v) * product
+                    along_v += (weight_u if dv else -weight_u) * product
+            tl.store(grad_weights + at, value, mask=k < parts)
             tl.store(grad_points + 2 * at, weight * along_u, mask=k < parts)
             tl.store(grad_points + 2 * at + 1, weight * along_v, mask=k < parts)
