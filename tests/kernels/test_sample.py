@@ -179,6 +179,7 @@ def test_groups_of_channels(dtype: torch.dtype, order: str) -> None:
     close(out, torch.stack([y[:, 7 * g : 7 * g + 7, k] for k, g in enumerate(GROUPS["grid"])], 2), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients_of_groups(order: str) -> None:
     image, *samples, level = random_samples()
@@ -209,6 +210,7 @@ def test_bad_groups_raise() -> None:
         sample_points(maps(), image, points, weight, level, groups=[0, 1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("groups", [[], GROUPS["points"]])
 @pytest.mark.parametrize("order", ORDERS)
@@ -222,6 +224,7 @@ def test_registration_of_points(groups: list[int], order: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("groups", [[], GROUPS["grid"]])
 @pytest.mark.parametrize("order", ORDERS)

@@ -60,6 +60,8 @@ def both(name: str, source: str, make: Callable[[], tuple[Any, ...]]) -> None:
         np.testing.assert_array_equal(array, other)
 
 
+SLOW = pytest.param(np.float64, False, marks=pytest.mark.slow)  # each dtype is compiled, which takes seconds in all
+
 CASES = {
     "sum_list": "x, offsets, w, U(b), a, y, U(3), {width}",
     "add_list": "x, offsets, w, U(b), a, y, U(3), {width}",
@@ -71,8 +73,8 @@ CASES = {
 NEEDS_A_CELL = ("maximum", "add_to_maximum")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("width", ["WIDE", "NARROW"])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", ["WIDE", pytest.param("NARROW", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_of_channels(name: str, width: str, dtype: type) -> None:
     """From odd offsets on, of no cells, one and several, of which some are the same; with NaN, infinities and -0."""
@@ -109,7 +111,7 @@ def test_transposition(dtype: type) -> None:
     both("transpose_block", source, lambda: (17, 3, numbers(300, dtype, True), numbers(330, dtype), 0, 0, 0, 0, 0))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("columns", [1, 5, WINDOW, WINDOW + 3])
 def test_windows_of_a_row(columns: int, dtype: type) -> None:
     """Where the weight is zero the map is not read: it holds NaN there, or ends."""
@@ -134,7 +136,7 @@ def test_windows_of_a_row(columns: int, dtype: type) -> None:
     both("sum_window", "x, U(0), offsets, w, 1, a, v, 3, b", lambda: make(2))
 
 
-@pytest.mark.parametrize(("dtype", "half"), [(np.float32, False), (np.float32, True), (np.float64, False)])
+@pytest.mark.parametrize(("dtype", "half"), [(np.float32, False), (np.float32, True), SLOW])
 @pytest.mark.parametrize("width", [1, 5, SIDE, 37])
 def test_maps_of_weights(width: int, dtype: type, half: bool) -> None:
     """In float32, in float64, and with bfloat16 numbers in uint16; what surrounds the arrays stays."""
@@ -176,7 +178,7 @@ def test_weights_are_rounded_to_bfloat16() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("dtype", "half"), [(np.float32, False), (np.float32, True), (np.float64, False)])
+@pytest.mark.parametrize(("dtype", "half"), [(np.float32, False), (np.float32, True), SLOW])
 @pytest.mark.parametrize("width", [1, 5, SIDE, 37])
 def test_gradients_of_logits(width: int, dtype: type, half: bool) -> None:
     products = numbers(width + 5, dtype)

@@ -113,6 +113,7 @@ def test_zero_boxes() -> None:
     assert Levels([RoIAlign(2)] * 4)(pyramid(), r).shape == (0, 3, 2, 2)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     maps, r, e = pyramid(torch.float32), regions(torch.float32), Levels(RoIAlign(2))
 
