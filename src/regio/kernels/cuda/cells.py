@@ -8,7 +8,16 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["bilinear_weight", "box_tile", "first_channel", "map_tile", "touches", "writes_result"]
+__all__ = [
+    "bilinear_weight",
+    "box_tile",
+    "first_channel",
+    "map_tile",
+    "owned_tile",
+    "store_owned",
+    "touches",
+    "writes_result",
+]
 
 
 @triton.jit
@@ -52,6 +61,27 @@ def map_tile(index: tl.tensor, width: tl.tensor, SIDE: tl.constexpr) -> Any:
     top, left = (index // across) * SIDE, (index % across) * SIDE
     cell = tl.arange(0, SIDE * SIDE)
     return top, left, top + cell // SIDE, left + cell % SIDE
+
+
+@triton.jit
+def owned_tile(channels: tl.tensor, width: tl.tensor, SIDE: tl.constexpr, CHANNELS: tl.constexpr) -> Any:
+    """What a program of `launch.run_by_cell` owns: the image, the group and its channels; the first row and column of
+    the tile, and the row and column of all its cells."""
+    n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
+    q, c = tl.program_id(1) // blocks, tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    top, left, v, u = map_tile(tl.program_id(0), width, SIDE)
+    return n, q, c, top, left, v, u
+
+
+@triton.jit
+def store_owned(
+    sums: tl.tensor, acc: tl.tensor, n: tl.tensor, q: tl.tensor, c: tl.tensor, v: tl.tensor, u: tl.tensor,
+    height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, channels: tl.tensor
+) -> None:  # fmt: skip
+    """Write the sums [SIDE * SIDE, CHANNELS] of an `owned_tile`."""
+    to = ((n * height + v) * width + u) * cell_stride + q * channels
+    mine = ((v < height) & (u < width))[:, None] & (c < channels)[None, :]
+    tl.store(sums + to[:, None] + c[None, :], acc, mask=mine)
 
 
 @triton.jit

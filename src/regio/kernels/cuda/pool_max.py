@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regio.kernels.arguments import Reads
 from regio.kernels.cuda import launch
-from regio.kernels.cuda.cells import box_tile, first_channel, map_tile, touches, writes_result
+from regio.kernels.cuda.cells import box_tile, first_channel, owned_tile, store_owned, touches, writes_result
 
 __all__ = ["backward_maps", "forward"]
 
@@ -167,9 +167,7 @@ def _gather(
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
 ) -> None:  # fmt: skip
     """largest, grad: [R, K, C], contiguous."""
-    n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
-    q, c = tl.program_id(1) // blocks, tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    top, left, v, u = map_tile(tl.program_id(0), width, SIDE)
+    n, q, c, top, left, v, u = owned_tile(channels, width, SIDE, CHANNELS)
     mine = ((v < height) & (u < width))[:, None] & (c < channels)[None, :]
     acc = tl.zeros((SIDE * SIDE, CHANNELS), sums.dtype.element_ty)
     for first in range(0, boxes, BOXES):
@@ -185,5 +183,4 @@ def _gather(
                             cell = tl.load(largest + at, mask=c < channels, other=-1)
                             g = tl.load(grad + at, mask=c < channels, other=0.0).to(acc.dtype)
                             acc += tl.where(mine & ((v * width + u)[:, None] == cell[None, :]), g[None, :], 0)
-    to = ((n * height + v) * width + u) * cell_stride + q * channels
-    tl.store(sums + to[:, None] + c[None, :], acc, mask=mine)
+    store_owned(sums, acc, n, q, c, v, u, height, width, cell_stride, channels)

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from regio.kernels.arguments import Reads
 from regio.kernels.cuda import launch
-from regio.kernels.cuda.cells import bilinear_weight, box_tile, first_channel, map_tile, touches, writes_result
+from regio.kernels.cuda.cells import (
+    bilinear_weight,
+    box_tile,
+    first_channel,
+    owned_tile,
+    store_owned,
+    touches,
+    writes_result,
+)
 
 __all__ = ["backward_arguments", "backward_maps", "forward"]
 
@@ -152,9 +160,7 @@ def _gather(
     BOXES: tl.constexpr
 ) -> None:  # fmt: skip
     """grad: [R, K, C], contiguous."""
-    n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
-    q, c = tl.program_id(1) // blocks, tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    top, left, v, u = map_tile(tl.program_id(0), width, SIDE)
+    n, q, c, top, left, v, u = owned_tile(channels, width, SIDE, CHANNELS)
     acc = tl.zeros((SIDE * SIDE, CHANNELS), sample_weights.dtype.element_ty)
     for first in range(0, boxes, BOXES):
         some = first + tl.arange(0, BOXES).to(tl.int64)
@@ -174,8 +180,7 @@ def _gather(
                                 w += tl.where(h > 0, h * tl.load(sample_weights + at), 0)
                             g = tl.load(grad + (r * parts + k) * channels + c, mask=c < channels, other=0.0)
                             acc += tl.where((w != 0)[:, None], w[:, None] * g.to(acc.dtype)[None, :], 0)
-    to = ((n * height + v) * width + u) * cell_stride + q * channels
-    tl.store(sums + to[:, None] + c[None, :], acc, mask=((v < height) & (u < width))[:, None] & (c < channels)[None, :])
+    store_owned(sums, acc, n, q, c, v, u, height, width, cell_stride, channels)
 
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
