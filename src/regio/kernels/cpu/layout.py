@@ -67,7 +67,7 @@ def planes(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def planes_for(target: Tensor) -> Tensor:
-    """Room in memory as of `planes` for what `put_planes` writes into `target`, which may be the target itself."""
+    """An empty tensor, stored as by `planes`, for what `put_planes` writes into `target`; it may be the target."""
     if has_planes(target):
         return target
     inner, swapped = _inner_last(target)
@@ -96,7 +96,7 @@ def _inner_last(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def empty_like_map(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty tensor for the gradient of the map `x`, stored as `maps.like_maps`."""
+    """An empty tensor for the gradient of the map `x`, stored as `arguments.like_maps`."""
     if x.is_contiguous():
         return buffer_pool.empty(tuple(x.shape), dtype)
     like = torch.empty_like(x, device="meta")

@@ -29,7 +29,7 @@ def _forward(
     bottom: Array, left: Array, right: Array, out: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """out[r] for r in box_index[begin:end]. out: [R, C, Kh * Kw]."""
-    cell, height, width = shape
+    cell_stride, height, width = shape
     channels, parts = out.shape[1:]
     kh, kw = top.shape[1], left.shape[1]
     row_stride = min(BLOCK, channels) + SIDE  # not a power of two: the transposition would fall on few cache sets
@@ -41,9 +41,9 @@ def _forward(
                 v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
                 for j in range(kw):
                     u0, u1 = max(left[r, j], 0), min(right[r, j], width)
-                    at = U(((image[r] * height + v0) * width + u0) * cell + channel_offset[i * kw + j] + first)
+                    at = U(((image[r] * height + v0) * width + u0) * cell_stride + channel_offset[i * kw + j] + first)
                     to = U((i * kw + j) * row_stride)
-                    maximum(x, at, width * cell, cell, v1 - v0, u1 - u0, tile, to, size)
+                    maximum(x, at, width * cell_stride, cell_stride, v1 - v0, u1 - u0, tile, to, size)
             transpose(tile, U(0), row_stride, parts, size, flat, U((r * channels + first) * parts), parts)
 
 
@@ -54,7 +54,7 @@ def _backward_map(
     begin: int, end: int
 ) -> None:  # fmt: skip
     """Add the gradient of the channels [begin, end) of every group to grad_x."""
-    cell, height, width = shape
+    cell_stride, height, width = shape
     channels, parts = grad.shape[1:]
     kh, kw = top.shape[1], left.shape[1]
     row_stride = min(BLOCK, end - begin) + SIDE
@@ -71,9 +71,9 @@ def _backward_map(
                         continue
                     k, corner = i * kw + j, (image[r] * height + v0) * width + u0
                     at = U(corner * step + channel_offset_in_x[k] + first)
-                    to = U(corner * cell + channel_offset[k] + first)
+                    to = U(corner * cell_stride + channel_offset[k] + first)
                     add_to_maximum(
-                        x, at, width * step, step, v1 - v0, u1 - u0, grad_x, to, width * cell, cell, tile,
+                        x, at, width * step, step, v1 - v0, u1 - u0, grad_x, to, width * cell_stride, cell_stride, tile,
                         U(k * row_stride), size
                     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """CPU kernels of `regio.kernels.sample_grid`: a box reads each bin's distinct cells once, all channels together.
 
 A bin reads the product of its row cells and its column cells. Where each part has channels of its own there are few to
-take together, and `planes` goes through them one by one; so it does for few boxes and few channels.
+take together, and `per_channel` goes through them one by one; so it does for few boxes and few channels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _forward(
     row_weight: Array, columns: Array, column_weight: Array, out: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """out[r] for r in box_index[begin:end]. out: [R, C, Kh * Kw]."""
-    cell, height, width = shape
+    cell_stride, height, width = shape
     channels, parts = out.shape[1:]
     kh, kw = rows.shape[1], columns.shape[1]
     u, uw, nu = axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
@@ -42,13 +42,13 @@ def _forward(
     for r in box_index[begin:end]:
         axis_cells(rows[r], row_weight[r], height, False, u, uw, nu)
         axis_cells(columns[r], column_weight[r], width, False, v, vw, nv)
-        offsets(u, nu, width * cell, row_at)
-        offsets(v, nv, cell, column_at)
+        offsets(u, nu, width * cell_stride, row_at)
+        offsets(v, nv, cell_stride, column_at)
         for first in range(0, channels, BLOCK):
             size = min(BLOCK, channels - first)
             for i in range(kh):
                 for j in range(kw):
-                    shift = U(image[r] * height * width * cell + channel_offset[i * kw + j] + first)
+                    shift = U(image[r] * height * width * cell_stride + channel_offset[i * kw + j] + first)
                     to = U((i * kw + j) * row_stride)
                     sum_grid(x, row_at, row_w, i * l, nu[i], column_at, column_w, j * m, nv[j], shift, tile, to, size)
             transpose(tile, U(0), row_stride, parts, size, flat, U((r * channels + first) * parts), parts)
@@ -60,7 +60,7 @@ def _backward_map(
     row_weight: Array, columns: Array, column_weight: Array, grad: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """Add the gradient of the channels [begin, end) of every group to grad_x."""
-    cell, height, width = shape
+    cell_stride, height, width = shape
     channels, parts = grad.shape[1:]
     kh, kw = rows.shape[1], columns.shape[1]
     u, uw, nu = axis_buffers(kh, min(2 * rows.shape[2], height), grad_x.dtype)
@@ -72,14 +72,14 @@ def _backward_map(
     for r in box_index:
         axis_cells(rows[r], row_weight[r], height, False, u, uw, nu)
         axis_cells(columns[r], column_weight[r], width, False, v, vw, nv)
-        offsets(u, nu, width * cell, row_at)
-        offsets(v, nv, cell, column_at)
+        offsets(u, nu, width * cell_stride, row_at)
+        offsets(v, nv, cell_stride, column_at)
         for first in range(begin, end, BLOCK):
             size = min(BLOCK, end - first)
             transpose(flat, U((r * channels + first) * parts), parts, size, parts, tile, U(0), row_stride)
             for i in range(kh):
                 for j in range(kw):
-                    shift = U(image[r] * height * width * cell + channel_offset[i * kw + j] + first)
+                    shift = U(image[r] * height * width * cell_stride + channel_offset[i * kw + j] + first)
                     at = U((i * kw + j) * row_stride)
                     add_grid(
                         grad_x, row_at, row_w, i * l, nu[i], column_at, column_w, j * m, nv[j], shift, tile, at, size
@@ -112,7 +112,7 @@ def _backward_axes(
     grad_columns: Array, grad_column_weight: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """Gradients of the positions and weights of the boxes box_index[begin:end]; the four outputs start at zero."""
-    cell, height, width = shape
+    cell_stride, height, width = shape
     channels = grad.shape[1]
     kh, kw = rows.shape[1], columns.shape[1]
     u, uw, nu = axis_buffers(kh, min(2 * rows.shape[2], height), x.dtype)
@@ -130,7 +130,7 @@ def _backward_axes(
             for j in range(kw):
                 for a in range(nu[i]):
                     for b in range(nv[j]):
-                        q = ((image[r] * height + u[i, a]) * width + v[j, b]) * cell + channel_offset[i * kw + j]
+                        q = ((image[r] * height + u[i, a]) * width + v[j, b]) * cell_stride + channel_offset[i * kw + j]
                         product = cell_product(x, U(q), tile, U((i * kw + j) * row_stride), channels)
                         row_slope[i, a] += vw[j, b] * product
                         column_slope[j, b] += uw[i, a] * product
