@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,12 +17,13 @@ import torch
 
 from regio.analysis.divergence import kl_between_parts
 from regio.analysis.trained import extractor_of, weights_by_level
-from regio.config import RunConfig, build_detector, override
+from regio.config import RunConfig
 from regio.data import DetectionDataset, HorizontalFlip, Shapes
 from regio.detector import TwoStageDetector
 from regio.evaluate import BoxEvaluator
 from regio.kernels.attend import readable
 from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign
+from regio.settings import override
 from regio.train import train
 from regio.types import Regions
 
@@ -39,7 +39,7 @@ SIZE = (128, 128)
 def config(steps: int, seed: int) -> RunConfig:
     """Small scenes, the default optimizer and schedule."""
     model = ["short_side=128", "long_side=192", "channels=64", "hidden=256", "anchor_sizes=[16, 32, 64, 128]"]
-    training = ["batch_size=4", "sampled_regions=64", "evaluate_every=1000", "workers=0", "device=cpu"]
+    training = ["batch_size=4", "regions_per_image=64", "evaluate_every=1000", "workers=0", "device=cpu"]
     return override(RunConfig("shapes"), [*model, *training, f"steps={steps}", f"seed={seed}"])
 
 
@@ -73,7 +73,7 @@ def main() -> None:
         for name in arguments.variants:
             run = config(arguments.steps, seed)
             torch.manual_seed(seed)
-            detector = build_detector(replace(run.model, extractor="roi-align"), 6)
+            detector = run.model.build(6)
             detector.roi_heads[0].extractor = Levels(VARIANTS[name](run.model.channels))
             before = reads(detector, few)
             with TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """torchvision's Faster R-CNN code as a detector that regio's training loop can train: the peer of the comparisons.
 
 Same backbone object (and ImageNet weights), pyramid levels, width, anchors, numbers of proposals and samples as
-`regio.config.build_detector` makes of the same configuration. Pyramid, proposal network, matching, RoIAlign, head,
+`regio.config.systems.FasterRCNNOnFPN` builds of the same settings. Pyramid, proposal network, matching, RoIAlign, head,
 losses and post-processing are torchvision's own.
 """
 
@@ -18,7 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from regio.backbones import efficientnet_lite0
-from regio.config import ModelConfig
+from regio.config.systems import FasterRCNNOnFPN
 from regio.types import Detections, Targets
 
 
@@ -31,7 +31,7 @@ class _Normalisation:
 class PyramidBackbone(nn.Module):
     """A regio backbone under torchvision's pyramid; torchvision wants a dictionary of maps."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: FasterRCNNOnFPN) -> None:
         super().__init__()
         self.body = efficientnet_lite0(config.levels, frozen=config.frozen)
         self.fpn = FeaturePyramidNetwork(list(self.body.channels), config.channels, extra_blocks=LastLevelMaxPool())
@@ -45,7 +45,7 @@ class PyramidBackbone(nn.Module):
 class TorchvisionDetector(nn.Module):
     """`forward` detects, `losses` trains, as `regio.detector.TwoStageDetector`."""
 
-    def __init__(self, config: ModelConfig, classes: int) -> None:
+    def __init__(self, config: FasterRCNNOnFPN, classes: int) -> None:
         super().__init__()
         backbone = PyramidBackbone(config)
         self.preprocess = _Normalisation(backbone.body.mean, backbone.body.std)
@@ -61,10 +61,10 @@ class TorchvisionDetector(nn.Module):
             box_roi_pool=MultiScaleRoIAlign([str(i) for i in range(len(config.levels))], 7, 2),
             box_head=TwoMLPHead(config.channels * 49, config.hidden),
             box_predictor=FastRCNNPredictor(config.hidden, classes + 1),
-            box_batch_size_per_image=config.sampled_regions,
+            box_batch_size_per_image=config.regions_per_image,
             box_score_thresh=config.score_threshold,
             box_nms_thresh=config.nms_threshold,
-            box_detections_per_img=config.detections,
+            box_detections_per_img=config.detections_per_image,
         )
 
     def forward(self, images: list[Tensor]) -> list[Detections]:

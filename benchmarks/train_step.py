@@ -18,11 +18,13 @@ import torchvision
 from rich.console import Console
 
 import regio
-from regio.cli.train import open_splits
-from regio.config import RunConfig, build_detector, override
+from regio.config import RunConfig
+from regio.config.extractors import Learned, RoIAlign, RoIPool
+from regio.run import open_splits
+from regio.settings import override
 from torchvision_peer import TorchvisionDetector
 
-EXTRACTORS = ("roi-align", "roi-pool", "learned-grid")
+EXTRACTORS = {"roi-align": RoIAlign(), "roi-pool": RoIPool(), "learned, grid": Learned(prior="grid")}
 WARM_UP, ROUNDS = 3, 15
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     config = override(RunConfig(data), settings)
     dataset, _ = open_splits(config, Console(quiet=True))
     classes = len(dataset.class_names)
-    detectors = {f"regio {name}": build_detector(replace(config.model, extractor=name), classes) for name in EXTRACTORS}
+    detectors = {f"regio {k}": replace(config.model, extractor=each).build(classes) for k, each in EXTRACTORS.items()}
     detectors["torchvision RoIAlign"] = TorchvisionDetector(config.model, classes)
     optimizers = {name: config.training.optimizer.build(detector) for name, detector in detectors.items()}
     times: dict[str, list[float]] = {name: [] for name in detectors}

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from regio.cli.train import open_splits, transform
-from regio.config import RunConfig, override, to_dict
+from regio.config import RunConfig
 from regio.evaluate import BoxEvaluator
 from regio.progress import RichProgress
-from regio.results import show_metrics, write_results
+from regio.run import open_splits, transform
+from regio.run_report import BoxResults
+from regio.settings import as_dict, override
 from regio.train import train
 from torchvision_peer import TorchvisionDetector
 
@@ -41,9 +42,9 @@ def main() -> None:
         transform=transform(config),
         progress=RichProgress(console),
     ).records
-    metrics, voc = evaluator.coco(records), evaluator.voc(records)
-    show_metrics(metrics, voc, console)
-    write_results(folder, validation, evaluator.rows(records), metrics, voc, to_dict(config))
+    results = BoxResults(evaluator, records)
+    results.show(console)
+    results.write(folder, as_dict(config))
 
 
 if __name__ == "__main__":

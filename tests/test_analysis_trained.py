@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from regio.analysis import (
     SIZES,
@@ -18,7 +19,9 @@ from regio.analysis import (
 )
 from regio.backbones import efficientnet_lite0
 from regio.checkpoints import Card, save
-from regio.config import ModelConfig, build_detector, to_dict
+from regio.config import model_to_dict
+from regio.config.extractors import EXTRACTORS, Learned
+from regio.config.systems import FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.detector import TwoStageDetector
 from regio.regions import LearnedRegionFeatures, RoIPool
@@ -52,13 +55,15 @@ def test_uniform_weights_are_alike_and_as_far_from_masks_as_masks_are_from_the_m
     found = divergence_of_detector(made, scenes)
     with torch.no_grad():
         batch, (x,) = made.features([scenes[0].image])
-        targets = made.preprocess.targets([scenes[0].targets], batch)[0]
-    p = masks_to_cells(targets.masks, x).flatten(1)  # type: ignore[arg-type]
+    masks = scenes[0].targets.masks
+    assert masks is not None
+    scaled = F.interpolate(masks[None].byte(), batch.sizes[0], mode="nearest")[0].bool()
+    p = masks_to_cells(scaled, x).flatten(1)
     p = p / p.sum(1, keepdim=True)
     expected = math.log(math.prod(x.extents[0])) + torch.special.xlogy(p, p).sum(1)
     counts = [found.of_mask[name].count for name in SIZES]
     total = sum(found.of_mask[name].count * found.of_mask[name].mean for name in SIZES if found.of_mask[name].count)
-    assert sum(counts) == len(targets) and found.unread == 0
+    assert sum(counts) == len(masks) and found.unread == 0
     assert total == pytest.approx(float(expected.sum()), rel=1e-6)
     assert all(abs(each.mean) < 1e-9 for each in found.between_parts.values() if each.count)
 
@@ -72,9 +77,10 @@ def test_statistics_are_those_of_each_object() -> None:
             batch, (x,) = made.features([sample.image])
             targets = made.preprocess.targets([sample.targets], batch)[0]
             assert targets.masks is not None
+            scaled = F.interpolate(targets.masks[None].byte(), batch.sizes[0], mode="nearest")[0].bool()
             weights = extractor_of(made).weights([x], Regions.from_list([targets.boxes]))[0]
         between += kl_between_parts(weights, diagonal=False).tolist()
-        of_mask += kl_of_mask(weights, masks_to_cells(targets.masks, x)).tolist()
+        of_mask += kl_of_mask(weights, masks_to_cells(scaled, x)).tolist()
         areas += record.area.tolist()
     small = [i for i, area in enumerate(areas) if area < 32**2]
     assert 0 < len(small) < len(areas)
@@ -98,7 +104,9 @@ def test_boxes_of_the_annotations_that_read_nothing_are_counted() -> None:
 
 def test_each_box_is_read_from_its_level() -> None:
     torch.manual_seed(0)
-    levels = extractor_of(build_detector(ModelConfig(extractor="roi-pool", channels=8, hidden=16), 6, pretrained=False))
+    levels = extractor_of(
+        FasterRCNNOnFPN(extractor=EXTRACTORS["roi-pool"](), channels=8, hidden=16).build(6, pretrained=False)
+    )
     maps = [FeatureMap(torch.rand(1, 8, 128 // stride, 128 // stride), stride) for stride in (8, 16, 32)]
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 128, 128], [1, 1, 9, 9], [0, 0, 128, 64]])
     r = Regions(boxes, torch.zeros(4, dtype=torch.int64))
@@ -116,12 +124,12 @@ def test_checkpoints_are_measured_one_by_one(tmp_path: Path) -> None:
     paths = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = ModelConfig(channels=8, hidden=16, short_side=64, long_side=96, extractor="learned")
+        model = FasterRCNNOnFPN(channels=8, hidden=16, short_side=64, long_side=96, extractor=Learned())
         paths.append(tmp_path / f"{seed}.safetensors")
         save(
             paths[-1],
-            build_detector(model, 6, pretrained=False),
-            Card(SHAPE_CLASSES, tuple(range(1, 7)), to_dict(model)),
+            model.build(6, pretrained=False),
+            Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model)),
         )
     found = divergence_of_checkpoints(paths, SCENES.subset([0]))
     assert list(found) == paths

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume, write_json
-from regio.config import ModelConfig, build_detector, load_detector, to_dict
+from regio.config import load_detector, model_from_dict
+from regio.config.extractors import Learned
+from regio.config.systems import FasterRCNNOnFPN
 from regio.types import FeatureMap, Regions
 
 SAME = {"seed": "3"}
@@ -192,8 +194,8 @@ def test_a_resume_file_of_an_earlier_version(tmp_path: Path) -> None:
 def test_format_1_is_read(tmp_path: Path) -> None:
     """Before there were RoI heads, the extractor and the one head were parts of the detector; the geometric term of
     learned region features had no factor, and their grid was a start of the parameters."""
-    settings = ModelConfig(channels=16, hidden=32, extractor="learned")
-    detector = build_detector(settings, 2)
+    settings = FasterRCNNOnFPN(channels=16, hidden=32, extractor=Learned())
+    detector = settings.build(2)
     own = detector.state_dict()
     old = {
         name.replace("roi_heads.0.extractor.", "extractor.")
@@ -202,11 +204,16 @@ def test_format_1_is_read(tmp_path: Path) -> None:
         for name, tensor in own.items()
     }
     assert {"head.fc6.weight", "head.class_logits.bias", "extractor.extractors.0.part_weight"} <= old.keys()
-    model = {**to_dict(settings), "extractor": "learned-grid"}
+    model = {
+        "backbone": "efficientnet_lite0", "backbone_weights": None, "frozen": 2, "neck": "fpn", "levels": [3, 4, 5],
+        "channels": 16, "extractor": "learned-grid", "hidden": 32, "short_side": 320, "long_side": 480,
+        "anchor_sizes": [32.0, 64.0, 128.0, 256.0], "sampled_regions": 128, "score_threshold": 0.05,
+        "nms_threshold": 0.5, "detections": 100,
+    }  # fmt: skip
     header = {"version": 1, "card": {"class_names": ["cat", "dog"], "category_ids": [1, 2], "model": model}}
     save_file(old, tmp_path / "old.safetensors", {"regio": json.dumps(header)})
     other, card = load_detector(tmp_path / "old.safetensors")
-    assert card.class_names == ("cat", "dog") and card.model["extractor"] == "learned"
+    assert card.class_names == ("cat", "dog") and model_from_dict(card.model) == settings
     back = other.state_dict()
     assert back.keys() == own.keys()
     assert all(torch.equal(tensor, own[name]) for name, tensor in back.items() if not name.endswith("part_weight"))

@@ -19,11 +19,14 @@ from torch import Tensor
 from regio.checkpoints import Card, read_card, save
 from regio.cli import main
 from regio.cli.main import COMMANDS
-from regio.cli.runs import locked, new_folder, new_run
-from regio.config import ModelConfig, RunConfig, build_detector, load_detector, to_dict
+from regio.config import RunConfig, load_detector, model_to_dict, read_config
+from regio.config.extractors import Learned
+from regio.config.systems import FasterRCNN, FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes, open_dataset
 from regio.inference import detect_files, find_images
-from regio.results import as_yaml
+from regio.run_folders import locked, new_folder, new_run
+from regio.settings import as_dict
+from regio.yaml_text import as_yaml
 from tests.data.small_datasets import write_yolo_folder
 
 SMALL = [
@@ -31,7 +34,7 @@ SMALL = [
     "hidden=32",
     "short_side=64",
     "long_side=96",
-    "sampled_regions=16",
+    "regions_per_image=16",
     "workers=0",
     "device=cpu",
 ]
@@ -62,10 +65,10 @@ def regio(*words: str) -> int:
 def weights(here: Path) -> Path:
     """A checkpoint of an untrained detector of shapes that reports everything."""
     torch.manual_seed(0)
-    model = ModelConfig(channels=16, hidden=32, short_side=64, long_side=96, score_threshold=0.0)
-    detector = build_detector(model, len(SHAPE_CLASSES))
+    model = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, score_threshold=0.0)
+    detector = model.build(len(SHAPE_CLASSES))
     path = here / "runs" / "tiny" / "weights" / "best.safetensors"
-    save(path, detector, Card(SHAPE_CLASSES, tuple(range(1, 7)), to_dict(model)))
+    save(path, detector, Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model)))
     return path
 
 
@@ -100,6 +103,8 @@ HEAVY = ("torch", "torchvision", "numba", "timm", "matplotlib", "PIL", "numpy")
         ["detect", "--help"],
         ["val", "--help"],
         ["explain", "--help"],
+        ["train", "--help"],
+        ["config"],
         ["nothing"],
     ],
 )
@@ -172,7 +177,7 @@ def test_val_takes_the_path_of_a_yaml_file(here: Path, weights: Path, capsys: py
 
 @pytest.mark.slow
 def test_train_val_and_resume(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "shapes", "--name", "a", "--steps", "2", "--batch", "2", "--classes", "circle, star", *SMALL]
+    words = ["train", "shapes", "--name", "a", "--steps", "2", "--batch-size", "2", "--classes", "circle, star", *SMALL]
     assert regio(*words) == 0
     run = here / "runs" / "a"
     tables = {"config.yaml", "metrics.csv", "predictions.json", "results.json"}
@@ -200,9 +205,46 @@ def test_train_val_and_resume(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads((here / "runs" / "val" / "results.json").read_text())["ap"] == metrics["ap"]
 
 
+@pytest.mark.slow
+def test_a_proposal_network_is_a_model_like_any_other(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [word for word in SMALL if not word.startswith(("hidden", "regions"))]
+    words = ["train", "shapes", "--model", "rpn-fpn", "--steps", "20", "--batch-size", "2", "--name", "a", *small]
+    assert regio(*words) == 0
+    run = here / "runs" / "a"
+    assert {p.name for p in (run / "plots").iterdir()} == {"training.png", "recall.png"}
+    recall = json.loads((run / "results.json").read_text())
+    assert recall["recall50_1000"] > 0.2 and recall["recall50_100"] < recall["recall50_300"]
+    capsys.readouterr()
+    assert regio("val", "shapes", "--json", "--batch-size", "2") == 0
+    assert json.loads(capsys.readouterr().out) == recall
+    assert regio("detect", str(photo(here / "a.png")), "--score", "0", "--output", "out") == 0
+    found = json.loads((here / "out" / "detections.json").read_text())[0]["detections"]
+    assert {each["name"] for each in found} == {"object"}
+    assert regio("train", "shapes", "--model", "rpn", "--extractor", "roi-align") == 2
+    assert "extractor: no such setting" in capsys.readouterr().err
+
+
+def test_config_prints_what_a_file_holds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "faster-rcnn", "--extractor", "learned", "support=box", "data=photos"]
+    assert regio("config", *words) == 0
+    shown = capsys.readouterr().out
+    assert "model.extractor" in shown and "cells that a box may read" in shown and "one of box, 2x, image" in shown
+    assert regio("config", *words, "--yaml") == 0
+    (here / "a.yaml").write_text(capsys.readouterr().out)
+    assert read_config(here / "a.yaml") == RunConfig("photos", model=FasterRCNN(extractor=Learned(support="box")))
+    assert regio("config", "--config", "a.yaml", "--yaml") == 0
+    assert capsys.readouterr().out == (here / "a.yaml").read_text()
+    assert regio("train", "--config", "a.yaml", "chanels=3") == 2
+    assert "chanels: no such setting" in capsys.readouterr().err
+    assert regio("train", "--config", "a.yaml", "--seed", "1") == 2
+    assert "photos: no such dataset" in capsys.readouterr().err
+    assert regio("train", "--steps", "1") == 2
+    assert "DATA: expected a data set" in capsys.readouterr().err
+
+
 def trained(here: Path, name: str, seed: int) -> dict[str, Tensor]:
     """The weights that `regio train` leaves after one step at a learning rate of zero: the initial ones."""
-    words = ["--name", name, "--seed", str(seed), "--steps", "1", "--batch", "2", "--lr", "0", *SMALL]
+    words = ["--name", name, "--seed", str(seed), "--steps", "1", "--batch-size", "2", "--lr", "0", *SMALL]
     assert regio("train", "shapes", *words) == 0
     return load_file(here / "runs" / name / "weights" / "last.safetensors")
 
@@ -299,7 +341,7 @@ def test_find_images(here: Path) -> None:
             ["train", "shapes", "--backbone", "resnet50"],
             "backbone: expected one of efficientnet_lite0, torchvision, timm",
         ),
-        (["train", "shapes", "--optimizer", "lion"], "--optimizer: expected one of sgd, adamw, got 'lion'"),
+        (["train", "shapes", "--optimizer", "lion"], "optimizer: expected one of adamw, sgd, got 'lion'"),
         (["train", "shapes", "chanels=3"], "chanels: no such setting; did you mean channels"),
         (["train", "shapes", "--resume"], "--resume: expected --name, the run to go on with"),
         (["train", "shapes", "--resume", "--name", "x"], "config.yaml: no such file"),
@@ -330,7 +372,7 @@ def test_a_training_that_ended_before_its_first_save_leaves_its_name_free(
 ) -> None:
     run = here / "runs" / "a"
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(as_yaml(to_dict(RunConfig("shapes"))))
+    (run / "config.yaml").write_text(as_yaml(as_dict(RunConfig("shapes"))))
     (run / "metrics.csv").write_text("step,loss\n")
     with new_run(here / "runs", "a", "train") as folder:
         assert folder == run
@@ -358,7 +400,7 @@ def test_a_run_has_its_folder_alone_from_the_start(here: Path, capsys: pytest.Ca
 
 def test_a_run_that_was_killed_leaves_its_folder_free(here: Path) -> None:
     """The lock ends with the process, not with the file."""
-    script = "from regio.cli.runs import *; from pathlib import Path; import os, signal\n"
+    script = "from regio.run_folders import *; from pathlib import Path; import os, signal\n"
     script += "with locked(Path('runs/a')) as f: (f / 'config.yaml').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     assert (here / "runs" / "a" / ".lock").exists()
@@ -380,7 +422,7 @@ def test_a_damaged_photo_ends_a_training_with_one_line(here: Path, capsys: pytes
         image["id"] = i
     coco["annotations"] = []
     (here / "data.json").write_text(json.dumps(coco))
-    assert regio("train", "data.json", "--batch", "2", "--steps", "2", *SMALL, "workers=1") == 2
+    assert regio("train", "data.json", "--batch-size", "2", "--steps", "2", *SMALL, "workers=1") == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and "cannot be read as an image" in captured.err
     assert "note: 2 steps are few" in captured.out

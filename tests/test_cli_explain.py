@@ -11,7 +11,8 @@ from PIL import Image
 from regio.checkpoints import Card, save
 from regio.cli import main
 from regio.cli.explain import parse_box
-from regio.config import ModelConfig, build_detector, to_dict
+from regio.config import EXTRACTORS, model_to_dict
+from regio.config.systems import FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign
 from regio.regions.deformable import DeformableRoIPool
@@ -45,9 +46,9 @@ def regio(*words: str) -> int:
 def checkpoint(extractor: str) -> str:
     """An untrained detector of shapes with small maps."""
     torch.manual_seed(0)
-    model = ModelConfig(channels=16, hidden=32, short_side=64, long_side=96, extractor=extractor)
+    model = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, extractor=EXTRACTORS[extractor]())
     path = Path(f"{extractor}.safetensors")
-    save(path, build_detector(model, len(SHAPE_CLASSES)), Card(SHAPE_CLASSES, tuple(range(1, 7)), to_dict(model)))
+    save(path, model.build(len(SHAPE_CLASSES)), Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model)))
     return str(path)
 
 
@@ -67,7 +68,7 @@ def test_a_new_extractor_reads_imagenet_features(photo: str, capsys: pytest.Capt
 
 
 def test_learned_features_have_their_terms_drawn(photo: str) -> None:
-    weights = checkpoint("learned-grid")
+    weights = checkpoint("learned")
     assert regio("explain", photo, "--box", "20,10,70,80", "--weights", weights, "--dpi", "50") == 0
     assert regio("explain", photo, "--box", "20,10,70,80", "--weights", weights, "--dpi", "50") == 0
     assert written("runs/explain") == written("runs/explain-2") == {"weights.png", "rounding.png", "terms.png"}

@@ -98,6 +98,7 @@ def test_autocast_runs_in_its_dtype() -> None:
     assert conv.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     conv, x = moved(SHAPES[1], modulated=True), tensor(2, 4, 9, 8)
     torch.compiler.reset()

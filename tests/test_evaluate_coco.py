@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from regio.data.masks import decode_masks
 from regio.evaluate import coco_metrics, detections_to_coco
+from regio.masks import PixelMasks
 from regio.types import Detections
 
 NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
@@ -130,9 +131,9 @@ def test_masks_equal_pycocotools(shared_data: Path) -> None:
             torch.tensor([[x, y, x + w, y + h]]),
             torch.tensor([ids.index(a["category_id"]) + 1]),
             torch.rand(1, generator=torch.Generator().manual_seed(a["id"] % 2**31)),
-            mask,
+            PixelMasks(mask),
         )
-        detections += detections_to_coco(one, a["image_id"], ids)
+        detections += detections_to_coco(one, a["image_id"], ids, images[a["image_id"]])
     masks_only = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
     assert_equal_to_reference(truth, masks_only, "segm")
     assert 0.2 < coco_metrics(truth, masks_only, "segm").ap < 1

@@ -163,8 +163,8 @@ except Exception as error:
     assert (tmp_path / "weights" / "resume.safetensors").exists()
 
 
-SMALL = ["channels=16", "hidden=32", "short_side=64", "long_side=96", "sampled_regions=16", "workers=0", "device=cpu"]
-COMMAND = ["train", "shapes", "--steps", "1", "--batch", "2", *SMALL]
+SMALL = ["channels=16", "hidden=32", "short_side=64", "long_side=96", "regions_per_image=16", "workers=0", "device=cpu"]
+COMMAND = ["train", "shapes", "--steps", "1", "--batch-size", "2", *SMALL]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 from regio.boxes import resize_boxes
 from regio.checkpoints import read_card
-from regio.config import ModelConfig, build_detector
+from regio.config.systems import FasterRCNNOnFPN
 from regio.data import Shapes
 from regio.detector import TwoStageDetector
 from regio.evaluate import ProposalRecall, evaluate
@@ -21,7 +21,7 @@ def network() -> TwoStageDetector:
     """The first stage of a small detector: one without heads."""
     torch.manual_seed(0)
     sizes = (16.0, 32.0, 64.0, 128.0)
-    detector = build_detector(ModelConfig(channels=32, short_side=96, long_side=128, anchor_sizes=sizes), 6)
+    detector = FasterRCNNOnFPN(channels=32, short_side=96, long_side=128, anchor_sizes=sizes).build(6)
     parts = {name: getattr(detector, name) for name in ("preprocess", "backbone", "neck", "proposals")}
     return TwoStageDetector(**parts)
 

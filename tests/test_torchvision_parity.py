@@ -92,6 +92,7 @@ def test_same_detections(short_side: int, dtype: torch.dtype, shared_data: Path)
         assert len(nearest.unique()) == int(sure.sum())
 
 
+@pytest.mark.slow
 def test_same_losses(shared_data: Path) -> None:
     """With every anchor and every proposal sampled nothing is random, and in float64 only exact ties are noise."""
     names = ["chair", "dog", "tvmonitor"]

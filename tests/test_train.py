@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regio.checkpoints import read_card
-from regio.config import ModelConfig, build_detector
+from regio.config.extractors import RoIPool
+from regio.config.systems import FasterRCNNOnFPN, System
 from regio.data import DetectionDataset, HorizontalFlip, Sample, Shapes, Transform
 from regio.detector import TwoStageDetector
 from regio.evaluate import BoxEvaluator
@@ -25,7 +26,7 @@ from regio.train import Interrupted, NonFiniteLoss, TrainConfig, train
 from regio.training_log import TrainingLog
 from regio.types import Targets
 
-MODEL = ModelConfig(channels=16, hidden=32, short_side=64, long_side=96, sampled_regions=16)
+MODEL = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, regions_per_image=16)
 CONFIG = TrainConfig(
     steps=6, batch_size=2, evaluate_every=100, save_every=2, log_every=1, workers=0, device="cpu", seed=3
 )
@@ -47,7 +48,7 @@ def run(
     folder: Path,
     config: TrainConfig = CONFIG,
     *,
-    model: ModelConfig = MODEL,
+    model: System = MODEL,
     data: DetectionDataset | None = None,
     validation: DetectionDataset | None = None,
     transform: Transform | None = HorizontalFlip(),  # noqa: B008 (frozen)
@@ -56,7 +57,7 @@ def run(
 ) -> TwoStageDetector:
     """Train a small detector from the same start."""
     torch.manual_seed(0)
-    detector = build_detector(model, 6)
+    detector = model.build(6)
     data, validation = data or Shapes(10), validation or Shapes(3, seed=1)
     train(
         detector, data, BoxEvaluator(validation), config, folder, transform=transform, resume=resume, progress=progress
@@ -109,7 +110,7 @@ def test_batches_hold_images_of_one_orientation(tmp_path: Path) -> None:
         return sample
 
     torch.manual_seed(0)
-    train(build_detector(MODEL, 6), Shapes(20), BoxEvaluator(Shapes(2, seed=1)), CONFIG, tmp_path, transform=note)
+    train(MODEL.build(6), Shapes(20), BoxEvaluator(Shapes(2, seed=1)), CONFIG, tmp_path, transform=note)
     batches = [set(portrait[i : i + 2]) for i in range(0, 12, 2)]
     assert sum(len(kinds) == 2 for kinds in batches) <= 1  # the step of what is left over
     assert set.union(*batches) == {False, True}
@@ -124,6 +125,7 @@ def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_exactly(straight: Path, tmp_path: Path, number: signal.Signals) -> None:
     with pytest.raises(Interrupted, match=r"stopped at step 3 of 6; the state is in .*resume\.safetensors"):
         run(tmp_path, progress=StopAt(3, number))
@@ -131,6 +133,7 @@ def test_an_interrupted_run_goes_on_exactly(straight: Path, tmp_path: Path, numb
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_meets_a_damaged_photo_goes_on_exactly(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_run_that_meets_a_damaged_photo_goes_on_exactly(
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     script = (
         "import signal; from pathlib import Path; from tests.test_train import StopAt, run; "
@@ -168,6 +172,7 @@ def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     assert steps == [1, 2, 3, 4, 5, 6, 6]
 
 
+@pytest.mark.slow
 def test_resuming_with_a_moving_average_and_accumulation(tmp_path: Path) -> None:
     config = replace(CONFIG, ema=0.9, accumulate=2)
     run(tmp_path / "a", config)
@@ -197,7 +202,7 @@ def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
         ({"config": replace(CONFIG, schedule=Step())}, "schedule Cosine, got Step"),
         ({"transform": HorizontalFlip(0.25)}, r"transform\.p 0\.5, got 0\.25"),
         ({"transform": None}, "transform HorizontalFlip, got None"),
-        ({"model": replace(MODEL, extractor="roi-pool")}, r"roi_heads\.0\.extractor.* RoIAlign, got RoIPool"),
+        ({"model": replace(MODEL, extractor=RoIPool())}, r"roi_heads\.0\.extractor.* RoIAlign, got RoIPool"),
         ({"model": replace(MODEL, short_side=80)}, r"model\.preprocess\.short_side 64, got 80"),
         ({"model": replace(MODEL, anchor_sizes=(16.0, 32.0, 64.0, 128.0))}, r"sizes\.0 \[32\.0\], got \[16\.0\]"),
         ({"model": replace(MODEL, score_threshold=0.1)}, r"roi_heads\.0\.postprocess\.score_threshold 0\.05, got 0\.1"),
@@ -212,6 +217,7 @@ def test_another_run_is_not_resumed(straight: Path, change: dict[str, Any], mess
         run(straight, resume=True, **change)
 
 
+@pytest.mark.slow
 def test_what_a_resumed_run_may_change(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(tmp_path, progress=StopAt(3, signal.SIGINT))
@@ -231,7 +237,7 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
             found = super().losses(images, targets)
             return found | ({"box": found["box"] * torch.nan} if Broken.calls == 2 else {})
 
-    detector = build_detector(MODEL, 6)
+    detector = MODEL.build(6)
     detector.__class__ = Broken
     data = Shapes(10)
     with pytest.raises(NonFiniteLoss, match=r"loss 'box' is nan at step 1, on the images \S+, \S+") as error:
@@ -241,7 +247,7 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
 
 
 def test_data_that_does_not_fit(tmp_path: Path) -> None:
-    detector = build_detector(MODEL, 6)
+    detector = MODEL.build(6)
     few = Shapes(10).keep_classes(["circle", "star"])
     with pytest.raises(ValueError, match=r"evaluator: expected images with the classes \('circle', 'star'\), got"):
         train(detector, few, BoxEvaluator(Shapes(3)), CONFIG, tmp_path)

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from regio.masks import PixelMasks
 from regio.types import Detections, Targets
 from regio.visualize import class_colour, comparison_sheet, contact_sheet, draw_detections, draw_targets
-from regio.visualize.chips import Chip, chip_size, place_chips
 from regio.visualize.colours import ink_on
+from regio.visualize.labels import Chip, chip_size, place_chips
 
 NAMES = ["cat", "dog", "a class with a name that is far too long for any picture, whatever its size may be"]
 
@@ -25,7 +26,7 @@ def detections(
 ) -> Detections:
     return Detections(
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64),
-        torch.tensor(scores), masks,
+        torch.tensor(scores), None if masks is None else PixelMasks(masks),
     )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ FORMAT = 2
 class Card:
     """What a checkpoint says of itself.
 
-    model: the configuration that builds the detector (`regio.config.ModelConfig` as a dict), empty for a detector put
-    together by hand. class_names: without the background; class_names[l - 1] is the name of label l. category_ids: the
+    model: the configuration that builds the detector (`regio.config.model_to_dict`), empty for a detector put together
+    by hand. class_names: without the background; class_names[l - 1] is the name of label l. category_ids: the
     ids of the data set trained on. normalisation: mean and std per channel for values in [0, 1], and the resize.
     metrics: those of the last evaluation.
     """

@@ -12,6 +12,7 @@ __all__ = ["settings", "tensors"]
 
 _RENAMED = (("extractor.", "roi_heads.0.extractor."), ("head.fc", "roi_heads.0.trunk.fc"), ("head.", "roi_heads.0."))
 """How names of tensors began, and how they begin now."""
+_SETTINGS = {"sampled_regions": "regions_per_image", "detections": "detections_per_image"}
 
 
 def tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -23,7 +24,18 @@ def tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def settings(model: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a detector, in today's words. What `learned-grid` added to learned region features was a
     start of their parameters, which the file holds."""
-    return {**model, "extractor": "learned"} if model.get("extractor") == "learned-grid" else dict(model)
+    if not model:
+        return {}
+    names = {"single": "faster-rcnn", "fpn": "faster-rcnn-fpn"}
+    new = {_SETTINGS.get(key, key): value for key, value in model.items() if key not in ("neck", "levels", "extractor")}
+    neck, levels = model.get("neck", "fpn"), model.get("levels", [3, 4, 5])
+    extractor = model.get("extractor", "roi-align")
+    return {
+        "name": names[neck],
+        **new,
+        **({"level": levels[-1]} if neck == "single" else {"levels": levels}),
+        "extractor": {"name": "learned" if extractor == "learned-grid" else extractor},
+    }
 
 
 def _renamed(name: str) -> str:

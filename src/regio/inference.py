@@ -14,6 +14,7 @@ import torch
 from regio.checkpoints import write_json
 from regio.data import read_image
 from regio.detector import TwoStageDetector
+from regio.evaluate import detections_to_coco
 from regio.types import Detections
 from regio.visualize import draw_detections
 
@@ -67,6 +68,7 @@ def detect_files(
     class_names: Sequence[str],
     folder: Path,
     *,
+    score_threshold: float = 0.0,
     pictures: bool = True,
     bf16: bool = False,
     progress: Callable[[int], None] = lambda done: None,
@@ -74,8 +76,9 @@ def detect_files(
     """Detect in each of `files`, one at a time, and write ``detections.json`` into `folder`, and with `pictures` also
     ``pictures/NAME.jpg`` with the detections drawn.
 
-    detector: in evaluation mode, on the device to use. bf16: run under bfloat16 autocast. progress: called with the
-    number of files done after each. A file that cannot be read as an image is listed in `unreadable`.
+    detector: in evaluation mode, on the device to use. score_threshold: lowest score of what is kept. bf16: run under
+    bfloat16 autocast. progress: called with the number of files done after each. A file that cannot be read as an image
+    is listed in `unreadable`.
     """
     place = next(detector.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,7 @@ def detect_files(
         else:
             with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=bf16):
                 detections = detector([image.to(place)])[0].to("cpu")
+            detections = detections[detections.scores >= score_threshold]
             found.append(_as_dict(file, image, detections, class_names))
             if pictures:
                 picture = draw_detections(image, detections, class_names, 0.0)
@@ -116,12 +120,12 @@ def _picture_names(files: Sequence[Path]) -> list[str]:
 
 def _as_dict(file: Path, image: torch.Tensor, detections: Detections, names: Sequence[str]) -> dict[str, Any]:
     rows = zip(detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True)
-    return {
-        "file": str(file),
-        "height": image.shape[1],
-        "width": image.shape[2],
-        "detections": [
-            {"name": names[label - 1], "label": label, "score": round(score, 5), "box": [round(v, 2) for v in box]}
-            for box, label, score in rows
-        ],
-    }
+    found: list[dict[str, Any]] = [
+        {"name": names[label - 1], "label": label, "score": round(score, 5), "box": [round(v, 2) for v in box]}
+        for box, label, score in rows
+    ]
+    if detections.masks is not None:
+        encoded = detections_to_coco(detections, 0, range(len(names)), (image.shape[1], image.shape[2]))
+        for one, row in zip(found, encoded, strict=True):
+            one["segmentation"] = row["segmentation"]
+    return {"file": str(file), "height": image.shape[1], "width": image.shape[2], "detections": found}

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import nn
+from regio.settings import setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = ["SGD", "AdamW", "Cosine", "OptimizerSpec", "Schedule", "Step", "rate_groups"]
 
@@ -49,12 +52,14 @@ class SGD:
     these papers have 0.001 for two, FPN 0.02 for sixteen.
     """
 
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    lr: float = setting(0.01, "learning rate", ge=0)
+    momentum: float = setting(0.9, "share of the step before that is kept", ge=0, lt=1)
+    weight_decay: float = setting(1e-4, "share of a weight that its gradient gains", ge=0)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer for `model`."""
+        import torch
+
         groups = rate_groups(model, self.lr)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
@@ -63,11 +68,13 @@ class SGD:
 class AdamW:
     """Adam with decoupled weight decay: reaches a working detector in far fewer steps than SGD."""
 
-    lr: float = 4e-4
-    weight_decay: float = 0.02
+    lr: float = setting(4e-4, "learning rate", ge=0)
+    weight_decay: float = setting(0.02, "share of a weight that a step takes off, times the rate", ge=0)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer for `model`."""
+        import torch
+
         groups = rate_groups(model, self.lr)
         return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
 
@@ -87,8 +94,8 @@ def _warm_up(step: int, steps: int, warmup: int) -> float:
 class Cosine:
     """Linear warm-up over `warmup` steps (a fifth of the run at most), then half a cosine from 1 down to `final`."""
 
-    warmup: int = 100
-    final: float = 0.01
+    warmup: int = setting(100, "steps of linear warm-up, a fifth of the run at most", ge=0)
+    final: float = setting(0.01, "factor at the end", ge=0)
 
     def __call__(self, step: int, steps: int) -> float:
         """The factor on the learning rate."""
@@ -104,9 +111,9 @@ class Step:
     The default drops are those of the 12-epoch schedule of FPN and learned region features: after 8 and 10.667 epochs.
     """
 
-    warmup: int = 100
-    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
-    factor: float = 0.1
+    warmup: int = setting(100, "steps of linear warm-up, a fifth of the run at most", ge=0)
+    milestones: tuple[float, ...] = setting((2 / 3, 8 / 9), "shares of the run after which the rate drops")
+    factor: float = setting(0.1, "of each drop", ge=0)
 
     def __call__(self, step: int, steps: int) -> float:
         """The factor on the learning rate."""

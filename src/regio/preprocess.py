@@ -82,7 +82,8 @@ class Preprocess:
         return ImageBatch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
 
     def targets(self, targets: Sequence[Targets], batch: ImageBatch) -> list[Targets]:
-        """`targets`, annotated on the images as given, in pixels of the `batch`. Masks are scaled to nearest."""
+        """`targets`, annotated on the images as given, in pixels of the `batch`. Masks stay on the
+        pixels that they were annotated on."""
         _require_one_an_image("targets", targets, batch)
         return [_resize_target(*each) for each in zip(targets, batch.original, batch.sizes, strict=True)]
 
@@ -115,12 +116,7 @@ class Preprocess:
 
 
 def _resize_target(target: Targets, old: Size, new: Size) -> Targets:
-    if old == new:
-        return target
-    masks = target.masks
-    if masks is not None:
-        masks = F.interpolate(masks[None].to(torch.uint8), new, mode="nearest")[0].to(torch.bool)
-    return replace(target, boxes=resize_boxes(target.boxes, old, new), masks=masks)
+    return target if old == new else replace(target, boxes=resize_boxes(target.boxes, old, new))
 
 
 def _require_one_an_image(name: str, values: Sequence[Any], batch: ImageBatch) -> None:

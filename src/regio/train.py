@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 
 from regio.averaging import moving_average
 from regio.checkpoints import Card, read_resume, save, save_resume
+from regio.config.training import TrainConfig
 from regio.data import Batch, DetectionDataset, EpochBatches, TrainingSet, Transform, collate
 from regio.errors import Interrupted, NonFiniteLoss, ProcessFailed
 from regio.evaluate import Evaluation, Evaluator, predict
 from regio.identity import describe
-from regio.optimisation import AdamW, Cosine, OptimizerSpec, Schedule
 from regio.processes import any_process, gather, launch, share_buffers, together
 from regio.progress import Progress, SilentProgress
 from regio.training_log import TrainingLog
@@ -50,37 +50,6 @@ class Trainable(Protocol):
 
     def __call__(self, images: list[Tensor], /) -> Sequence[Any]:
         """What the evaluator of the training measures: a prediction for each image."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    epochs: passes over the data; steps: optimizer steps instead, if given. batch_size: images read at once by each
-    process; accumulate: how many such batches each process makes into one optimizer step. clip_norm: largest norm of
-    the gradient, None for no clipping. ema: decay of a moving average of weights and buffers, with the ramp of
-    `regio.averaging`, which is then what is evaluated and saved; 0 for none. precision: Lightning Fabric's, for
-    instance "bf16-mixed". device, devices: see `regio.processes.launch`. workers: processes that read images, for each
-    process that trains. evaluate_every: epochs between evaluations. save_every: steps between saves of the resume
-    file, which is also written at evaluations.
-    """
-
-    epochs: float = 12
-    steps: int | None = None
-    batch_size: int = 4
-    accumulate: int = 1
-    optimizer: OptimizerSpec = field(default_factory=AdamW)
-    schedule: Schedule = field(default_factory=Cosine)
-    clip_norm: float | None = 10.0
-    ema: float = 0.0
-    precision: Any = "32-true"
-    device: str = "auto"
-    devices: int = 1
-    seed: int = 0
-    workers: int = 2
-    evaluate_every: float = 1.0
-    save_every: int = 500
-    log_every: int = 10
 
 
 def train(

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from regio.kernels.arguments import has_values
+from regio.masks import Masks
 
 __all__ = ["Detections", "FeatureMap", "Regions", "Targets"]
 
@@ -170,8 +171,8 @@ class Targets:
     """What is annotated in one image.
 
     boxes: [G, 4] in image pixels. labels: [G] int64 in 1 .. C. crowd: [G] bool, a group that is neither object nor
-    background (COCO's `iscrowd`). difficult: [G] bool, not counted by VOC's evaluation. masks: [G, H, W] bool or None.
-    The flags default to False.
+    background (COCO's `iscrowd`). difficult: [G] bool, not counted by VOC's evaluation. masks: [G, H, W] bool, on
+    the pixels of the image as annotated, or None; one without a single pixel is not known. The flags default to False.
     """
 
     boxes: Tensor
@@ -207,22 +208,31 @@ class Detections:
     """What a detector found in one image, best first.
 
     boxes: [D, 4] in pixels of the image that was given, or of the batch between the stages of a detector. labels: [D]
-    int64 in 1 .. C. scores: [D], probabilities unless the head gives something else (margins). masks: [D, H, W] bool or
-    None.
+    int64 in 1 .. C. scores: [D], probabilities unless the head gives something else (margins). masks: those of the D
+    objects in one of the forms of `regio.masks`, or None; ``masks.paste(boxes, size)`` makes them [D, H, W] bool.
+
+    Raises ValueError or TypeError when shapes, dtypes, devices or the number of masks do not fit.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
-    masks: Tensor | None = None
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         _require_boxes("boxes", self.boxes)
         _require_column("labels", self.labels, len(self.boxes), torch.int64, self.boxes.device)
         _require_column("scores", self.scores, len(self.boxes), self.scores.dtype, self.boxes.device)
+        if self.masks is not None and len(self.masks) != len(self.boxes):
+            raise ValueError(f"masks: expected {len(self.boxes)}, one a box, got {len(self.masks)}")
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def __getitem__(self, rows: Tensor) -> Detections:
+        """The detections at `rows` (a boolean mask [D] or int64 indices)."""
+        masks = None if self.masks is None else self.masks[rows]
+        return Detections(self.boxes[rows], self.labels[rows], self.scores[rows], masks)
 
     def to(self, device: torch.device | str) -> Detections:
         """The same detections on `device`."""

@@ -1,10 +1,10 @@
 """What region features read, in numbers: the analyses of the papers, as functions of tensors."""
 
-from regio.analysis.by_size import SIZES, Statistic, by_class, size_class
 from regio.analysis.dilation import FILTER_CLASSES, effective_dilation, filter_class
 from regio.analysis.divergence import divergence, kl_between_parts, kl_of_mask, masks_to_cells
 from regio.analysis.flops import LearnedFlops, LearnedSize, published_flops, separable_flops
-from regio.analysis.samples import count_samples
+from regio.analysis.object_sizes import SIZES, Statistic, by_class, size_class
+from regio.analysis.sample_counts import count_samples
 from regio.analysis.trained import (
     Divergences,
     divergence_of_checkpoints,

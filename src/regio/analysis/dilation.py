@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regio.analysis.by_size import SIZES, size_class
+from regio.analysis.object_sizes import SIZES, size_class
 from regio.boxes import area as box_area
 
 __all__ = ["FILTER_CLASSES", "effective_dilation", "filter_class"]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from regio.analysis.by_size import SIZES, Statistic, by_class, size_class
 from regio.analysis.divergence import kl_between_parts, kl_of_mask, masks_to_cells
+from regio.analysis.object_sizes import SIZES, Statistic, by_class, size_class
 from regio.config import load_detector
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
@@ -86,7 +87,7 @@ def divergence_of_detector(
             weights, rows = weights[read], objects[rows[read]]
             between.add(kl_between_parts(weights, diagonal=diagonal, floor=floor), sizes[rows])
             if targets.masks is not None:
-                cells = masks_to_cells(targets.masks[rows], maps[level])
+                cells = masks_to_cells(_scaled(targets.masks[rows], batch.sizes[0]), maps[level])
                 seen = cells.flatten(1).any(1)
                 of_mask.add(kl_of_mask(weights[seen], cells[seen], floor=floor), sizes[rows[seen]])
     return Divergences(between.by_size(), of_mask.by_size(), unread)
@@ -100,6 +101,11 @@ def divergence_of_checkpoints(
         path: divergence_of_detector(load_detector(path)[0].eval(), dataset, diagonal=diagonal, floor=floor)
         for path in paths
     }
+
+
+def _scaled(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks [R, h, w], to nearest, on an image of `size`."""
+    return F.interpolate(masks[None].to(torch.uint8), size, mode="nearest")[0].to(torch.bool)
 
 
 class _Values:

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from regio.cli.runs import emptied
-from regio.cli.train import run
-from regio.config import RunConfig, override
+from regio.config import RunConfig
+from regio.settings import override
 
 __all__ = ["CONFIG", "demo"]
 
@@ -19,7 +18,7 @@ CONFIG = override(
     RunConfig("shapes"),
     [
         *("short_side=160", "long_side=240", "channels=64", "hidden=256", "anchor_sizes=[16, 32, 64, 128]"),
-        *("steps=600", "batch_size=8", "optimizer.lr=1e-3", "evaluate_every=4", "sampled_regions=64"),
+        *("steps=600", "batch_size=8", "optimizer.lr=1e-3", "evaluate_every=4", "regions_per_image=64"),
     ],
 )
 """The run of the demo: a few minutes on two cores."""
@@ -35,6 +34,9 @@ def demo(
 
     Needs no data and no download. Replaces the results of an earlier demo.
     """
+    from regio.run import run
+    from regio.run_folders import emptied
+
     console = Console(soft_wrap=True)
     began = time.perf_counter()
     folder = project / "demo"

@@ -34,20 +34,21 @@ def detect(
 
     An image that cannot be read is passed over, named at the end, and makes the exit code 1.
     """
-    from regio.cli.runs import latest_checkpoint, new_folder
-    from regio.config import load_detector
+    from regio.config import load_detector, read_system
     from regio.devices import pick_device
     from regio.inference import detect_files, find_images
+    from regio.run_folders import latest_checkpoint, new_folder
 
     console = Console(stderr=as_json, soft_wrap=True)
     files = find_images(inputs)
     path = weights or latest_checkpoint(project)
     place = pick_device(device)
-    detector, card = load_detector(path, score_threshold=score)
+    (system, _), (detector, card) = read_system(path), load_detector(path, score_threshold=score)
+    labels = system.labels(card.class_names)
     detector.to(place).eval()
     folder = new_folder(project, "detect") if output is None else output
     console.print(
-        f"{path}, {len(card.class_names)} classes, on {place}, {_count(len(files), 'image')}",
+        f"{path}, {_count(len(labels), 'label')}, on {place}, {_count(len(files), 'image')}",
         highlight=False,
         markup=False,
     )
@@ -56,8 +57,9 @@ def detect(
         result = detect_files(
             detector,
             files,
-            card.class_names,
+            labels,
             folder,
+            score_threshold=score,
             pictures=pictures,
             bf16=bf16,
             progress=lambda done: bars.update(task, completed=done),

@@ -35,9 +35,9 @@ def explain(
 
     Without --weights the extractor is new, and reads a map of the default backbone with its ImageNet weights.
     """
-    from regio.cli.runs import new_folder
     from regio.data import read_image
     from regio.devices import pick_device
+    from regio.run_folders import new_folder
     from regio.visualize.explain import pictures, read_trained, read_untrained
 
     console = Console()

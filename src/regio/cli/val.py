@@ -23,7 +23,7 @@ def val(
     split: Annotated[
         str | None, typer.Option(help="Which images of DATA (default: val, but all of a JSON file).")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     output: Annotated[
@@ -32,20 +32,20 @@ def val(
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON, and nothing else.")] = False,
 ) -> None:
-    """Evaluate a checkpoint: COCO's metrics, and Pascal VOC's AP at IoU 0.5.
+    """Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, or recall of a proposal network.
 
     Leaves results.json, predictions.json (COCO results), plots, pictures and report.html in a folder.
     """
-    from regio.cli.runs import latest_checkpoint, new_folder, without_worker_tracebacks
-    from regio.config import load_detector
+    from regio.config import load_detector, read_system
     from regio.data import open_dataset
+    from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
-    from regio.evaluate import BoxEvaluator, evaluate
-    from regio.results import show_metrics, write_results
+    from regio.evaluate import evaluate
+    from regio.run_folders import latest_checkpoint, new_folder
 
     console = Console(stderr=as_json, soft_wrap=True)
     path = weights or latest_checkpoint(project)
-    detector, card = load_detector(path)
+    (system, _), (detector, card) = read_system(path), load_detector(path)
     place = pick_device(device)
     detector.to(place).eval()
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
@@ -62,19 +62,18 @@ def val(
     console.print(about, highlight=False, markup=False)
     with without_worker_tracebacks(), Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
-        evaluator = BoxEvaluator(dataset)
+        evaluator = system.evaluator(system.dataset(dataset))
         records = evaluate(
             detector,
             evaluator,
-            batch_size=batch,
+            batch_size=batch_size,
             workers=workers,
             device=place,
             progress=lambda done, images: bars.update(task, completed=done),
         ).records
-    metrics, voc = evaluator.coco(records), evaluator.voc(records)
-    show_metrics(metrics, voc, console)
-    configuration = {"weights": str(path), "data": data, "split": split}
-    write_results(folder, dataset, evaluator.rows(records), metrics, voc, configuration)
+    results = system.results(evaluator, records)
+    results.show(console)
+    results.write(folder, {"weights": str(path), "data": data, "split": split})
     console.print(f"Results are in [bold]{escape(str(folder))}[/]: report.html", highlight=False)
     if as_json:
-        print(json.dumps(metrics.to_json() | {"voc_map_area": voc.map_area, "voc_map_11_points": voc.map_11_points}))
+        print(json.dumps(results.to_json()))

@@ -177,6 +177,17 @@ class DetectionDataset(Dataset[Sample]):
             )
         return self._with(_masks=True)
 
+    def with_known_masks(self) -> Self:
+        """As `with_masks`, but the mask of an object without a segmentation has not one pixel.
+
+        Raises ValueError when no object has a segmentation.
+        """
+        if all(each is None for record in self.records for each in record.segmentations):
+            raise ValueError(
+                f"masks: expected segmentations, and none of {sum(map(len, self.records))} objects has one"
+            )
+        return self._with(_masks=True)
+
     def with_proposals(self, proposals: Mapping[int, NDArray[np.float32]]) -> Self:
         """The same dataset whose samples have boxes to start from: by image id, [P, 4] float32 in pixels of the image,
         as `regio.data.read_proposals` gives them. There may be boxes of images that are not in this dataset.
@@ -267,7 +278,8 @@ class DetectionDataset(Dataset[Sample]):
 def _masks_of(record: Record) -> Tensor:
     masks = torch.zeros((len(record), *record.size), dtype=torch.bool)
     for row, segmentation in enumerate(record.segmentations):
-        assert segmentation is not None  # with_masks has looked
+        if segmentation is None:  # of a dataset with_known_masks
+            continue
         try:
             masks[row] = decode_masks([segmentation], record.size)[0]
         except ValueError as error:

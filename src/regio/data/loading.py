@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from regio.data.dataset import DetectionDataset, Sample
 from regio.data.transforms import Transform
 from regio.types import Targets
 
-__all__ = ["Batch", "EpochBatches", "TrainingSet", "collate"]
+__all__ = ["Batch", "EpochBatches", "TrainingSet", "collate", "without_worker_tracebacks"]
 
 
 @dataclass(frozen=True)
@@ -190,3 +191,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         filled = torch.cat([grouped, rest, order.repeat(-(-max(short, 0) // len(order)))[: max(short, 0)]])
         batches = filled[: self._count * size].view(self._count, size)
         return batches[torch.randperm(self._count, generator=generator)]
+
+
+@contextmanager
+def without_worker_tracebacks() -> Iterator[None]:
+    """Within, an error of a process that reads images has its own message alone.
+
+    PyTorch raises such an error again with the traceback of the process as the text of its message, of which the last
+    line is the message that was meant.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error).strip()
+        if not text.startswith(f"Caught {type(error).__name__} in DataLoader worker"):
+            raise
+        raise type(error)(text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")) from error

@@ -3,7 +3,8 @@
 from regio.evaluate.boxes import BoxEvaluator
 from regio.evaluate.coco import ClassAP, CocoMetrics, coco_metrics, detections_to_coco
 from regio.evaluate.confusion import confusion_matrix
-from regio.evaluate.proposals import ProposalRecall
+from regio.evaluate.instances import MaskEvaluator
+from regio.evaluate.proposals import ProposalRecall, Recalled
 from regio.evaluate.run import Evaluation, Evaluator, Predict, evaluate, evaluation_mode, predict
 from regio.evaluate.voc import VocClass, VocMetrics, all_point_ap, eleven_point_ap, voc_metrics
 
@@ -13,8 +14,10 @@ __all__ = [
     "CocoMetrics",
     "Evaluation",
     "Evaluator",
+    "MaskEvaluator",
     "Predict",
     "ProposalRecall",
+    "Recalled",
     "VocClass",
     "VocMetrics",
     "all_point_ap",

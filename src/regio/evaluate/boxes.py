@@ -44,7 +44,7 @@ class BoxEvaluator:
 
     def record(self, sample: Sample, prediction: Detections) -> Rows:
         """The detections in COCO's results form."""
-        return detections_to_coco(prediction, sample.id, self.dataset.category_ids)
+        return detections_to_coco(prediction, sample.id, self.dataset.category_ids, sample.size)
 
     def rows(self, records: Sequence[Rows]) -> Rows:
         """The detections of all images in COCO's results form."""
@@ -61,8 +61,8 @@ class BoxEvaluator:
     def measure(self, records: Sequence[Rows]) -> dict[str, float]:
         """The numbers of `names`."""
         coco, voc = self.coco(records), self.voc(records)
-        values = [float(getattr(coco, name)) for name in COCO]
-        return dict(zip(self.names, [*values, voc.map_area, voc.map_11_points], strict=True))
+        values = {name: float(getattr(coco, name)) for name in COCO}
+        return values | {"voc_ap": voc.map_area, "voc_ap_11_points": voc.map_11_points}
 
     def save(self, records: Sequence[Rows], folder: Path) -> None:
         """predictions.json: COCO's results form."""

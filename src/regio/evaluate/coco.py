@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from regio.data.masks import encode_mask
-from regio.evaluate.rows import check_rows, class_numbers
+from regio.evaluate.coco_format import check_rows, class_numbers
 from regio.types import Detections
 
 __all__ = ["ClassAP", "CocoMetrics", "coco_metrics", "detections_to_coco"]
@@ -142,13 +142,15 @@ def _annotation(number: int, row: Mapping[str, Any], classes: Mapping[Any, int],
     }
 
 
-def detections_to_coco(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def detections_to_coco(
+    detections: Detections, image_id: int, category_ids: Sequence[int], size: tuple[int, int] | None = None
+) -> list[dict[str, Any]]:
     """`detections` of one image in COCO's results form, in their order.
 
     Label l becomes category_ids[l - 1]; boxes become [x, y, width, height], subtracted in float64. Masks, where there
-    are any, become compressed run-length encodings.
+    are any, become compressed run-length encodings on the image's `size` (height, width).
 
-    Raises ValueError for a label outside 1 .. len(category_ids).
+    Raises ValueError for a label outside 1 .. len(category_ids), and for masks without a size.
     """
     labels = detections.labels.tolist()
     if labels and not 1 <= min(labels) <= max(labels) <= len(category_ids):
@@ -160,8 +162,14 @@ def detections_to_coco(detections: Detections, image_id: int, category_ids: Sequ
         for box, label, score in zip(boxes.tolist(), labels, detections.scores.tolist(), strict=True)
     ]
     if detections.masks is not None:
-        for row, mask in zip(rows, detections.masks.cpu().numpy(), strict=True):
-            row["segmentation"] = encode_mask(mask)
+        if size is None:
+            raise ValueError("size: expected the (height, width) of the image, since there are masks, got None")
+        whole = np.zeros(size, dtype=bool)
+        windows = detections.masks.windows(detections.boxes, size)
+        for row, (window, mask) in zip(rows, windows, strict=True):
+            whole[window] = mask.cpu().numpy()
+            row["segmentation"] = encode_mask(whole)
+            whole[window] = False
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regio.evaluate.rows import check_rows, class_numbers
+from regio.evaluate.coco_format import check_rows, class_numbers
 
 __all__ = ["Pairs", "overlapping_pairs"]
 

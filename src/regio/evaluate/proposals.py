@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,19 @@ from regio.boxes import iou
 from regio.data.dataset import DetectionDataset, Sample
 from regio.types import Detections
 
-__all__ = ["ProposalRecall"]
+__all__ = ["ProposalRecall", "Recalled"]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU
 NEVER = np.iinfo(np.int64).max
+SHOWN = 10  # proposals of an image that a record keeps for pictures
+
+
+class Recalled(NamedTuple):
+    """Of one image. ranks: [G, 10], for each object and each threshold the rank, from 0, of the proposal that found it;
+    the largest integer where none does. best: the first few proposals."""
+
+    ranks: NDArray[np.int64]
+    best: Detections
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,7 @@ class ProposalRecall:
     over 0.5, 0.55, ..., 0.95 (Hosang et al. 2015; FPN, table 1). Crowds are ignored: they are no objects to be found.
     NaN where there are no objects.
 
-    Predictions are `Detections` whose labels do not count. A record is, for each object of an image and each threshold,
-    the rank of the proposal that found it [G, 10]. selects: the number that chooses the best weights.
+    Predictions are `Detections` whose labels do not count. selects: the number that chooses the best weights.
     """
 
     dataset: DetectionDataset
@@ -47,25 +55,38 @@ class ProposalRecall:
         """The average recall at the largest limit."""
         return f"ar_{max(self.limits)}"
 
-    def record(self, sample: Sample, prediction: Detections) -> NDArray[np.int64]:
-        """Ranks [G, 10], counted from 0; the largest integer for an object that no proposal finds."""
+    def record(self, sample: Sample, prediction: Detections) -> Recalled:
+        """Which proposals find the objects of an image."""
         order = prediction.scores.argsort(descending=True, stable=True)[: max(self.limits)]
         objects = sample.targets.boxes[~sample.targets.crowd]
-        overlap = iou(prediction.boxes[order].double().cpu(), objects.double()).numpy()
-        return _ranks(overlap)
+        boxes, scores, labels = (t[order].cpu() for t in (prediction.boxes, prediction.scores, prediction.labels))
+        ranks = _ranks(iou(boxes.double(), objects.double()).numpy())
+        return Recalled(ranks, Detections(boxes[:SHOWN].clone(), labels[:SHOWN].clone(), scores[:SHOWN].clone()))
 
-    def measure(self, records: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+    def measure(self, records: Sequence[Recalled]) -> dict[str, float]:
         """The numbers of `names`."""
-        ranks = np.concatenate([np.empty((0, len(THRESHOLDS)), dtype=np.int64), *records])
         numbers: dict[str, float] = {}
         for limit in self.limits:
-            recall = (ranks < limit).mean(axis=0) if len(ranks) else np.full(len(THRESHOLDS), np.nan)
+            recall = self.recall(records, limit)
             numbers |= {f"ar_{limit}": float(recall.mean())}
             numbers |= {f"recall50_{limit}": float(recall[0]), f"recall70_{limit}": float(recall[4])}
         return numbers
 
+    def recall(self, records: Sequence[Recalled], limit: int) -> NDArray[np.float64]:
+        """Recall [10] of the best `limit` proposals, at IoU 0.5, 0.55, ..., 0.95."""
+        ranks = np.concatenate([np.empty((0, len(THRESHOLDS)), dtype=np.int64), *(each.ranks for each in records)])
+        return (ranks < limit).mean(axis=0) if len(ranks) else np.full(len(THRESHOLDS), np.nan)
+
+    def curves(self, records: Sequence[Recalled]) -> dict[str, list[tuple[int, float]]]:
+        """Average recall, and recall at IoU 0.5 and 0.7, against the number of proposals up to the largest limit."""
+        limits = np.unique(np.geomspace(1, max(self.limits), 40).round().astype(int)).tolist()
+        at = [self.recall(records, limit) for limit in limits]
+        named = {"average, IoU 0.50 to 0.95": [float(r.mean()) for r in at]}
+        named |= {f"at IoU {THRESHOLDS[i]:.1f}": [float(r[i]) for r in at] for i in (0, 4)}
+        return {name: list(zip(limits, values, strict=True)) for name, values in named.items()}
+
     def save(self, records: Sequence[Any], folder: Path) -> None:
-        """Nothing."""
+        """Saves nothing: proposals of a data set are written by `regio.data.write_proposals`."""
 
 
 def _ranks(overlap: NDArray[np.float64]) -> NDArray[np.int64]:

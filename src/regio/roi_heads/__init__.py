@@ -5,6 +5,7 @@ The first head turns proposals into detections; later ones refine them (a cascad
 
 from regio.roi_heads.base import RoIHead
 from regio.roi_heads.box import BoxHead, BoxOutput, FastRCNNHead
+from regio.roi_heads.mask import MaskConvolutions, MaskHead, MaskOutput, SigmoidMasks, SoftmaxMasks
 from regio.roi_heads.scores import Margins, Scores, Sigmoid, Softmax
 from regio.roi_heads.trunks import FullyConnected
 
@@ -14,8 +15,13 @@ __all__ = [
     "FastRCNNHead",
     "FullyConnected",
     "Margins",
+    "MaskConvolutions",
+    "MaskHead",
+    "MaskOutput",
     "RoIHead",
     "Scores",
     "Sigmoid",
+    "SigmoidMasks",
     "Softmax",
+    "SoftmaxMasks",
 ]

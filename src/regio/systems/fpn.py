@@ -8,16 +8,46 @@ from __future__ import annotations
 
 from regio.backbones import Backbone
 from regio.detector import TwoStageDetector
-from regio.matching import BalancedSampler, Matcher, RegionSampler
 from regio.necks import FPN, Norm
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
 from regio.proposals import RPN, Anchors, ProposalFilter
-from regio.regions import Levels, RoIAlign
+from regio.regions import RoIAlign
 from regio.regions.base import RegionExtractor
-from regio.roi_heads import FastRCNNHead, FullyConnected
+from regio.systems.fast_rcnn import fast_rcnn_head
 
-__all__ = ["faster_rcnn_fpn"]
+__all__ = ["faster_rcnn_fpn", "rpn_fpn"]
+
+
+def rpn_fpn(
+    backbone: Backbone,
+    *,
+    channels: int = 256,
+    short_side: int = 800,
+    long_side: int = 1333,
+    anchors: Anchors | None = None,
+    norm: Norm | None = None,
+) -> TwoStageDetector:
+    """The proposal network alone, on a pyramid of all maps of `backbone` (C2 to C5 in the paper) and one map more: a
+    detector without heads.
+
+    channels: of the maps of the pyramid. short_side, long_side: image scale, in pixels. anchors: in pixels of the
+    scaled image, one tuple of sizes for each map and the one more; unless given, three ratios of 8 times the stride,
+    which is 32 to 512 for P2 to P6. norm: after each convolution of the pyramid.
+    """
+    strides = (*backbone.strides, backbone.strides[-1] * 2)
+    return TwoStageDetector(
+        preprocess=Preprocess(short_side, long_side, backbone.mean, backbone.std, divisor=backbone.strides[-1]),
+        backbone=backbone,
+        neck=FPN(backbone.channels, channels, norm),
+        proposals=RPN(
+            channels,
+            Anchors(tuple((8.0 * stride,) for stride in strides)) if anchors is None else anchors,
+            extra_level=True,
+            test=ProposalFilter(pre_nms_top_n=1000, post_nms_top_n=1000, nms_threshold=0.7),
+            train=ProposalFilter(pre_nms_top_n=2000, post_nms_top_n=2000, nms_threshold=0.7),
+        ),
+    )
 
 
 def faster_rcnn_fpn(
@@ -35,41 +65,23 @@ def faster_rcnn_fpn(
     beta: float = 1.0,
     postprocess: Postprocess = Postprocess(nms_threshold=0.5),  # noqa: B008 (frozen)
 ) -> TwoStageDetector:
-    """Faster R-CNN with all maps of `backbone` (C2 to C5 in the paper) in a pyramid, and one more map for proposals.
+    """`rpn_fpn` and a head whose region features `extractor` reads from the pyramid.
 
     num_classes: with the background, 81 for COCO. extractor: RoIAlign to 7 x 7 unless given; it reads maps of
-    `channels`. hidden: width of the head's two layers. short_side, long_side: image scale, in pixels. anchors: in
-    pixels of the scaled image, one tuple of sizes for each map and the one more; unless given, three ratios of 8 times
-    the stride, which is 32 to 512 for P2 to P6. regions_per_image: regions of an image in the head's mini-batch. norm:
-    after each convolution of the pyramid. beta: of the head's box loss. postprocess: which of the scored boxes are
-    detections.
+    `channels`. hidden: width of the head's two layers. regions_per_image: regions of an image in the head's mini-batch.
+    beta: of the head's box loss. postprocess: which of the scored boxes are detections. The others: see `rpn_fpn`.
     """
-    extractor = RoIAlign((7, 7), samples=2) if extractor is None else extractor
-    strides = (*backbone.strides, backbone.strides[-1] * 2)
-    anchors = Anchors(tuple((8.0 * stride,) for stride in strides)) if anchors is None else anchors
-    return TwoStageDetector(
-        preprocess=Preprocess(short_side, long_side, backbone.mean, backbone.std, divisor=backbone.strides[-1]),
-        backbone=backbone,
-        neck=FPN(backbone.channels, channels, norm),
-        proposals=RPN(
-            channels,
-            anchors,
-            extra_level=True,
-            test=ProposalFilter(pre_nms_top_n=1000, post_nms_top_n=1000, nms_threshold=0.7),
-            train=ProposalFilter(pre_nms_top_n=2000, post_nms_top_n=2000, nms_threshold=0.7),
-            matcher=Matcher(positive=0.7, background=0.3, allow_low_quality_matches=True),
-            sampler=BalancedSampler(256, 0.5),
-            straddle_threshold=None,
-        ),
-        roi_heads=[
-            FastRCNNHead(
-                Levels(extractor),
-                FullyConnected(channels, extractor.bins, hidden),
-                hidden,
-                num_classes,
-                sampler=RegionSampler(Matcher(positive=0.5, background=0.5), BalancedSampler(regions_per_image, 0.25)),
-                beta=beta,
-                postprocess=postprocess,
-            )
-        ],
+    detector = rpn_fpn(
+        backbone, channels=channels, short_side=short_side, long_side=long_side, anchors=anchors, norm=norm
     )
+    head = fast_rcnn_head(
+        RoIAlign((7, 7), samples=2) if extractor is None else extractor,
+        channels,
+        hidden,
+        num_classes,
+        regions_per_image=regions_per_image,
+        beta=beta,
+        postprocess=postprocess,
+    )
+    detector.roi_heads.append(head)
+    return detector

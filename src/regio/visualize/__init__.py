@@ -1,10 +1,10 @@
 """Pictures with boxes, plots of a training, and the page that reports it."""
 
 from regio.visualize.colours import class_colour
+from regio.visualize.contact_sheet import comparison_sheet, contact_sheet
 from regio.visualize.draw import draw_detections, draw_targets
-from regio.visualize.plots import confusion_figure, precision_recall_figure, training_figure
+from regio.visualize.plots import confusion_figure, precision_recall_figure, recall_figure, training_figure
 from regio.visualize.report import write_report
-from regio.visualize.sheet import comparison_sheet, contact_sheet
 
 __all__ = [
     "class_colour",
@@ -14,6 +14,7 @@ __all__ = [
     "draw_detections",
     "draw_targets",
     "precision_recall_figure",
+    "recall_figure",
     "training_figure",
     "write_report",
 ]

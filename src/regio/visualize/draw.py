@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from regio.masks import Masks, PixelMasks
 from regio.types import Detections, Targets
-from regio.visualize.chips import Chip, Rectangle, draw_chip, place_chips
 from regio.visualize.colours import Colour, class_colour
+from regio.visualize.labels import Chip, Rectangle, draw_chip, place_chips
 
 __all__ = ["draw_detections", "draw_targets"]
 
@@ -22,14 +24,28 @@ PALE = 180  # of 255: opacity of the thin outline of a box without a chip
 
 
 @dataclass(frozen=True)
+class _Pasted:
+    """The mask of one object, put on an image when asked for."""
+
+    masks: Masks
+    box: Tensor
+
+    def on(self, size: tuple[int, int]) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
+        """A window of an image of `size`, and the mask [h, w] in it."""
+        ((window, mask),) = self.masks.windows(self.box[None], size)
+        return window, mask.cpu().numpy()
+
+
+@dataclass(frozen=True)
 class _Mark:
-    """One object to draw. box: in pixels of the image. mask: [H, W] bool of the image."""
+    """One object to draw. box: in pixels of the image. mask: the masks that its own is one of, which are pasted when
+    they are drawn: all at once would need as many pictures of memory."""
 
     box: tuple[float, float, float, float]
     colour: Colour
     text: str
     dashed: bool
-    mask: NDArray[np.bool_] | None
+    mask: _Pasted | None
 
 
 def draw_detections(
@@ -48,14 +64,20 @@ def draw_detections(
     _require_names(detections.labels, class_names)
     order = (detections.scores >= score_threshold).nonzero()[:, 0]
     order = order[detections.scores[order].argsort(descending=True, stable=True)]
-    masks = None if detections.masks is None else detections.masks[order]
+    detections = detections[order]
     marks = [
-        _Mark((*box,), class_colour(label), f"{class_names[label - 1]} {score:.2f}", False, _mask(masks, i))
+        _Mark(
+            (*box,),
+            class_colour(label),
+            f"{class_names[label - 1]} {score:.2f}",
+            False,
+            _mask(detections.masks, detections.boxes, i),
+        )
         for i, (box, label, score) in enumerate(
             zip(
-                detections.boxes[order].tolist(),
-                detections.labels[order].tolist(),
-                detections.scores[order].tolist(),
+                detections.boxes.tolist(),
+                detections.labels.tolist(),
+                detections.scores.tolist(),
                 strict=True,
             )
         )
@@ -72,10 +94,11 @@ def draw_targets(image: Tensor | Image.Image, targets: Targets, class_names: Seq
     """
     _require_names(targets.labels, class_names)
     columns = (targets.boxes, targets.labels, targets.crowd, targets.difficult)
+    masks = None if targets.masks is None else PixelMasks(targets.masks)
     marks = []
     for i, (box, label, crowd, difficult) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         text = class_names[label - 1] + " (crowd)" * crowd + " (difficult)" * difficult
-        marks.append(_Mark((*box,), class_colour(label), text, crowd or difficult, _mask(targets.masks, i)))
+        marks.append(_Mark((*box,), class_colour(label), text, crowd or difficult, _mask(masks, targets.boxes, i)))
     return _draw(image, marks)
 
 
@@ -144,15 +167,12 @@ def _blend_masks(picture: Image.Image, marks: list[_Mark], factor: int, line: in
     for mark in reversed(marks):
         if mark.mask is None:
             continue
-        if mark.mask.shape != (picture.height // factor, picture.width // factor):
-            raise ValueError(
-                f"masks: expected the size {[picture.height // factor, picture.width // factor]} of the image, "
-                f"got {list(mark.mask.shape)}"
-            )
-        mask = mark.mask.repeat(factor, axis=0).repeat(factor, axis=1)
+        (rows, columns), mask = mark.mask.on((picture.height // factor, picture.width // factor))
+        mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+        window = pixels[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
         colour = np.array(mark.colour, dtype=np.float32)
-        pixels[mask] += MASK_OPACITY * (colour - pixels[mask])
-        pixels[mask & ~_eroded(mask, max(1, line // 2))] = colour
+        window[mask] += MASK_OPACITY * (colour - window[mask])
+        window[mask & ~_eroded(mask, max(1, line // 2))] = colour
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -164,8 +184,8 @@ def _eroded(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _mask(masks: Tensor | None, row: int) -> NDArray[np.bool_] | None:
-    return None if masks is None else masks[row].cpu().numpy().astype(bool)
+def _mask(masks: Masks | None, boxes: Tensor, row: int) -> _Pasted | None:
+    return None if masks is None else _Pasted(masks[torch.tensor([row], device=boxes.device)], boxes[row])
 
 
 def _require_names(labels: Tensor, class_names: Sequence[str]) -> None:

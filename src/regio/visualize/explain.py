@@ -15,10 +15,11 @@ from regio.analysis import extractor_of
 from regio.backbones import efficientnet_lite0
 from regio.boxes import resize_boxes
 from regio.checkpoints import read_card
-from regio.config import EXTRACTORS, load_detector, named
+from regio.config import EXTRACTORS, load_detector
 from regio.preprocess import Preprocess
 from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
 from regio.regions.deformable import DeformableRoIPool
+from regio.settings import named
 from regio.types import FeatureMap, Regions
 from regio.visualize.sampling import offsets_figure, quantisation_figure
 from regio.visualize.weights import parts_figure, terms_figure
@@ -63,7 +64,7 @@ def read_untrained(pixels: Tensor, box: Box, name: str | None, device: torch.dev
     preprocess = Preprocess(600, 1000, backbone.mean, backbone.std)
     batch = preprocess([pixels.to(device)])
     torch.manual_seed(0)  # the same pictures every time
-    extractor = make(backbone.channels[-1]).eval().to(device)
+    extractor = make().build(backbone.channels[-1]).eval().to(device)
     with torch.no_grad():
         x = replace(backbone(batch.data)[0], sizes=tuple(batch.sizes))
     source = "a new extractor on ImageNet features"
@@ -76,7 +77,7 @@ def read_trained(pixels: Tensor, box: Box, name: str | None, weights: Path, devi
     pixels, box: as in `read_untrained`. name: the extractor's, or None for whatever it is. Raises ValueError, or
     FileNotFoundError, naming the file, for another name and for a file that is no checkpoint of a configuration.
     """
-    own = read_card(weights).model.get("extractor")
+    own = read_card(weights).model.get("extractor", {}).get("name")
     if name is not None and own is not None and name != own:
         named(EXTRACTORS, name, "extractor")
         raise ValueError(f"{weights}: its extractor is {own}, not {name}; leave out the extractor or the checkpoint")

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from regio.evaluate import CocoMetrics
 from regio.visualize.colours import class_colour
 
-__all__ = ["confusion_figure", "precision_recall_figure", "training_figure"]
+__all__ = ["confusion_figure", "precision_recall_figure", "recall_figure", "training_figure"]
 
 INK, FAINT = "#222222", "#b8b8b8"
 NOT_LOSSES = {"step", "epoch", "lr", "images_per_second"}
@@ -26,7 +26,7 @@ MOST_COUNTS = 15  # classes up to which a confusion matrix shows its counts
 
 
 def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Losses, learning rate and validation AP against the step.
+    """Losses, learning rate and validation metrics against the step.
 
     rows: those of a run's metrics.csv, each with "step". Columns that begin with "val_" are metrics in [0, 1]; "lr" is
     the learning rate; all others but "epoch" and "images_per_second" are losses, of which "loss" is the sum. Losses are
@@ -47,7 +47,7 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     )
     rate_axes.sharex(loss_axes)
     metric_axes.sharex(loss_axes)
-    for axes, title in ((loss_axes, "training loss"), (rate_axes, "learning rate"), (metric_axes, "validation AP")):
+    for axes, title in ((loss_axes, "training loss"), (rate_axes, "learning rate"), (metric_axes, _metric(metrics))):
         _style(axes, title)
 
     tops = []
@@ -71,7 +71,7 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     for i, name in enumerate(metrics):
         steps, values = _column(rows, name)
         label = f"{_words(name.removeprefix('val_')).replace('ap', 'AP')}  {values[-1]:.3f}"
-        main = name == "val_ap"
+        main = i == 0
         metric_axes.plot(
             steps, values, color=INK if main else _colour(i), linewidth=2 if main else 1.4, marker="o", markersize=3.5,
             label=label,
@@ -117,6 +117,25 @@ def precision_recall_figure(metrics: CocoMetrics) -> Figure:
             frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), title=title, title_fontsize=9
         )
         legend.set_alignment("left")
+    return figure
+
+
+def recall_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Recall against the number of proposals, for each name points (number, recall); NaN is not drawn."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, "recall of proposals")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for i, (name, points) in enumerate(curves.items()):
+        numbers, values = zip(*points, strict=True)
+        colour = INK if i == 0 else _colour(i)
+        axes.plot(numbers, values, color=colour, linewidth=1.8, label=f"{name}  {values[-1]:.3f}")
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("proposals an image", fontsize=9)
+    axes.set_ylabel("recall", fontsize=9)
+    axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8)
     return figure
 
 
@@ -184,6 +203,10 @@ def _style(axes: Axes, title: str) -> None:
 def _colour(index: int) -> tuple[float, float, float]:
     red, green, blue = class_colour(index + 1)
     return red / 255, green / 255, blue / 255
+
+
+def _metric(names: Sequence[str]) -> str:
+    return "validation AP" if "val_ap" in names or not names else "validation"
 
 
 def _words(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the commands share: where results go, which checkpoint, and how errors of workers read."""
+"""Where runs go: folders that belong to one process, and the newest checkpoint in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["emptied", "latest_checkpoint", "locked", "new_folder", "new_run", "without_worker_tracebacks"]
+__all__ = ["emptied", "latest_checkpoint", "locked", "new_folder", "new_run"]
 
 LOCK = ".lock"
 
@@ -105,19 +105,3 @@ def latest_checkpoint(project: Path) -> Path:
     if not found:
         raise ValueError(f"--weights: no run in {project} has a checkpoint; name one, or train first (regio train)")
     return found[-1]
-
-
-@contextmanager
-def without_worker_tracebacks() -> Iterator[None]:
-    """Within, an error of a process that reads images has its own message alone.
-
-    PyTorch raises such an error again with the traceback of the process as the text of its message, of which the last
-    line is the message that was meant.
-    """
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        text = str(error).strip()
-        if not text.startswith(f"Caught {type(error).__name__} in DataLoader worker"):
-            raise
-        raise type(error)(text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")) from error

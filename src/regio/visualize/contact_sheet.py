@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from regio.types import Detections, Targets
-from regio.visualize.chips import font, shorten
 from regio.visualize.draw import draw_detections, draw_targets
+from regio.visualize.labels import font, shorten
 
 __all__ = ["comparison_sheet", "contact_sheet"]
 

@@ -1,0 +1,64 @@
+"""Everything that can be chosen by name and number, for the command line, files and checkpoints.
+
+The tables here are the only place where a word selects a class; in Python, pass the object.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regio.config.extractors import EXTRACTORS
+from regio.config.run import RunConfig, model_from_dict, model_to_dict, read_config
+from regio.config.systems import BACKBONES, SYSTEMS, System
+from regio.config.training import OPTIMIZERS, SCHEDULES, TrainConfig
+
+if TYPE_CHECKING:
+    from regio.checkpoints import Card
+    from regio.detector import TwoStageDetector
+
+__all__ = [
+    "BACKBONES",
+    "EXTRACTORS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SYSTEMS",
+    "RunConfig",
+    "System",
+    "TrainConfig",
+    "load_detector",
+    "model_from_dict",
+    "model_to_dict",
+    "read_config",
+    "read_system",
+]
+
+
+def read_system(path: Path | str) -> tuple[System, Card]:
+    """The settings of the system in a checkpoint, and its card. Raises FileNotFoundError or ValueError naming the file,
+    also for a checkpoint of a detector that was put together by hand."""
+    from regio.checkpoints import read_card
+
+    card = read_card(path)
+    if not card.model:
+        raise ValueError(f"{path}: its card has no configuration; build the detector, then use load_weights")
+    try:
+        return model_from_dict(card.model), card
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_detector(path: Path | str, *, score_threshold: float | None = None) -> tuple[TwoStageDetector, Card]:
+    """The detector of a checkpoint that the command line made, with its card.
+
+    score_threshold: another than the one it was trained with, of a system that has one. Raises as
+    `read_system`, and ValueError for weights that do not fit.
+    """
+    from regio.checkpoints import load_weights
+
+    system, card = read_system(path)
+    if score_threshold is not None:
+        system = system.with_score_threshold(score_threshold)
+    detector = system.build(len(card.class_names), pretrained=False)
+    load_weights(path, detector)
+    return detector, card

@@ -1,0 +1,320 @@
+"""Systems by name: what makes each detector from words and numbers, and by what it is measured.
+
+A row of the table is a class here: its settings, `build`, and its evaluator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from regio.config.extractors import EXTRACTORS, Extractor, RoIAlign
+from regio.settings import named, setting
+
+if TYPE_CHECKING:
+    from regio.backbones import Backbone
+    from regio.data import DetectionDataset
+    from regio.detector import TwoStageDetector
+    from regio.evaluate import Evaluator
+    from regio.necks import Norm
+    from regio.run_report import Results
+
+__all__ = ["BACKBONES", "SYSTEMS", "System"]
+
+BACKBONES = {
+    "efficientnet_lite0": "efficientnet_lite0",
+    "torchvision": "torchvision_backbone",
+    "timm": "timm_backbone",
+}
+"""Functions of `regio.backbones` by the word before the colon: `efficientnet_lite0`, `torchvision:resnet50`,
+`timm:convnext_tiny`."""
+
+
+@dataclass(frozen=True)
+class System(ABC):
+    """The settings of a system."""
+
+    backbone: str = setting(
+        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
+    )
+    backbone_weights: str | None = setting(
+        None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
+    )
+    frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
+    short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
+    long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
+
+    @abstractmethod
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        """The model for `classes` classes, not counting the background.
+
+        With `pretrained` False the backbone starts from random weights, for a checkpoint that brings its own. Raises
+        ValueError for settings that do not fit, FileNotFoundError for weights that are nowhere (naming the file).
+        """
+
+    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
+        """`dataset` with what this system is trained on, and measured by: masks, for some. Raises ValueError where it
+        has none."""
+        return dataset
+
+    @abstractmethod
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        """What measures the model on `dataset`."""
+
+    @abstractmethod
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        """What a run leaves for people to look at, of the records of this system's evaluator."""
+
+    def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        """The names of the labels 1, 2, ... of what the model finds."""
+        return tuple(class_names)
+
+    def with_score_threshold(self, threshold: float) -> System:
+        """The same with another lowest score of a detection, for a system whose detections have one."""
+        return self
+
+    def make_backbone(self, levels: Sequence[int], output_stride: int, *, pretrained: bool) -> Backbone:
+        """The backbone, which gives these levels."""
+        from regio import backbones
+
+        kind, _, variant = self.backbone.partition(":")
+        make = getattr(backbones, named(BACKBONES, kind, "backbone"))
+        given = pretrained and self.backbone_weights != "none"
+        try:
+            made: Backbone = make(
+                *([variant] if variant else []),
+                levels=tuple(levels),
+                output_stride=output_stride,
+                pretrained=given,
+                weights=self.backbone_weights if given else None,
+                frozen=self.frozen,
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"backbone_weights: {error}") from error
+        return made
+
+
+@dataclass(frozen=True)
+class Proposing(System):
+    """Those of all systems with a proposal network."""
+
+    channels: int = setting(128, "of the maps that proposals and region features are made from", ge=1)
+    norm: Literal["none", "batch", "group"] = setting("none", "normalisation in the neck")
+    anchor_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "height / width of anchors")
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        from regio.evaluate import ProposalRecall
+
+        return ProposalRecall(dataset)
+
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        from regio.run_report import ProposalResults
+
+        return ProposalResults(evaluator, records)
+
+    def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        """All that a proposal network finds are objects."""
+        return ("object",)
+
+    def make_norm(self) -> Norm | None:
+        """The normalisation of the neck."""
+        from torch import nn
+
+        norms: dict[str, Norm | None] = {"none": None, "batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 32)}
+        return norms[self.norm]
+
+
+@dataclass(frozen=True)
+class OneMap(Proposing):
+    """Those of the systems on one map."""
+
+    level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
+    output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
+    anchor_sizes: tuple[float, ...] = setting((32.0, 64.0, 128.0, 256.0), "in pixels of the scaled image")
+    straddle_threshold: float | None = setting(
+        None, "pixels by which an anchor may leave the image and be trained on; null for any"
+    )
+
+    def stage(self, pretrained: bool) -> tuple[Backbone, dict[str, Any]]:
+        """The backbone, and the arguments of the proposal network."""
+        from regio.proposals import Anchors
+
+        return self.make_backbone((self.level,), self.output_stride, pretrained=pretrained), {
+            "channels": self.channels,
+            "short_side": self.short_side,
+            "long_side": self.long_side,
+            "anchors": Anchors((self.anchor_sizes,), self.anchor_ratios),
+            "straddle_threshold": self.straddle_threshold,
+            "norm": self.make_norm(),
+        }
+
+
+@dataclass(frozen=True)
+class Pyramid(Proposing):
+    """Those of the systems on a feature pyramid."""
+
+    levels: tuple[int, ...] = setting((3, 4, 5), "of the backbone, which the pyramid is made of")
+    anchor_sizes: tuple[float, ...] = setting(
+        (32.0, 64.0, 128.0, 256.0), "in pixels of the scaled image, one for each level and one more"
+    )
+
+    def stage(self, pretrained: bool) -> tuple[Backbone, dict[str, Any]]:
+        """The backbone, and the arguments of the proposal network."""
+        from regio.proposals import Anchors
+
+        if len(self.anchor_sizes) != len(self.levels) + 1:
+            raise ValueError(
+                f"anchor_sizes: expected {len(self.levels) + 1}, one for each of levels and one more, "
+                f"got {list(self.anchor_sizes)}"
+            )
+        return self.make_backbone(self.levels, 32, pretrained=pretrained), {
+            "channels": self.channels,
+            "short_side": self.short_side,
+            "long_side": self.long_side,
+            "anchors": Anchors(tuple((size,) for size in self.anchor_sizes), self.anchor_ratios),
+            "norm": self.make_norm(),
+        }
+
+
+@dataclass(frozen=True)
+class BoxHead(System):
+    """Those of the second stage of Fast R-CNN."""
+
+    extractor: Extractor = setting(RoIAlign(), "what reads region features", choices=EXTRACTORS)
+    hidden: int = setting(512, "width of the two layers of the box head", ge=1)
+    regions_per_image: int = setting(128, "in the mini-batch of the head", ge=1)
+    beta: float = setting(1.0, "where the box loss turns from a square to a line", ge=0)
+    score_threshold: float = setting(0.05, "lowest score of a detection", ge=0, le=1)
+    nms_threshold: float = setting(0.5, "IoU above which the weaker of two detections of a class goes", ge=0, le=1)
+    detections_per_image: int = setting(100, "at most", ge=1)
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        from regio.evaluate import BoxEvaluator
+
+        return BoxEvaluator(dataset)
+
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        from regio.run_report import BoxResults
+
+        return BoxResults(evaluator, records)
+
+    def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(class_names)
+
+    def with_score_threshold(self, threshold: float) -> System:
+        return replace(self, score_threshold=threshold)
+
+    def head(self) -> dict[str, Any]:
+        """The arguments of the head, but for its extractor."""
+        from regio.postprocess import Postprocess
+
+        return {
+            "hidden": self.hidden,
+            "regions_per_image": self.regions_per_image,
+            "beta": self.beta,
+            "postprocess": Postprocess(self.score_threshold, self.nms_threshold, self.detections_per_image),
+        }
+
+
+@dataclass(frozen=True)
+class RPN(OneMap):
+    """The proposal network of Faster R-CNN alone."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import rpn
+
+        backbone, stage = self.stage(pretrained)
+        return rpn(backbone, **stage)
+
+
+@dataclass(frozen=True)
+class RPNOnFPN(Pyramid):
+    """The proposal network of FPN alone."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import rpn_fpn
+
+        backbone, stage = self.stage(pretrained)
+        return rpn_fpn(backbone, **stage)
+
+
+@dataclass(frozen=True)
+class FasterRCNN(BoxHead, OneMap):
+    """Faster R-CNN on one map."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import faster_rcnn
+
+        backbone, stage = self.stage(pretrained)
+        return faster_rcnn(classes + 1, backbone, self.extractor.build(self.channels), **stage, **self.head())
+
+
+@dataclass(frozen=True)
+class FasterRCNNOnFPN(BoxHead, Pyramid):
+    """Faster R-CNN on a feature pyramid."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import faster_rcnn_fpn
+
+        backbone, stage = self.stage(pretrained)
+        return faster_rcnn_fpn(classes + 1, backbone, self.extractor.build(self.channels), **stage, **self.head())
+
+
+@dataclass(frozen=True)
+class MaskRCNN(FasterRCNNOnFPN):
+    """Mask R-CNN on a feature pyramid."""
+
+    mask_extractor: Extractor = setting(
+        RoIAlign((14, 14)),
+        "what reads the features of masks, which have twice the cells a side",
+        choices=EXTRACTORS,
+    )
+    mask_channels: int = setting(128, "of the convolutions of the mask head", ge=1)
+    mask_layers: int = setting(4, "convolutions before the one that doubles the size", ge=0)
+    mask_output: Literal["sigmoid", "class-agnostic", "softmax"] = setting(
+        "sigmoid", "a mask for each class on its own; one for all; or classes that compete at each cell"
+    )
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.roi_heads import SigmoidMasks, SoftmaxMasks
+        from regio.systems import mask_rcnn_fpn
+
+        outputs = {"sigmoid": SigmoidMasks(), "class-agnostic": SigmoidMasks(True), "softmax": SoftmaxMasks()}
+        backbone, stage = self.stage(pretrained)
+        return mask_rcnn_fpn(
+            classes + 1,
+            backbone,
+            self.extractor.build(self.channels),
+            self.mask_extractor.build(self.channels),
+            mask_channels=self.mask_channels,
+            mask_layers=self.mask_layers,
+            output=outputs[self.mask_output],
+            **stage,
+            **self.head(),
+        )
+
+    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
+        return dataset.with_known_masks()
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        from regio.evaluate import MaskEvaluator
+
+        return MaskEvaluator(dataset)
+
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        from regio.run_report import MaskResults
+
+        return MaskResults(evaluator, records)
+
+
+SYSTEMS: dict[str, type[System]] = {
+    "faster-rcnn-fpn": FasterRCNNOnFPN,
+    "faster-rcnn": FasterRCNN,
+    "mask-rcnn": MaskRCNN,
+    "rpn-fpn": RPNOnFPN,
+    "rpn": RPN,
+}
+"""By the name on the command line and in files."""

@@ -1,0 +1,120 @@
+"""A whole run: data and model as configured, training, evaluation, and what people look at afterwards."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from torch import nn
+
+from regio.checkpoints import load_weights
+from regio.config import RunConfig, model_to_dict
+from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
+from regio.data.loading import without_worker_tracebacks
+from regio.processes import entered_by_first, launch, together
+from regio.progress import RichProgress
+from regio.run_report import Results
+from regio.settings import as_dict
+from regio.train import train
+from regio.yaml_text import as_yaml
+
+__all__ = ["open_splits", "run", "transform"]
+
+FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
+
+
+def run(config: RunConfig, folder: AbstractContextManager[Path], console: Console, *, resume: bool = False) -> Results:
+    """Train as `config` says, into the folder that `folder` gives, with plots, pictures and a report at the end.
+
+    Where several processes train, all run this; the first takes the folder, prints, and writes the report.
+    """
+    training = config.training
+    fabric = launch(training.device, training.devices, training.precision)
+    console.quiet = not fabric.is_global_zero
+    with entered_by_first(fabric, folder) as place:
+        with together(fabric):
+            dataset, validation = open_splits(config, console)
+            dataset, validation = config.model.dataset(dataset), config.model.dataset(validation)
+            torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
+            model = config.model.build(len(dataset.class_names))
+            if config.weights is not None and not resume:
+                load_weights(config.weights, model, dataset.class_names)
+            if not resume and fabric.is_global_zero:
+                (place / "config.yaml").write_text(as_yaml(as_dict(config)))
+        _describe(config, dataset, validation, model, place, fabric.world_size, console)
+        evaluator = config.model.evaluator(validation)
+        with without_worker_tracebacks():
+            records = train(
+                model,
+                dataset,
+                evaluator,
+                training,
+                place,
+                transform=transform(config),
+                configuration=model_to_dict(config.model),
+                resume=resume,
+                progress=RichProgress(console),
+                fabric=fabric,
+            ).records
+        results = config.model.results(evaluator, records)
+        if fabric.is_global_zero:
+            results.show(console)
+            results.write(place, as_dict(config))
+        console.print(
+            f"Results are in [bold]{escape(str(place))}[/]: report.html, weights/best.safetensors", highlight=False
+        )
+        return results
+
+
+def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
+    """The data sets to train and to evaluate on; prints the problems found in them."""
+    dataset = open_dataset(config.data, "train")
+    validation = open_dataset(config.validation or config.data, "val")
+    if config.classes:
+        dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
+    if not config.difficult:
+        dataset = dataset.without_difficult()
+    for note in dict.fromkeys([*dataset.notes, *validation.notes]):
+        console.print(note, style="dim", highlight=False, markup=False)
+    problems = [*dict.fromkeys(str(problem) for each in (dataset, validation) for problem in each.problems)]
+    for problem in problems[:5]:
+        console.print(f"[yellow]note:[/] {escape(problem)}", highlight=False)
+    if len(problems) > 5:
+        console.print(f"[yellow]note:[/] and {len(problems) - 5} more like these", highlight=False)
+    return dataset, validation
+
+
+def transform(config: RunConfig) -> Transform:
+    """The augmentation of `config`."""
+    return Compose([HorizontalFlip(config.flip)] + ([PhotometricJitter()] if config.jitter else []))
+
+
+def _describe(
+    config: RunConfig,
+    dataset: DetectionDataset,
+    validation: DetectionDataset,
+    model: nn.Module,
+    folder: Path,
+    processes: int,
+    console: Console,
+) -> None:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    training, chosen = config.training, model_to_dict(config.model)
+    images = training.batch_size * training.accumulate * processes
+    steps = training.steps or math.ceil(training.epochs * len(dataset) / images)
+    reads = f", [bold]{chosen['extractor']['name']}[/]" if "extractor" in chosen else ""
+    console.print(
+        f"[bold]{chosen['name']}[/], {chosen['backbone']}{reads}: {trained / 1e6:.1f} M parameters train, "
+        f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes, "
+        f"{steps} steps of {images} images; into {escape(str(folder))}",
+        highlight=False,
+    )
+    if steps < FEW_STEPS:
+        console.print(
+            f"[yellow]note:[/] {steps} steps are few, and a part of them warm-up; --steps 500 finds more",
+            highlight=False,
+        )
