@@ -23,22 +23,22 @@ U = np.uintp
 
 @compiled
 def _part_cells(
-    points: Array, weight: Array, height: int, width: int, keep: bool, cells: Array, cell_weights: Array
+    points: Array, weight: Array, height: int, width: int, keep_zeros: bool, cells: Array, cell_weights: Array
 ) -> int:
     """Merge samples [S, 2] with their weight [S] into distinct cells and their weights; returns their number.
 
-    Cells of zero weight are left out unless `keep`: a derivative needs them.
+    Cells of zero weight are left out unless `keep_zeros`: a derivative needs them.
     """
     n = 0
     for s in range(points.shape[0]):
         u, v = points[s]
-        if not (u >= -1 and u < width and v >= -1 and v < height) or (weight[s] == 0 and not keep):
+        if not (u >= -1 and u < width and v >= -1 and v < height) or (weight[s] == 0 and not keep_zeros):
             continue
         left, top = int(np.floor(u)), int(np.floor(v))
         for row in range(max(top, 0), min(top + 2, height)):
             for column in range(max(left, 0), min(left + 2, width)):
                 w = weight[s] * (1 - abs(v - row)) * (1 - abs(u - column))
-                if w == 0 and not keep:
+                if w == 0 and not keep_zeros:
                     continue
                 cell = row * width + column
                 m = 0
