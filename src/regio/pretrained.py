@@ -14,7 +14,15 @@ from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
-__all__ = ["existing", "load_by_name", "load_in_order", "require_timm_weights", "torchvision_classifier"]
+__all__ = [
+    "existing",
+    "load_by_name",
+    "load_in_order",
+    "published_state",
+    "read_state",
+    "require_timm_weights",
+    "torchvision_classifier",
+]
 
 
 def existing(file: Path, what: str) -> Path:
@@ -66,6 +74,26 @@ def load_by_name(model: nn.Module, file: Path) -> None:
         got = f"shape {list(state[name].shape)}" if name in state else "nothing"
         raise ValueError(f"{file}: {name}: expected shape {list(tensor.shape)}, got {got}")
     model.load_state_dict({name: state[name] for name in own})
+
+
+def read_state(file: Path, what: str) -> dict[str, Tensor]:
+    """The state dict in `file`. Raises FileNotFoundError or ValueError naming it and `what` it should hold."""
+    return _read(existing(file, what))
+
+
+def published_state(url: str, what: str) -> dict[str, Tensor]:
+    """The state dict published at `url`, from torch.hub's cache or downloaded to it; FileNotFoundError, naming the file
+    and where it is wanted, where neither is possible."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if cached.is_file():
+        return _read(cached)
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except urllib.error.URLError as error:
+        raise FileNotFoundError(
+            f"{cached.name}: weights of {what}, not in {cached.parent} and could not be downloaded from {url} "
+            f"({error.reason}); put the file there"
+        ) from error
 
 
 def require_timm_weights(name: str) -> None:

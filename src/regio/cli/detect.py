@@ -17,7 +17,13 @@ __all__ = ["detect"]
 def detect(
     inputs: Annotated[list[str], typer.Argument(help="Photos: files, folders (with all below them) and globs.")],
     *,
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint (default: the newest best.safetensors), or torchvision:NAME such as "
+            "torchvision:maskrcnn_resnet50_fpn_v2; torchvision:NAME=FILE where its weights lie in a file."
+        ),
+    ] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection, drawn or listed.")] = 0.5,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     bf16: Annotated[
@@ -34,30 +40,28 @@ def detect(
 
     An image that cannot be read is passed over, named at the end, and makes the exit code 1.
     """
-    from regio.config import load_detector, read_system
     from regio.devices import pick_device
     from regio.inference import detect_files, find_images
     from regio.run_folders import latest_checkpoint, new_folder
+    from regio.weights import load_trained
 
     console = Console(stderr=as_json, soft_wrap=True)
     files = find_images(inputs)
     path = weights or latest_checkpoint(project)
     place = pick_device(device)
-    (system, _), (detector, card) = read_system(path), load_detector(path, score_threshold=score)
-    labels = system.labels(card.class_names)
-    detector.to(place).eval()
+    trained = load_trained(path, score_threshold=score)
     folder = new_folder(project, "detect") if output is None else output
     console.print(
-        f"{path}, {_count(len(labels), 'label')}, on {place}, {_count(len(files), 'image')}",
+        f"{path}, {_count(len(trained.labels), 'label')}, on {place}, {_count(len(files), 'image')}",
         highlight=False,
         markup=False,
     )
     with Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("detect", total=len(files))
         result = detect_files(
-            detector,
+            trained.detector.to(place),
             files,
-            labels,
+            trained.labels,
             folder,
             score_threshold=score,
             pictures=pictures,

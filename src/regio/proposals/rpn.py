@@ -24,22 +24,24 @@ class ProposalFilter:
     """Which of the decoded anchors become proposals.
 
     Of each map the best `pre_nms_top_n` are taken, clipped to the image, freed of those with a side under `min_size`
-    (pixels of the batch), suppressed per map at an IoU above `nms_threshold`; the best `post_nms_top_n` of all maps
-    remain.
+    (pixels of the batch) and of those with a score under `score_threshold`, suppressed per map at an IoU above
+    `nms_threshold`; the best `post_nms_top_n` of all maps remain.
     """
 
     pre_nms_top_n: int
     post_nms_top_n: int
     nms_threshold: float = 0.7
     min_size: float = 1e-3
+    score_threshold: float = 0.0
 
 
 class RPN(nn.Module):
     """A 3 x 3 convolution and, at each cell and for each anchor, an objectness and a box (Faster R-CNN, section 3.1).
 
     The layers are shared by all maps. `channels` is the width of the maps and, unless `hidden` is given, of the
-    convolution. `test` and `train` say how many proposals `forward` and `losses` give. With `extra_level`, one more map
-    is looked at: every second cell of the last one (P6 of FPN, section 4.1, which nothing else reads).
+    convolution, of which there are `layers`. `test` and `train` are the filters of `forward` and `losses`. With
+    `extra_level`, one more map is looked at: every second cell of the last one (P6 of FPN, section 4.1, which nothing
+    else reads).
 
     Anchors that cross the image's border by more than `straddle_threshold` pixels do not take part in training (the
     paper: 0); None lets all of them (FPN). The losses are those of the released code: both divided by the number of
@@ -53,6 +55,7 @@ class RPN(nn.Module):
         anchors: Anchors,
         *,
         hidden: int | None = None,
+        layers: int = 1,
         extra_level: bool = False,
         test: ProposalFilter,
         train: ProposalFilter,
@@ -68,13 +71,14 @@ class RPN(nn.Module):
         self.test_filter, self.train_filter = test, train
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
         self.straddle_threshold, self.beta = straddle_threshold, beta
-        self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.conv = _convolutions(channels, hidden, layers)
         self.objectness = nn.Conv2d(hidden, anchors.per_cell, 1)
         self.deltas = nn.Conv2d(hidden, anchors.per_cell * 4, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     def forward(self, maps: Sequence[FeatureMap]) -> list[Detections]:
         """Proposals of each image, best first, clipped to it, in pixels of the batch: label 1 is "object", the score is
@@ -161,9 +165,19 @@ class RPN(nn.Module):
         return match
 
 
+def _convolutions(channels: int, hidden: int, layers: int) -> nn.Module:
+    """One convolution, or several with ReLUs between them."""
+    made: list[nn.Module] = [nn.Conv2d(channels, hidden, 3, padding=1)]
+    for _ in range(layers - 1):
+        made += [nn.ReLU(inplace=True), nn.Conv2d(hidden, hidden, 3, padding=1)]
+    return made[0] if layers == 1 else nn.Sequential(*made)
+
+
 def _suppress(boxes: Tensor, logits: Tensor, level: Tensor, filter: ProposalFilter) -> Detections:
     width, height = sides(boxes)
     large = (width >= filter.min_size) & (height >= filter.min_size)
+    if filter.score_threshold > 0:
+        large &= logits.sigmoid() >= filter.score_threshold
     boxes, logits = boxes[large], logits[large]
     best = batched_nms(boxes, logits, level[large], filter.nms_threshold)[: filter.post_nms_top_n]
     return Detections(boxes[best], torch.ones_like(best), logits[best].sigmoid())

@@ -7,11 +7,12 @@ from regio.roi_heads.base import RoIHead
 from regio.roi_heads.box import BoxHead, BoxOutput, FastRCNNHead
 from regio.roi_heads.mask import MaskConvolutions, MaskHead, MaskOutput, SigmoidMasks, SoftmaxMasks
 from regio.roi_heads.scores import Margins, Scores, Sigmoid, Softmax
-from regio.roi_heads.trunks import FullyConnected
+from regio.roi_heads.trunks import ConvolutionsAndLinear, FullyConnected
 
 __all__ = [
     "BoxHead",
     "BoxOutput",
+    "ConvolutionsAndLinear",
     "FastRCNNHead",
     "FullyConnected",
     "Margins",

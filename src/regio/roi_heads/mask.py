@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from regio.masks import GridMasks, PasteAtCentres, Pasting, cover
 from regio.matching import Matcher
+from regio.necks import Norm
 from regio.regions import Levels
 from regio.types import Detections, FeatureMap, Regions, Targets
 
@@ -76,20 +77,21 @@ class SoftmaxMasks(MaskOutput):
 
 class MaskConvolutions(nn.Sequential):
     """`layers` 3 x 3 convolutions of `width`, then a 2 x 2 deconvolution to twice the size, each with a ReLU: from
-    [R, channels, B, B] to [R, width, 2 B, 2 B] (Mask R-CNN, figure 4, right). Weights start as He et al. 2015."""
+    [R, channels, B, B] to [R, width, 2 B, 2 B] (Mask R-CNN, figure 4, right). norm: between a convolution and its ReLU.
+    Weights start as He et al. 2015."""
 
-    def __init__(self, channels: int, width: int = 256, layers: int = 4) -> None:
+    def __init__(self, channels: int, width: int = 256, layers: int = 4, norm: Norm | None = None) -> None:
         made: list[nn.Module] = []
         for i in range(layers):
-            made += [nn.Conv2d(channels if i == 0 else width, width, 3, padding=1), nn.ReLU(inplace=True)]
-        super().__init__(
-            *made, nn.ConvTranspose2d(width if layers else channels, width, 2, stride=2), nn.ReLU(inplace=True)
-        )
+            made.append(nn.Conv2d(channels if i == 0 else width, width, 3, padding=1, bias=norm is None))
+            made += [nn.ReLU(inplace=True)] if norm is None else [norm(width), nn.ReLU(inplace=True)]
+        made += [nn.ConvTranspose2d(width if layers else channels, width, 2, stride=2), nn.ReLU(inplace=True)]
+        super().__init__(*made)
         for layer in self:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 class MaskHead(nn.Module):

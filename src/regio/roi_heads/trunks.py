@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FullyConnected"]
+from regio.necks import Norm
+
+__all__ = ["ConvolutionsAndLinear", "FullyConnected"]
 
 
 class FullyConnected(nn.Module):
@@ -22,3 +24,30 @@ class FullyConnected(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """[R, hidden] from region features [R, channels, *bins]."""
         return F.relu(self.fc7(F.relu(self.fc6(y.flatten(1)))))
+
+
+class ConvolutionsAndLinear(nn.Module):
+    """`layers` 3 x 3 convolutions of the width of the maps, each with a norm and a ReLU, then one fully connected layer
+    `fc` with a ReLU (Wu and He 2018, Group normalization, section 4.2: the head of four convolutions).
+
+    channels, bins: those of the region features. hidden: width of the last layer. norm: None for none; then
+    convolutions have a bias.
+    """
+
+    def __init__(
+        self, channels: int, bins: tuple[int, int], hidden: int = 1024, layers: int = 4, norm: Norm | None = None
+    ) -> None:
+        super().__init__()
+        made: list[nn.Module] = []
+        for _ in range(layers):
+            made.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None))
+            made += [nn.ReLU(inplace=True)] if norm is None else [norm(channels), nn.ReLU(inplace=True)]
+        self.convolutions = nn.Sequential(*made)
+        self.fc = nn.Linear(channels * bins[0] * bins[1], hidden)
+        for layer in self.convolutions:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[R, hidden] from region features [R, channels, *bins]."""
+        return F.relu(self.fc(self.convolutions(y).flatten(1)))

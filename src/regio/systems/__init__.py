@@ -4,13 +4,11 @@ from regio.systems.fast_rcnn import fast_rcnn_head
 from regio.systems.faster_rcnn import faster_rcnn, rpn
 from regio.systems.fpn import faster_rcnn_fpn, rpn_fpn
 from regio.systems.mask_rcnn import mask_rcnn_fpn
-from regio.systems.torchvision_weights import fasterrcnn_resnet50_fpn_from_torchvision
 
 __all__ = [
     "fast_rcnn_head",
     "faster_rcnn",
     "faster_rcnn_fpn",
-    "fasterrcnn_resnet50_fpn_from_torchvision",
     "mask_rcnn_fpn",
     "rpn",
     "rpn_fpn",
