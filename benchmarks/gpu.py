@@ -95,9 +95,9 @@ def aligned(boxes: Tensor, image: Tensor, rois: Tensor) -> tuple[Run, Run]:
     x0, y0, x1, y1 = (boxes - 0.5)[:, :, None, None].unbind(1)
     rows, columns = y0 + samples * (y1 - y0) / BINS, x0 + samples * (x1 - x0) / BINS
     rows, columns = rows.clamp(0, HEIGHT - 1), columns.clamp(0, WIDTH - 1)
-    coef = torch.full_like(rows, 0.5)
+    weight = torch.full_like(rows, 0.5)
     return (
-        lambda x: sample_grid(x, image, rows, columns, coef, coef),
+        lambda x: sample_grid(x, image, rows, columns, weight, weight),
         lambda x: roi_align(x, rois.to(x.dtype), BINS, 1.0, 2, True),
     )
 
@@ -128,10 +128,10 @@ def deformable() -> tuple[Run, Run]:
     base = torch.stack([u.reshape(-1, 1) + tap % 3 - 1, v.reshape(-1, 1) + tap // 3 - 1], 2).to(DEVICE)
     shift = offset.view(9, 2, HEIGHT * WIDTH).permute(2, 0, 1).flip(2)
     points = (base + shift)[:, :, None].contiguous()
-    coef, image = torch.ones_like(points[..., 0]), torch.zeros(HEIGHT * WIDTH, dtype=torch.int64, device=DEVICE)
+    weight, image = torch.ones_like(points[..., 0]), torch.zeros(HEIGHT * WIDTH, dtype=torch.int64, device=DEVICE)
     matrix = weight.flatten(2).permute(2, 1, 0).flatten(0, 1)  # [9 C, C]
     return (
-        lambda x: sample_points(x, image, points, coef).transpose(1, 2).flatten(1) @ matrix.to(x.dtype),
+        lambda x: sample_points(x, image, points, weight).transpose(1, 2).flatten(1) @ matrix.to(x.dtype),
         lambda x: deform_conv2d(x, offset.to(x.dtype), weight.to(x.dtype), padding=1),
     )
 

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor
 
 from regio.regions import RoIAlign, RoIPool
-from regio.regions.reading import SamplePoints
+from regio.regions.sampling import SamplePoints
 from regio.types import FeatureMap
 from regio.visualize.sampling import offsets_figure, quantisation_figure
 from regio.visualize.weights import parts_figure, terms_figure

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import has_values
+from regio.kernels.arguments import has_values
 from regio.masks import Masks
 
 __all__ = ["Detections", "FeatureMap", "Regions", "Targets"]

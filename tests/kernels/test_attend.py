@@ -173,6 +173,7 @@ def test_gradcheck(cells: Tensor | None) -> None:
     assert torch.autograd.gradcheck(run, leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_appearance", [True, False])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck itself reads it
 def test_is_registered_as_it_should_be(with_appearance: bool) -> None:
@@ -345,6 +346,7 @@ for boxes in (64, 1024):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
 def test_memory_does_not_grow_with_boxes_times_cells() -> None:
     """Weights of 1024 boxes x 16 parts x 4096 cells would be 256 MiB; the two terms and all made of them are 60 MiB."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import regio
-from regio.kernels.cpu import arrays, memory
+from regio.kernels.arguments import coordinate_dtype, like_maps
+from regio.kernels.cpu import buffer_pool, layout
 from regio.kernels.cpu import threads as cpu_threads
 from regio.kernels.cpu.threads import share
-from regio.kernels.maps import coordinate_dtype, like_maps
 from regio.regions import RoIAlign, RoIPool
 from regio.regions.base import RegionExtractor
 from regio.types import FeatureMap, Regions
@@ -139,33 +139,33 @@ def test_forked_workers_run_kernels(two_threads: None) -> None:
 
 
 def test_memory_of_a_result_is_used_again_once_it_is_free() -> None:
-    memory.release()
-    first = memory.empty((1 << 20,), torch.float32)
+    buffer_pool.release()
+    first = buffer_pool.empty((1 << 20,), torch.float32)
     place, view = first.data_ptr(), first[5:].view(-1, 1)
-    assert memory.empty((1 << 20,), torch.float32).data_ptr() != place
+    assert buffer_pool.empty((1 << 20,), torch.float32).data_ptr() != place
     del first
     view.fill_(3)  # a view keeps it
-    assert memory.empty((1 << 20,), torch.float32).data_ptr() != place
+    assert buffer_pool.empty((1 << 20,), torch.float32).data_ptr() != place
     del view
-    again = memory.empty((1000, 1001), torch.float32)
+    again = buffer_pool.empty((1000, 1001), torch.float32)
     assert again.data_ptr() == place
-    assert memory.empty((1 << 20,), torch.float32).data_ptr() != place
-    memory.release()
+    assert buffer_pool.empty((1 << 20,), torch.float32).data_ptr() != place
+    buffer_pool.release()
 
 
 def test_kept_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_MOST", 20 << 20)
-    memory.release()
-    several = [memory.empty((4 << 20,), torch.uint8) for _ in range(8)]
+    monkeypatch.setattr(buffer_pool, "_MOST", 20 << 20)
+    buffer_pool.release()
+    several = [buffer_pool.empty((4 << 20,), torch.uint8) for _ in range(8)]
     del several
-    assert 0 < sum(b.nbytes for b in memory._free) <= 20 << 20
-    memory.release()
-    assert not memory._free
+    assert 0 < sum(b.nbytes for b in buffer_pool._free) <= 20 << 20
+    buffer_pool.release()
+    assert not buffer_pool._free
 
 
 def test_large_results_are_ordinary_tensors() -> None:
     for shape in ((0, 5), (3,), (700, 1001), (3, 1 << 20)):
-        tensor = memory.empty(shape, torch.float64)
+        tensor = buffer_pool.empty(shape, torch.float64)
         assert tensor.shape == shape
         assert tensor.dtype == torch.float64
         assert tensor.is_contiguous()
@@ -180,15 +180,15 @@ def test_maps_are_transposed_and_back(shape: tuple[int, ...], dtype: torch.dtype
     x = torch.randn(shape).to(dtype)
     wide = coordinate_dtype(x)
     for stored in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
-        flat = torch.from_numpy(arrays.cells(stored, wide))
+        flat = torch.from_numpy(layout.cells(stored, wide))
         cells = flat.view(*(shape[i] for i in (0, 2, 3, 1)))
         assert torch.equal(cells, x.permute(0, 2, 3, 1).to(wide))
-        room = arrays.room_like(stored, wide)
+        target = layout.empty_like_map(stored, wide)
         (like,) = like_maps([stored])
-        assert room.stride() == like.stride() or not x.numel()
+        assert target.stride() == like.stride() or not x.numel()
         for begin, end in ((0, shape[1] // 3), (shape[1] // 3, shape[1])):
-            arrays.put_channels(cells[..., begin:end].reshape(-1).numpy(), room, begin, end)
-        assert torch.equal(room, x.to(wide))
+            layout.put_channels(cells[..., begin:end].reshape(-1).numpy(), target, begin, end)
+        assert torch.equal(target, x.to(wide))
 
 
 @pytest.mark.parametrize(
@@ -200,31 +200,31 @@ def test_maps_of_groups_are_copied_and_back(shape: tuple[int, ...], order: tuple
     x = torch.randn(shape, dtype=torch.bfloat16)
     back = tuple(1 + order.index(i) for i in (1, 2, 3, 4))
     stored = x.permute(0, *order).contiguous().permute(0, *back)
-    cells = torch.from_numpy(arrays.cells(stored, torch.float32)).view(*(shape[i] for i in (0, 3, 4, 1, 2)))
+    cells = torch.from_numpy(layout.cells(stored, torch.float32)).view(*(shape[i] for i in (0, 3, 4, 1, 2)))
     assert torch.equal(cells, x.float().permute(0, 3, 4, 1, 2))
-    planes, room = arrays.planes(stored, torch.float32), arrays.room_like(stored, torch.float32)
+    planes, target = layout.planes(stored, torch.float32), layout.empty_like_map(stored, torch.float32)
     assert torch.equal(planes, x.float())
-    assert arrays.has_planes(planes)
-    assert room.stride() == torch.empty_like(stored).stride()
-    own = arrays.planes_for(room).copy_(x)
-    assert arrays.has_planes(own)
-    arrays.put_planes(own, room)
-    assert torch.equal(room, x.float())
-    room.fill_(torch.nan)
+    assert layout.has_planes(planes)
+    assert target.stride() == torch.empty_like(stored).stride()
+    own = layout.planes_for(target).copy_(x)
+    assert layout.has_planes(own)
+    layout.put_planes(own, target)
+    assert torch.equal(target, x.float())
+    target.fill_(torch.nan)
     for begin, end in ((0, shape[2] // 3), (shape[2] // 3, shape[2])):
-        arrays.put_channels(cells[..., begin:end].reshape(-1).numpy(), room, begin, end)
-    assert torch.equal(room, x.float())
+        layout.put_channels(cells[..., begin:end].reshape(-1).numpy(), target, begin, end)
+    assert torch.equal(target, x.float())
 
 
 def test_boxes_are_sorted_by_level() -> None:
     level, image = np.array([2, 0, 2, 2, 0]), np.array([0, 1, 0, 1, 1])
-    rows = arrays.boxes_of_each_level(image, level, 2, 4)
+    rows = layout.boxes_of_each_level(image, level, 2, 4)
     assert [r.tolist() for r in rows] == [[1, 4], [], [0, 2, 3], []]
-    assert [len(r) for r in arrays.boxes_of_each_level(level[:0], level[:0], 2, 2)] == [0, 0]
+    assert [len(r) for r in layout.boxes_of_each_level(level[:0], level[:0], 2, 2)] == [0, 0]
     with pytest.raises(ValueError, match=r"level: expected an index in \[0, 2\), got 2 at row 0"):
-        arrays.boxes_of_each_level(image, level, 2, 2)
+        layout.boxes_of_each_level(image, level, 2, 2)
     with pytest.raises(ValueError, match=r"image: expected an index in \[0, 1\), got 1 at row 1"):
-        arrays.boxes_of_each_level(image, level, 1, 4)
+        layout.boxes_of_each_level(image, level, 1, 4)
 
 
 @pytest.mark.slow

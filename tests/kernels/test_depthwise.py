@@ -52,6 +52,7 @@ def test_only_what_is_asked_for() -> None:
         assert depthwise_conv(x, weight, None).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_compiles() -> None:
     torch.library.opcheck(
         torch.ops.regio.depthwise_weight_gradient.default,

@@ -74,6 +74,7 @@ def test_low_precision() -> None:
     assert torch.equal(kept, nms(boxes.bfloat16().float(), scores.bfloat16().float(), 0.5))
 
 
+@pytest.mark.slow
 def test_registration() -> None:
     boxes, scores = random_boxes(50, 0)
     group = torch.arange(50) % 3

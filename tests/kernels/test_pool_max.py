@@ -66,6 +66,7 @@ def test_empty_bin_is_zero_without_gradient() -> None:
     assert not x.grad.any()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("groups", [[], GROUPS])
 def test_registration(groups: list[int]) -> None:

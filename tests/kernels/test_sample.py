@@ -25,32 +25,32 @@ def maps(
 
 
 def random_samples(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """image, points, coef, level of five boxes with three parts of four samples, some outside, some of weight 0."""
+    """image, points, weight, level of five boxes with three parts of four samples, some outside, some of weight 0."""
     generator = torch.Generator().manual_seed(1)
     points = torch.rand(5, 3, 4, 2, generator=generator, dtype=torch.float64) * 11 - 2
-    coef = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
-    coef[0, 1] = 0
-    return torch.tensor([0, 1, 1, 0, 1]), points.to(dtype), coef.to(dtype), torch.tensor([0, 1, 0, 0, 1])
+    weight = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
+    weight[0, 1] = 0
+    return torch.tensor([0, 1, 1, 0, 1]), points.to(dtype), weight.to(dtype), torch.tensor([0, 1, 0, 0, 1])
 
 
 def random_grid(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """image, rows, columns, their coefs, and level, of five boxes with 2 x 3 bins of 3 x 2 samples."""
+    """image, rows, columns, their weights, and level, of five boxes with 2 x 3 bins of 3 x 2 samples."""
     generator = torch.Generator().manual_seed(2)
     rows = torch.rand(5, 2, 3, generator=generator, dtype=torch.float64) * 9 - 2
     columns = torch.rand(5, 3, 2, generator=generator, dtype=torch.float64) * 11 - 2
-    coefs = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64), torch.randn(5, 3, 2, generator=generator)
-    a, b, c, d = (t.to(dtype) for t in (rows, columns, *coefs))
+    weights = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64), torch.randn(5, 3, 2, generator=generator)
+    a, b, c, d = (t.to(dtype) for t in (rows, columns, *weights))
     return torch.tensor([0, 1, 1, 0, 1]), a, b, c, d, torch.tensor([0, 1, 0, 0, 1])
 
 
 def test_points_equal_the_equation() -> None:
-    (x, _), (image, points, coef, _) = maps(), random_samples()
+    (x, _), (image, points, weight, _) = maps(), random_samples()
     q_v, q_u = torch.arange(6.0).double(), torch.arange(8.0).double()
     row = (1 - (points[..., 1, None] - q_v).abs()).clamp(min=0)
     column = (1 - (points[..., 0, None] - q_u).abs()).clamp(min=0)
-    expected = torch.einsum("rks,rksv,rksu,rcvu->rck", coef, row, column, x[image])
-    close(sample_points(x, image, points, coef), expected)
-    close(sample_points_reference(x, image, points, coef), expected)
+    expected = torch.einsum("rks,rksv,rksu,rcvu->rck", weight, row, column, x[image])
+    close(sample_points(x, image, points, weight), expected)
+    close(sample_points_reference(x, image, points, weight), expected)
 
 
 def test_hand_worked_sample() -> None:
@@ -62,11 +62,11 @@ def test_hand_worked_sample() -> None:
 
 
 def test_points_equal_the_reference_with_gradients() -> None:
-    image, points, coef, level = random_samples()
+    image, points, weight, level = random_samples()
     x, y = maps()
-    inputs = [t.requires_grad_() for t in (x, y, points, coef)]
-    ours = sample_points([x, y], image, points, coef, level)
-    theirs = sample_points_reference([x, y], image, points, coef, level)
+    inputs = [t.requires_grad_() for t in (x, y, points, weight)]
+    ours = sample_points([x, y], image, points, weight, level)
+    theirs = sample_points_reference([x, y], image, points, weight, level)
     close(ours, theirs)
     grad = torch.randn_like(ours)
     for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), strict=True):
@@ -106,9 +106,9 @@ def test_derivative_at_whole_cells_is_that_from_above() -> None:
 
 @pytest.mark.parametrize("channels", [1, 15, 16, 17, 255, 257, 600])
 def test_channels_that_do_not_fill_a_block(channels: int) -> None:
-    image, points, coef, level = random_samples()
+    image, points, weight, level = random_samples()
     x = [m.requires_grad_() for m in maps(channels)]
-    ours, theirs = (f(x, image, points, coef, level) for f in (sample_points, sample_points_reference))
+    ours, theirs = (f(x, image, points, weight, level) for f in (sample_points, sample_points_reference))
     close(ours, theirs)
     grad = torch.randn_like(ours)
     for a, b in zip(torch.autograd.grad(ours, x, grad), torch.autograd.grad(theirs, x, grad), strict=True):
@@ -141,17 +141,17 @@ def test_few_boxes_and_few_channels_of_a_large_map(boxes: int, channels: int) ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sums_are_float32(dtype: torch.dtype) -> None:
     """The result is that of the float32 features, rounded once."""
-    image, points, coef, level = random_samples(torch.float32)
+    image, points, weight, level = random_samples(torch.float32)
     low = maps(20, dtype)
-    expected = sample_points([m.float() for m in low], image, points, coef, level)
-    out = sample_points(low, image, points.double(), coef, level)
+    expected = sample_points([m.float() for m in low], image, points, weight, level)
+    out = sample_points(low, image, points.double(), weight, level)
     assert out.dtype == dtype
     assert torch.equal(out, expected.to(dtype))
 
 
 GROUPS = {"points": [2, 0, 1], "grid": [0, 1, 2, 2, 1, 0]}
 
-# A map [N, 3 * C, H, W] as [N, 3, C, H, W] in every order in memory that a kernel tells apart.
+# A map [N, 3 * C, H, W] as [N, 3, C, H, W] in every order in memory that a kernel distinguishes.
 ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
     "group after group": lambda x: x.unflatten(1, (3, -1)),
     "channel after channel": lambda x: x.unflatten(1, (3, -1)).transpose(1, 2).contiguous().transpose(1, 2),
@@ -166,11 +166,11 @@ ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_groups_of_channels(dtype: torch.dtype, order: str) -> None:
     """Part k reads the channels of its group: the same as all channels, and the group chosen afterwards."""
-    image, points, coef, level = random_samples()
+    image, points, weight, level = random_samples()
     x = maps(21, dtype)
     grouped = [ORDERS[order](m) for m in x]
-    y = sample_points(x, image, points, coef, level)
-    out = sample_points(grouped, image, points, coef, level, groups=GROUPS["points"])
+    y = sample_points(x, image, points, weight, level)
+    out = sample_points(grouped, image, points, weight, level, groups=GROUPS["points"])
     tolerance = 1e-12 if dtype == torch.float64 else 1e-2
     close(out, torch.stack([y[:, 7 * g : 7 * g + 7, k] for k, g in enumerate(GROUPS["points"])], 2), tolerance)
     image, *axes, level = random_grid()
@@ -179,6 +179,7 @@ def test_groups_of_channels(dtype: torch.dtype, order: str) -> None:
     close(out, torch.stack([y[:, 7 * g : 7 * g + 7, k] for k, g in enumerate(GROUPS["grid"])], 2), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients_of_groups(order: str) -> None:
     image, *samples, level = random_samples()
@@ -199,43 +200,47 @@ def test_gradients_of_groups(order: str) -> None:
 
 
 def test_bad_groups_raise() -> None:
-    image, points, coef, level = random_samples()
+    image, points, weight, level = random_samples()
     x = [m.unsqueeze(2) for m in maps()]
     for groups in ([0, 1], [0, 1, 5], [0, -1, 0]):
         message = rf"groups: expected 3 numbers in \[0, 5\), one a part, got \{groups}"
         with pytest.raises(ValueError, match=message):
-            sample_points(x, image, points, coef, level, groups=groups)
+            sample_points(x, image, points, weight, level, groups=groups)
     with pytest.raises(ValueError, match=r"x: expected shape \[N, G, C, H, W\], got \[2, 5, 6, 8\]"):
-        sample_points(maps(), image, points, coef, level, groups=[0, 1, 2])
+        sample_points(maps(), image, points, weight, level, groups=[0, 1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("groups", [[], GROUPS["points"]])
 @pytest.mark.parametrize("order", ORDERS)
 def test_registration_of_points(groups: list[int], order: str) -> None:
-    image, points, coef, level = random_samples(torch.float32)
+    image, points, weight, level = random_samples(torch.float32)
     x = [(ORDERS[order](m) if groups else m).requires_grad_() for m in maps(6, dtype=torch.float32)]
-    samples = image, level, [points.requires_grad_(), coef.requires_grad_()], groups
+    samples = image, level, [points.requires_grad_(), weight.requires_grad_()], groups
     torch.library.opcheck(points_module._sample_points, (x, *samples))
-    check_backward("sample_points", torch.randn(5, 2 if any(groups) else 6, 3), x, image, level, [points, coef], groups)
+    check_backward(
+        "sample_points", torch.randn(5, 2 if any(groups) else 6, 3), x, image, level, [points, weight], groups
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("groups", [[], GROUPS["grid"]])
 @pytest.mark.parametrize("order", ORDERS)
 def test_registration_of_grid(groups: list[int], order: str) -> None:
-    image, rows, columns, row_coef, column_coef, level = random_grid(torch.float32)
+    image, rows, columns, row_weight, column_weight, level = random_grid(torch.float32)
     x = [(ORDERS[order](m) if groups else m).requires_grad_() for m in maps(6, dtype=torch.float32)]
-    axes = [rows.requires_grad_(), row_coef, columns, column_coef.requires_grad_()]
+    axes = [rows.requires_grad_(), row_weight, columns, column_weight.requires_grad_()]
     torch.library.opcheck(grid_module._sample_grid, (x, image, level, axes, groups))
     check_backward("sample_grid", torch.randn(5, 2 if any(groups) else 6, 6), x, image, level, axes, groups)
 
 
 def test_gradients_have_no_gradients() -> None:
     """Differentiable once: a second time raises instead of giving zeros."""
-    image, points, coef, level = random_samples()
+    image, points, weight, level = random_samples()
     x = [m.requires_grad_() for m in maps()]
-    y = sample_points(x, image, points, coef, level)
+    y = sample_points(x, image, points, weight, level)
     (grad,) = torch.autograd.grad(y.square().sum(), x[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -259,7 +264,7 @@ def check_backward(
         ({"image": torch.zeros(4)}, r"image: expected \[R\] int64"),
         ({"points": torch.zeros(4, 1, 2)}, r"points: expected shape \[R, K, S, 2\]"),
         ({"points": torch.zeros(3, 1, 1, 2)}, r"points: expected shape \[4, 1, 1, 2\]"),
-        ({"coef": torch.zeros(4, 1, 2)}, r"coef: expected shape \[4, 1, 1\]"),
+        ({"weight": torch.zeros(4, 1, 2)}, r"weight: expected shape \[4, 1, 1\]"),
         ({"image": torch.tensor([0, 0, 1, 0])}, r"image: expected an index in \[0, 1\), got 1 at row 2"),
         ({"level": torch.tensor([0, 0, 0, 1])}, r"level: expected an index in \[0, 1\), got 1 at row 3"),
     ],
@@ -269,7 +274,7 @@ def test_bad_arguments_raise(change: dict[str, object], message: str) -> None:
         "x": torch.zeros(1, 2, 3, 3),
         "image": torch.zeros(4, dtype=torch.int64),
         "points": torch.zeros(4, 1, 1, 2),
-        "coef": torch.zeros(4, 1, 1),
+        "weight": torch.zeros(4, 1, 1),
         "level": torch.zeros(4, dtype=torch.int64),
     }
     with pytest.raises(ValueError, match=message):

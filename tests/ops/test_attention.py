@@ -84,6 +84,7 @@ def test_low_precision() -> None:
     torch.testing.assert_close(low.float(), attention(value, locations, weights), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     torch.compiler.reset()
     compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)

@@ -83,6 +83,7 @@ def test_numbers_that_are_none_raise(value: float, dtype: torch.dtype, count: in
         assert len(kept) == 1 and (kept == [1]) == (value > 0)
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_raises_too() -> None:
     torch.compiler.reset()
     compiled = torch.compile(ops.nms, backend="aot_eager")

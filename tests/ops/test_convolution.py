@@ -162,6 +162,7 @@ def test_autocast_keeps_the_dtype_of_the_input() -> None:
     torch.testing.assert_close(low.float(), expected, rtol=0.05, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [2**25, 500])
 def test_compiles_without_a_graph_break(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "_SAMPLES", samples)

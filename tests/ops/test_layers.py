@@ -97,6 +97,7 @@ def test_multi_scale_reads_a_left_out_level_from_the_last_map() -> None:
     torch.testing.assert_close(y, ops.roi_align(x["2"], boxes, 2, 1 / 32, 2), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_multi_scale_compiles_without_a_graph_break() -> None:
     layer, x, boxes = ops.MultiScaleRoIAlign(["0", "1", "2"], 2, 2), pyramid(3), boxes_of_all_sizes()
     torch.compiler.reset()

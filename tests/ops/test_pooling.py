@@ -99,6 +99,7 @@ def test_autocast_and_low_precision(function: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(low.float(), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [

@@ -129,6 +129,7 @@ def test_features_are_extracted_as_from_torchvisions_layers() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_traced_modules_compile_and_check_their_arguments() -> None:
     traced = torch.fx.symbolic_trace(Calls(FUNCTIONS["roi_align"][0], 2))
     torch.compiler.reset()

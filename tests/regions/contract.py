@@ -10,7 +10,7 @@
             ...nested loops in float64, returning [R, C, *bins]...
 
 `make` gives a module in its default dtype; the contract converts it. The attributes say where an extractor
-differs; `contraction` says how its weights enter, where that is not the plain sum over the cells of each channel.
+differs; `contraction` defines how its weights enter, where that is not the plain sum over the cells of each channel.
 """
 
 import copy
@@ -224,7 +224,7 @@ class ExtractorContract:
 
     @pytest.mark.slow
     def test_compiles_without_a_graph_break(self) -> None:
-        """In one graph, with its backward; and exported, for any number of boxes where the attribute says so."""
+        """In one graph, with its backward; and exported, for any number of boxes where the attribute allows it."""
         e, x = self.extractor(torch.float32), feature_map(self.in_channels, torch.float32)
         r, run = regions(dtype=torch.float32), OnTensors(e)
         torch.compiler.reset()

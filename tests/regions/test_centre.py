@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from regio.regions.centre import CentreFeature
-from regio.regions.grid import RoIAlign
+from regio.regions.roi_align import RoIAlign
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import ExtractorContract, close, feature_map, regions
-from tests.regions.test_grid import bilinear
+from tests.regions.test_roi_align import bilinear
 
 
 class TestCentreFeature(ExtractorContract):
@@ -32,6 +32,6 @@ def test_it_is_roi_align_with_one_sample() -> None:
 def test_a_shift_moves_the_centre() -> None:
     x, r = feature_map(), regions()
     level, shift = torch.zeros_like(r.image), torch.tensor([0.5, -1.0]).expand(len(r), 1, 1, 2)
-    y = CentreFeature().reading([x], r, level, shift).features([x.data], r.image, level)
+    y = CentreFeature().sampling([x], r, level, shift).features([x.data], r.image, level)
     moved = Regions(r.boxes + torch.tensor([2.0, -4.0, 2.0, -4.0]), r.image)
     close(y, CentreFeature()(x, moved), 1e-12)

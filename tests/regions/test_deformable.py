@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from regio.regions.base import level_by_level
-from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples, deformed_reading
-from regio.regions.grid import RoIAlign
-from regio.regions.pool import RoIAveragePool, RoIPool
+from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples, deformed_samples
 from regio.regions.position_sensitive import PositionSensitive, RFCNAveragePool
-from regio.regions.reading import ReadingExtractor
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIAveragePool, RoIPool
+from regio.regions.sampling import SamplingExtractor
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, INSIDE, ExtractorContract, close, feature_map, regions
 
@@ -95,7 +95,7 @@ def pooled(part: Part, maps: Callable[[int], Tensor], r: Regions, offsets: Tenso
     return torch.stack(features).unflatten(0, (len(r), 2, 3)).movedim(3, 1)
 
 
-def parent(form: str, bins: tuple[int, int] = (2, 3)) -> ReadingExtractor:
+def parent(form: str, bins: tuple[int, int] = (2, 3)) -> SamplingExtractor:
     return {
         "paper": RoIAveragePool(bins, count_outside=True),
         "released": RoundedSamples(bins),
@@ -194,7 +194,7 @@ FORMS = ["paper", "released", "aligned"]
 OWN = [*FORMS, "rfcn", "position-sensitive"]
 
 
-def any_parent(name: str) -> tuple[ReadingExtractor, int]:
+def any_parent(name: str) -> tuple[SamplingExtractor, int]:
     """An extractor of 2 x 3 parts, and the channels of the map from which it gives 3."""
     if name == "rfcn":
         return PositionSensitive(RFCNAveragePool((2, 3))), 18
@@ -260,13 +260,13 @@ def test_offsets_of_a_class_move_its_channels_alone(group_major: bool) -> None:
     x, r = feature_map(36), regions()
     offsets = torch.randn(len(r), 6, 2, 3, dtype=torch.float64)
     level = torch.zeros_like(r.image)
-    y = deformed_reading(e, [x], r, level, offsets).features([x.data], r.image, level)
+    y = deformed_samples(e, [x], r, level, offsets).features([x.data], r.image, level)
     groups = e.by_group(x)
     for d in range(3):
         own = groups[:, :, 2 * d : 2 * d + 2]
         alone = FeatureMap((own if group_major else own.transpose(1, 2)).flatten(1, 2), 4)
-        reading = deformed_reading(e, [alone], r, level, offsets[:, 2 * d : 2 * d + 2])
-        close(y[:, 2 * d : 2 * d + 2], reading.features([alone.data], r.image, level), 1e-12)
+        samples = deformed_samples(e, [alone], r, level, offsets[:, 2 * d : 2 * d + 2])
+        close(y[:, 2 * d : 2 * d + 2], samples.features([alone.data], r.image, level), 1e-12)
 
 
 def test_a_part_takes_the_offset_where_it_lies() -> None:
@@ -275,7 +275,7 @@ def test_a_part_takes_the_offset_where_it_lies() -> None:
     offsets = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
     offsets[0, :, 1, 0] = 1
     level = torch.zeros_like(r.image)
-    y = deformed_reading(e, [x], r, level, offsets).features([x.data], r.image, level)
+    y = deformed_samples(e, [x], r, level, offsets).features([x.data], r.image, level)
     changed = ((y - e(x, r)).abs() > 1e-6).all(1)[0]
     assert changed.tolist() == [[False] * 4] * 2 + [[True, True, False, False]] * 2
 
@@ -317,13 +317,13 @@ def test_offset_layer() -> None:
 def test_bad_offsets_raise(shape: tuple[int, ...]) -> None:
     r = regions([INSIDE])
     with pytest.raises(ValueError, match=r"offsets: expected shape \[1, 2 D, rows, columns\]"):
-        deformed_reading(PositionSensitive(RoIAlign((2, 3))), [feature_map(6)], r, r.image, torch.zeros(shape))
+        deformed_samples(PositionSensitive(RoIAlign((2, 3))), [feature_map(6)], r, r.image, torch.zeros(shape))
 
 
 def test_offsets_of_classes_need_position_sensitive_channels() -> None:
     r = regions([INSIDE])
     with pytest.raises(ValueError, match="offsets: expected 2 channels"):
-        deformed_reading(RoIAlign((2, 3)), [feature_map()], r, r.image, torch.zeros(1, 4, 2, 3))
+        deformed_samples(RoIAlign((2, 3)), [feature_map()], r, r.image, torch.zeros(1, 4, 2, 3))
 
 
 def test_bad_input_raises() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from regio.optimisation import AdamW
 from regio.regions.base import RegionExtractor
-from regio.regions.grid import RoIAlign
 from regio.regions.learned import (
     Dense,
     Exact,
@@ -27,6 +26,7 @@ from regio.regions.learned import (
     embed,
 )
 from regio.regions.levels import Levels
+from regio.regions.roi_align import RoIAlign
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, INSIDE, ExtractorContract, box_strategy, close, feature_map, regions
@@ -363,8 +363,8 @@ def test_the_grid_prior_is_close_to_roi_align() -> None:
 
 
 def test_the_grid_prior_is_roi_align_of_bins_of_one_cell() -> None:
-    """Two samples a quarter of a cell from the middle of a bin have hat functions of variance 1/4, as has a Gaussian of
-    sigma 1/2: its weights are off by 7 % of a part's sum at most, and features of white noise by 7 %."""
+    """Two samples a quarter of a cell from the middle of a bin have bilinear weights of variance 1/4, as has a Gaussian
+    of sigma 1/2: its weights are off by 7 % of a part's sum at most, and features of white noise by 7 %."""
     torch.manual_seed(0)
     x = FeatureMap(torch.randn(1, 16, 40, 50), 16)
     corner = torch.rand(50, 2) * torch.tensor([43.0, 33.0])

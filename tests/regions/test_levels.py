@@ -8,9 +8,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from regio.regions.base import RegionExtractor, contract
-from regio.regions.grid import RoIAlign
 from regio.regions.levels import Levels
-from regio.regions.pool import RoIPool
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIPool
 from regio.regions.sample_max import SampleMax
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import close
@@ -113,6 +113,7 @@ def test_zero_boxes() -> None:
     assert Levels([RoIAlign(2)] * 4)(pyramid(), r).shape == (0, 3, 2, 2)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     maps, r, e = pyramid(torch.float32), regions(torch.float32), Levels(RoIAlign(2))
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from regio.regions.base import RegionExtractor
-from regio.regions.grid import RoIAlign
 from regio.regions.levels import Levels
 from regio.regions.masked import MaskedBins, MaskedRegions
+from regio.regions.roi_align import RoIAlign
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import ExtractorContract, close, feature_map, regions
 

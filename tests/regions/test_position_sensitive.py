@@ -11,8 +11,6 @@ from torch import Tensor
 from torchvision.ops import ps_roi_align, ps_roi_pool
 
 from regio.regions.base import level_by_level
-from regio.regions.grid import RoIAlign
-from regio.regions.pool import RoIPool
 from regio.regions.position_sensitive import (
     PositionSensitive,
     RFCNAveragePool,
@@ -21,6 +19,8 @@ from regio.regions.position_sensitive import (
     vote,
     whole_pixels,
 )
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIPool
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, ExtractorContract, close, feature_map, regions
 
@@ -138,7 +138,7 @@ class TestAlign(OfExtractor):
 
 
 class TestGroupMajorMaximum(OfExtractor):
-    """A reading whose weights differ from channel to channel."""
+    """Samples whose weights differ from channel to channel."""
 
     box_gradient = False
     group_major = True
@@ -274,5 +274,5 @@ def test_bad_group_size_raises(group_size: int | tuple[int, int]) -> None:
 
 def test_groups_do_not_nest() -> None:
     e = PositionSensitive(PositionSensitive(RoIAlign(2)))
-    with pytest.raises(ValueError, match="groups: expected None, this reading has groups"):
+    with pytest.raises(ValueError, match="groups: expected None, these samples have groups"):
         e(feature_map(16), regions())

@@ -5,13 +5,13 @@ import torch
 
 from regio.regions.base import RegionExtractor
 from regio.regions.centre import CentreFeature
-from regio.regions.pool import RoIAveragePool, RoIPool
-from regio.regions.precise import PreciseRoIPool
+from regio.regions.precise_roi_pool import PreciseRoIPool
 from regio.regions.quantisation import DisjointBins, HalfOpenCorners, SPPNetReleasedCorners
+from regio.regions.roi_pool import RoIAveragePool, RoIPool
+from regio.regions.roi_warp import RoIWarp
 from regio.regions.sample_max import SampleMax
 from regio.regions.spatial_pyramid import SpatialPyramidPool
 from regio.regions.triangular import TriangularBins
-from regio.regions.warp import RoIWarp
 from regio.types import FeatureMap
 from tests.regions.contract import BOXES, close, feature_map, regions
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from regio.regions.grid import RoIAlign
-from regio.regions.pool import RoIPool
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIPool
 from regio.regions.sample_max import SampleMax
 from tests.regions.contract import feature_map, regions
 

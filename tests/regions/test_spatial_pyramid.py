@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from regio.regions.pool import RoIAveragePool, RoIPool
 from regio.regions.quantisation import OverlappingBins, SlidingBins, SPPNetCorners, SPPNetReleasedCorners
+from regio.regions.roi_pool import RoIAveragePool, RoIPool
 from regio.regions.spatial_pyramid import SpatialPyramidPool
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import ExtractorContract, close, feature_map, regions
@@ -99,7 +99,7 @@ def test_each_part_can_read_channels_of_its_own() -> None:
     x, r = feature_map(8), regions()
     e, level = SpatialPyramidPool((2, 1)), torch.zeros_like(r.image)
     groups = [3, 1, 0, 2, 1]
-    y = e.reading([x], r, level).features([x.data.unflatten(1, (4, 2))], r.image, level, groups)
+    y = e.sampling([x], r, level).features([x.data.unflatten(1, (4, 2))], r.image, level, groups)
     every = e(x, r).unflatten(1, (4, 2))
     close(y, torch.stack([every[:, g, :, k] for k, g in enumerate(groups)], 2), 0)
 
@@ -109,7 +109,7 @@ def test_averages_can_be_moved() -> None:
     e, level = SpatialPyramidPool((2, 1), pool=RoIAveragePool), torch.zeros_like(r.image)
     shift = torch.zeros(len(r), 5, 1, 2, dtype=torch.float64)
     shift[:, 4, 0, 0] = 1
-    y = e.reading([x], r, level, shift).features([x.data], r.image, level)
+    y = e.sampling([x], r, level, shift).features([x.data], r.image, level)
     close(y[:, :, :4], e(x, r)[:, :, :4], 1e-12)
     aside = Regions(r.boxes + torch.tensor([4.0, 0.0, 4.0, 0.0]), r.image)
     close(y[:, :, 4], e(x, aside)[:, :, 4], 1e-12)

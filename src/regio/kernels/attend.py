@@ -8,7 +8,7 @@ This is the region feature of Gu et al. 2018 (Eqs. 2 and 7): the inner product o
 How it is fast. exp(a + c + A) = exp(a) exp(c) exp(A), so a box needs W + H exponentials a part, and exp(A) is shared
 by all boxes of an image; each factor is shifted by its maximum, and where their product still loses its range the
 logits are summed and shifted together. The weights of a few boxes (a tile that fits the cache) are multiplied out,
-handed to one matrix product and forgotten; the division by their sum is done on the result. Columns and rows which
+handed to one matrix product and overwritten; the division by their sum is done on the result. Columns and rows which
 cannot reach the last digit of the sum are left out, so that peaked weights cost little. The backward pass makes the
 tiles again.
 
@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regio.kernels.arguments import has_values
 from regio.kernels.attend_tiles import TiledSoftmax
-from regio.kernels.maps import has_values
-from regio.kernels.operation import has_kernel
+from regio.kernels.registration import has_kernel
 
 __all__ = ["attend", "attend_reference", "readable"]
 

@@ -75,10 +75,10 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddi
 def _weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
-    from regio.kernels.cpu import arrays, depthwise, threads
+    from regio.kernels.cpu import depthwise, layout, threads
 
     out = torch.empty(weight.shape, dtype=weight.dtype)
-    cells, grad_cells = arrays.cells(x, x.dtype), arrays.cells(grad, x.dtype)
+    cells, grad_cells = layout.cells(x, x.dtype), layout.cells(grad, x.dtype)
     options = tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation)
     fixed = (cells, tuple(x.shape), grad_cells, tuple(grad.shape[2:]), *options, out.flatten(1).numpy())
     threads.share(partial(depthwise.weight_gradient, *fixed), x.shape[1], grain=depthwise.BLOCK, shares=2)

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor
 
 from regio.boxes import iou
-from regio.kernels.maps import check_rows
+from regio.kernels.arguments import check_rows
 
 __all__ = ["batched_nms", "nms", "nms_reference"]
 

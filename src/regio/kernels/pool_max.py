@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import as_pyramid, check_groups, check_shape, select_groups
-from regio.kernels.operation import has_kernel, map_operation
+from regio.kernels.arguments import Reads, as_pyramid, check_groups, check_shape, select_groups
+from regio.kernels.registration import has_kernel, map_operation
 
 __all__ = ["pool_max", "pool_max_reference"]
 
@@ -76,11 +76,9 @@ def pool_max_reference(
     return select_groups(features.flatten(2), groups or ()).unflatten(2, shape[1:3])
 
 
-def _like(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
-    top, _, left, _ = arguments
-    return maps[0].new_empty((top.shape[0], maps[0].shape[-3], top.shape[1] * left.shape[1]))
+def _like(reads: Reads) -> Tensor:
+    top, _, left, _ = reads.arguments
+    return reads.maps[0].new_empty((top.shape[0], reads.channels, top.shape[1] * left.shape[1]))
 
 
 _pool_max = map_operation("pool_max", _like, differentiable_arguments=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype, has_values
+from regio.kernels.arguments import coordinate_dtype, has_values
 from regio.kernels.sample_points import sample_points
 from regio.ops.overriding import overridable
 

@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor
 
 from regio.kernels import nms as kernels
-from regio.kernels.maps import check_rows
+from regio.kernels.arguments import check_rows
 from regio.ops.overriding import overridable
 from regio.ops.quantized import dequantized
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regio.kernels.maps import autocast_off, coordinate_dtype, has_values, is_channels_last
+from regio.kernels.arguments import autocast_off, coordinate_dtype, has_values, is_channels_last
 from regio.kernels.sample_points import sample_points
 from regio.ops.overriding import overridable
 from regio.ops.rois import check_map, pair
@@ -72,15 +72,15 @@ class _Geometry:
         by_block = weight.reshape(self.groups, -1, blocks, channels, self.taps)
         return by_block.permute(0, 2, 4, 3, 1).flatten(1, 3)
 
-    def convolve(self, x: Tensor, points: Tensor, coef: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-        """[n, rows, columns, outputs] from n images and the points and coefs of some of their rows."""
+    def convolve(self, x: Tensor, points: Tensor, sample_weight: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+        """[n, rows, columns, outputs] from n images and the points and sample weights of some of their rows."""
         n, rows, columns = points.shape[:3]
         image = torch.arange(n, device=x.device).repeat_interleave(rows * columns)
         part_groups = None
         if self.offset_groups > 1:
             part_groups = [g for g in range(self.offset_groups) for _ in range(self.taps)]
             x = x.unflatten(1, (self.offset_groups, -1))
-        y = sample_points(x, image, points.flatten(0, 2), coef.flatten(0, 2), groups=part_groups)
+        y = sample_points(x, image, points.flatten(0, 2), sample_weight.flatten(0, 2), groups=part_groups)
         blocks, _, channels = self.blocks(x.shape[1:-2].numel())
         by_block = y.transpose(1, 2).unflatten(1, (self.offset_groups, self.taps)).unflatten(3, (blocks, channels))
         samples = by_block.transpose(2, 3).reshape(len(image), self.groups, matrix.shape[1])
@@ -106,7 +106,7 @@ def deform_conv2d(
     tap side by side. weight: [C_out, C / groups, rows, columns], with rows * columns taps. bias: [C_out]. mask:
     [N, offset groups * taps, H_out, W_out], a factor for each tap. The numbers of groups follow from the shapes.
 
-    The matrix product runs in the dtype of `input`, whatever autocast says, and so does the result; it is stored with
+    The matrix product runs in the dtype of `input`, regardless of autocast, and so does the result; it is stored with
     channels last where the input is. Differentiable in every tensor; at an integer coordinate the derivative of a
     sample is that from above. Memory beyond the result is bounded: 2^25 samples at once.
 
@@ -119,11 +119,11 @@ def deform_conv2d(
         dtype = coordinate_dtype(input)
         points = g.points(offset.to(dtype))
         if mask is None:
-            coef = points.new_ones(points.shape[:5])
+            sample_weight = points.new_ones(points.shape[:5])
         else:
-            coef = mask.to(dtype).permute(0, 2, 3, 1).unsqueeze(4)
+            sample_weight = mask.to(dtype).permute(0, 2, 3, 1).unsqueeze(4)
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        out = _by_chunks(g, input, points, coef, g.matrix(weight.to(input.dtype)), bias.to(input.dtype))
+        out = _by_chunks(g, input, points, sample_weight, g.matrix(weight.to(input.dtype)), bias.to(input.dtype))
     form = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     return out.permute(0, 3, 1, 2).contiguous(memory_format=form)
 
@@ -155,17 +155,17 @@ def modulated_deform_conv2d(
     return deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
 
 
-def _by_chunks(g: _Geometry, x: Tensor, points: Tensor, coef: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+def _by_chunks(g: _Geometry, x: Tensor, points: Tensor, sample_weight: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """`_Geometry.convolve` on a few images, or a few rows of one, at a time: [N, rows, columns, outputs]."""
     rows, columns = points.shape[1:3]
     row = max(1, columns * g.taps * x.shape[1])  # samples in a row of the output
     images = max(1, _SAMPLES // (rows * row))
     some_rows = min(rows, max(1, _SAMPLES // row))
     if images >= len(x) and some_rows == rows:
-        return g.convolve(x, points, coef, matrix, bias)
+        return g.convolve(x, points, sample_weight, matrix, bias)
     convolve = partial(checkpoint, g.convolve, use_reentrant=False, preserve_rng_state=False)
     by_images = []
-    for few, at, factor in zip(x.split(images), points.split(images), coef.split(images), strict=True):
+    for few, at, factor in zip(x.split(images), points.split(images), sample_weight.split(images), strict=True):
         parts = zip(at.split(some_rows, 1), factor.split(some_rows, 1), strict=True)
         by_images.append(torch.cat([convolve(few, p, c, matrix, bias) for p, c in parts], 1))
     return torch.cat(by_images)

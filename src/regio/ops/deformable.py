@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import has_values
+from regio.kernels.arguments import has_values
 from regio.ops.overriding import overridable
 from regio.ops.rois import as_regions, check_groups, check_scale, pair, read
-from regio.regions.deformable import RoundedSamples, deformed_reading
-from regio.regions.grid import RoIAlign
+from regio.regions.deformable import RoundedSamples, deformed_samples
 from regio.regions.position_sensitive import PositionSensitive
-from regio.regions.reading import ReadingExtractor
+from regio.regions.roi_align import RoIAlign
+from regio.regions.sampling import SamplingExtractor
 from regio.types import FeatureMap, Regions
 
 __all__ = ["deform_ps_roi_pool", "deform_roi_pool"]
@@ -88,12 +88,12 @@ def deform_ps_roi_pool(
     return _moved(PositionSensitive(RoundedSamples(bins, sampling_ratio), groups), x, r, offset, gamma)
 
 
-def _moved(extractor: ReadingExtractor, x: FeatureMap, r: Regions, offset: Tensor | None, gamma: float) -> Tensor:
+def _moved(extractor: SamplingExtractor, x: FeatureMap, r: Regions, offset: Tensor | None, gamma: float) -> Tensor:
     """Region features [K, C, rows, columns] of an extractor with its bins moved."""
     if offset is None:
         return read(extractor, x, r)
     level = torch.zeros_like(r.image)
-    return deformed_reading(extractor, [x], r, level, offset, gamma).features([x.data], r.image, level).contiguous()
+    return deformed_samples(extractor, [x], r, level, offset, gamma).features([x.data], r.image, level).contiguous()
 
 
 def _check_offset(offset: Tensor | None, shape: tuple[int, ...], input: Tensor) -> None:

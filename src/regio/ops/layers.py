@@ -18,7 +18,7 @@ from regio.ops.overriding import overridable
 from regio.ops.pooling import roi_align, roi_pool
 from regio.ops.position_sensitive import ps_roi_align, ps_roi_pool
 from regio.ops.rois import as_regions, pair, reading_zeros
-from regio.regions.grid import RoIAlign as Align
+from regio.regions.roi_align import RoIAlign as Align
 from regio.types import FeatureMap, Regions
 
 __all__ = ["DeformConv2d", "MultiScaleRoIAlign", "PSRoIAlign", "PSRoIPool", "RoIAlign", "RoIPool"]
@@ -104,7 +104,7 @@ def _multi_scale_roi_align(
     _, r = as_regions(data[0], boxes, 1.0)
     align = Align(pair("output_size", output_size), max(sampling_ratio, 0), aligned=False)
     r, level = _levels(maps, r, canonical_scale, canonical_level)
-    return align.reading(maps, r, level).features(data, r.image, level).contiguous()
+    return align.sampling(maps, r, level).features(data, r.image, level).contiguous()
 
 
 def _levels(maps: list[FeatureMap], r: Regions, canonical_scale: int, canonical_level: int) -> tuple[Regions, Tensor]:

@@ -9,11 +9,11 @@ from torch import Tensor
 from regio.ops.overriding import overridable
 from regio.ops.quantized import dequantized, quantized_like
 from regio.ops.rois import as_regions, pair, read, reading_zeros
-from regio.regions.grid import RoIAlign
-from regio.regions.pool import RoIPool
-from regio.regions.precise import PreciseRoIPool
+from regio.regions.precise_roi_pool import PreciseRoIPool
 from regio.regions.quantisation import FastRCNNCorners, OverlappingBins
-from regio.regions.warp import RoIWarp
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIPool
+from regio.regions.roi_warp import RoIWarp
 
 __all__ = ["prroi_pool", "roi_align", "roi_pool", "roi_warp"]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from regio.ops.overriding import overridable
 from regio.ops.rois import as_regions, check_groups, pair, read
-from regio.regions.grid import RoIAlign
 from regio.regions.position_sensitive import PositionSensitive, TorchvisionAveragePool
+from regio.regions.roi_align import RoIAlign
 
 __all__ = ["ps_roi_align", "ps_roi_pool"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype, has_values
-from regio.regions.reading import ReadingExtractor
+from regio.kernels.arguments import coordinate_dtype, has_values
+from regio.regions.sampling import SamplingExtractor
 from regio.types import FeatureMap, Regions
 
 __all__ = ["as_regions", "check_groups", "check_map", "check_scale", "pair", "read", "reading_zeros"]
@@ -79,13 +79,13 @@ def as_regions(
     return FeatureMap(input, 1), Regions(scaled, rows[:, 0].to(torch.int64))
 
 
-def read(extractor: ReadingExtractor, x: FeatureMap, r: Regions) -> Tensor:
+def read(extractor: SamplingExtractor, x: FeatureMap, r: Regions) -> Tensor:
     """Region features [R, C, rows, columns], contiguous as torchvision's: code that calls ``view`` on them goes on.
 
     An extractor's own `forward` refuses inverted boxes; these functions give what torchvision does.
     """
     level = torch.zeros_like(r.image)
-    return extractor.reading([x], r, level).features([x.data], r.image, level).contiguous()
+    return extractor.sampling([x], r, level).features([x.data], r.image, level).contiguous()
 
 
 def reading_zeros(r: Regions, rows: Tensor) -> Regions:

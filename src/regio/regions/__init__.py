@@ -3,13 +3,11 @@
 from regio.regions.base import RegionExtractor, contract
 from regio.regions.centre import CentreFeature
 from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples
-from regio.regions.grid import RoIAlign
 from regio.regions.learned import Dense, Exact, GridPrior, LearnedRegionFeatures, Sampled
 from regio.regions.levels import Levels
 from regio.regions.masked import MaskedBins, MaskedRegions
-from regio.regions.pool import RoIAveragePool, RoIPool
 from regio.regions.position_sensitive import PositionSensitive, RFCNAveragePool, TorchvisionAveragePool, vote
-from regio.regions.precise import PreciseRoIPool
+from regio.regions.precise_roi_pool import PreciseRoIPool
 from regio.regions.quantisation import (
     DisjointBins,
     FastRCNNCorners,
@@ -19,12 +17,14 @@ from regio.regions.quantisation import (
     SPPNetCorners,
     SPPNetReleasedCorners,
 )
-from regio.regions.reading import ReadingExtractor
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIAveragePool, RoIPool
+from regio.regions.roi_warp import RoIWarp
 from regio.regions.sample_max import SampleMax
+from regio.regions.sampling import SamplingExtractor
 from regio.regions.spatial_pyramid import SpatialPyramidPool
 from regio.regions.support import BoxSupport, WholeImage
 from regio.regions.triangular import TriangularBins
-from regio.regions.warp import RoIWarp
 
 __all__ = [
     "BoxSupport",
@@ -45,7 +45,6 @@ __all__ = [
     "PositionSensitive",
     "PreciseRoIPool",
     "RFCNAveragePool",
-    "ReadingExtractor",
     "RegionExtractor",
     "RoIAlign",
     "RoIAveragePool",
@@ -56,6 +55,7 @@ __all__ = [
     "SPPNetReleasedCorners",
     "SampleMax",
     "Sampled",
+    "SamplingExtractor",
     "SlidingBins",
     "SpatialPyramidPool",
     "TorchvisionAveragePool",

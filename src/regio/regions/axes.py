@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import has_values
-from regio.regions.reading import SamplePoints
+from regio.kernels.arguments import has_values
+from regio.regions.sampling import SamplePoints
 
-__all__ = ["along_axes", "at_border", "crossed", "largest"]
+__all__ = ["along_axes", "clamp_to_border", "max_count", "outer_grid"]
 
 
 def along_axes(boxes: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,22 +18,22 @@ def along_axes(boxes: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return low, high, size.flip(1).t()
 
 
-def crossed(rows: Tensor, row_coef: Tensor, columns: Tensor, column_coef: Tensor) -> SamplePoints:
+def outer_grid(rows: Tensor, row_weight: Tensor, columns: Tensor, column_weight: Tensor) -> SamplePoints:
     """The samples where the rows [R, Kh, Kw, S] and columns [R, Kh, Kw, T] of each part cross, with the products of
-    their coefs. A `SampleGrid` is the case in which all parts of a row of bins share their rows."""
+    their weights. A `SampleGrid` is the case in which all parts of a row of bins share their rows."""
     v, u = torch.broadcast_tensors(rows[..., :, None], columns[..., None, :])
-    coef = row_coef[..., :, None] * column_coef[..., None, :]
-    return SamplePoints(torch.stack([u, v], -1).flatten(3, 4), coef.flatten(3, 4))
+    weight = row_weight[..., :, None] * column_weight[..., None, :]
+    return SamplePoints(torch.stack([u, v], -1).flatten(3, 4), weight.flatten(3, 4))
 
 
-def at_border(positions: Tensor, coef: Tensor, size: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Positions and coefs where a sample up to `margin` cells outside the centres of the first and last cell reads
+def clamp_to_border(positions: Tensor, weight: Tensor, size: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Positions and weights where a sample up to `margin` cells outside the centres of the first and last cell reads
     that cell, and one further out reads nothing."""
     inside = torch.minimum(positions.clamp(min=0), size - 1)
-    return inside, coef.where((positions - inside).abs() <= margin, 0)
+    return inside, weight.where((positions - inside).abs() <= margin, 0)
 
 
-def largest(counts: Tensor, bound: int) -> int:
+def max_count(counts: Tensor, bound: int) -> int:
     """The largest of some counts, none above `bound`: the length to which they are padded.
 
     Where numbers cannot be looked at (see `has_values`) it is the bound.

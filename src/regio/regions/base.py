@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from regio.kernels.maps import autocast_off
+from regio.kernels.arguments import autocast_off
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RegionExtractor", "contract", "level_by_level", "rows_and_columns"]

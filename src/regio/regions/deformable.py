@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.kernels.maps import coordinate_dtype
-from regio.regions.axes import at_border, crossed
+from regio.kernels.arguments import coordinate_dtype
+from regio.regions.axes import clamp_to_border, outer_grid
 from regio.regions.base import RegionExtractor, rows_and_columns
-from regio.regions.position_sensitive import GroupedReading, PositionSensitive, whole_pixels
-from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, SamplePoints, boxes_in_cells
+from regio.regions.position_sensitive import GroupedSamples, PositionSensitive, whole_pixels
+from regio.regions.sampling import SampleGrid, SamplePoints, Samples, SamplingExtractor, boxes_in_cells
 from regio.types import FeatureMap, Regions
 
-__all__ = ["DeformablePositionSensitive", "DeformableRoIPool", "RoundedSamples", "deformed_reading"]
+__all__ = ["DeformablePositionSensitive", "DeformableRoIPool", "RoundedSamples", "deformed_samples"]
 
 
-class RoundedSamples(ReadingExtractor):
+class RoundedSamples(SamplingExtractor):
     """Bilinear samples in the bins of a box of whole pixels: those of the operator released with deformable ConvNets.
 
     The corners are rounded to whole pixels, halves away from zero, and the pixel of the second corner belongs to the
@@ -57,8 +57,8 @@ class RoundedSamples(ReadingExtractor):
         cells, _ = boxes_in_cells(maps, whole_pixels(r), level)
         return cells[:, :2] - 0.5, (cells[:, 2:] - cells[:, :2]).clamp(min=0.1)
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """Where the samples lie; see `ReadingExtractor.reading`. Those of a moved part count where they are then."""
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """Where the samples lie; see `SamplingExtractor.sampling`. Those of a moved part count where they are then."""
         (x1, y1), (width, height) = (t.unbind(1) for t in self.box(maps, r, level))
         rows, columns = self._along(y1, height, self.bins[0]), self._along(x1, width, self.bins[1])
         _, size = boxes_in_cells(maps, r, level)
@@ -66,7 +66,9 @@ class RoundedSamples(ReadingExtractor):
             on_rows, on_columns = (_counted(p, size[:, i, None, None]) for i, p in enumerate((rows, columns)))
             return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
         rows, columns = rows[:, :, None] + shift[..., 1:], columns[:, None] + shift[..., :1]
-        return crossed(*_counted(rows, size[:, 0, None, None, None]), *_counted(columns, size[:, 1, None, None, None]))
+        return outer_grid(
+            *_counted(rows, size[:, 0, None, None, None]), *_counted(columns, size[:, 1, None, None, None])
+        )
 
     def sides(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
         """The (width, height) [R, 2] of the rounded boxes in cells."""
@@ -80,19 +82,19 @@ class RoundedSamples(ReadingExtractor):
 
 def _counted(positions: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Positions [..., S] on a map of `size`, and for each one over the number of the S that are on the map."""
-    positions, counts = at_border(positions, torch.ones_like(positions), size, margin=0.5)
+    positions, counts = clamp_to_border(positions, torch.ones_like(positions), size, margin=0.5)
     return positions, counts / counts.sum(-1, keepdim=True).clamp(min=1)
 
 
-def deformed_reading(
-    extractor: ReadingExtractor,
+def deformed_samples(
+    extractor: SamplingExtractor,
     maps: Sequence[FeatureMap],
     r: Regions,
     level: Tensor,
     offsets: Tensor,
     gamma: float = 0.1,
-) -> Reading:
-    """The reading of `extractor` with each part moved by ``gamma * offset * (w, h)``, w and h the sides of the box.
+) -> Samples:
+    """The samples of `extractor` with each part moved by ``gamma * offset * (w, h)``, w and h the sides of the box.
 
     offsets: [R, 2, Ph, Pw], channel 0 along x and 1 along y; part (i, j) of Kh x Kw takes the offset at (floor(i Ph /
     Kh), floor(j Pw / Kw)). With a `PositionSensitive` extractor also [R, 2 D, Ph, Pw], channels 2d and 2d + 1 for the
@@ -113,7 +115,7 @@ def deformed_reading(
     each = offsets.unflatten(1, (pairs, 2))[:, :, :, rows[:, None], columns]  # [R, D, 2, Kh, Kw]
     sides = extractor.sides(maps, r, level)
     shift = gamma * each.to(sides.dtype).permute(0, 1, 3, 4, 2) * sides[:, None, None, None]
-    return extractor.reading(maps, r, level, shift if pairs > 1 else shift.squeeze(1))
+    return extractor.sampling(maps, r, level, shift if pairs > 1 else shift.squeeze(1))
 
 
 class DeformableRoIPool(RegionExtractor):
@@ -133,7 +135,7 @@ class DeformableRoIPool(RegionExtractor):
 
     def __init__(
         self,
-        extractor: ReadingExtractor,
+        extractor: SamplingExtractor,
         channels: int,
         offset_size: int | tuple[int, int] | None = None,
         gamma: float = 0.1,
@@ -173,20 +175,20 @@ class DeformableRoIPool(RegionExtractor):
         return offsets.unflatten(1, (2, *self.offset_size))
 
     def deformed(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, offsets: Tensor) -> Tensor:
-        """Region features [R, C, *bins] with given offsets; see `deformed_reading`."""
+        """Region features [R, C, *bins] with given offsets; see `deformed_samples`."""
         r.check(maps[0])
-        reading = deformed_reading(self.extractor, maps, r, level, offsets, self.gamma)
-        return reading.features([x.data for x in maps], r.image, level)
+        samples = deformed_samples(self.extractor, maps, r, level, offsets, self.gamma)
+        return samples.features([x.data for x in maps], r.image, level)
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, 1 or C, K, H, W]; they depend on x through the offsets."""
         level = torch.zeros_like(r.image)
         offsets = self.offsets([x], r, level)
-        return deformed_reading(self.extractor, [x], r, level, offsets, self.gamma).weights(x.data, r.image)
+        return deformed_samples(self.extractor, [x], r, level, offsets, self.gamma).weights(x.data, r.image)
 
     def samples(self, x: FeatureMap, r: Regions, offsets: Tensor) -> SamplePoints:
         """Where the parts read with given offsets, for pictures: points [R, Kh, Kw, S, 2] as (column, row) in cells,
-        and their coefs [R, Kh, Kw, S]; the centre of cell i is at ``(i + 0.5) * x.stride`` image pixels.
+        and their weights [R, Kh, Kw, S]; the centre of cell i is at ``(i + 0.5) * x.stride`` image pixels.
 
         With `offsets` of zeros these are the samples of the extractor itself.
         """
@@ -242,8 +244,8 @@ class DeformablePositionSensitive(RegionExtractor):
         """Region features [R, channels, *bins], box i read from ``maps[level[i]]``."""
         r.check(maps[0])
         scores = [replace(x, data=self.scores(x.data)) for x in maps]
-        reading = self._reading(maps, r, level, scores)
-        return reading.features([s.data for s in scores], r.image, level)
+        samples = self._sampling(maps, r, level, scores)
+        return samples.features([s.data for s in scores], r.image, level)
 
     def offsets(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
         """The learned offsets [R, 2 classes, rows, columns], in gammas of the sides of the box; in float32 (float64 for
@@ -258,14 +260,14 @@ class DeformablePositionSensitive(RegionExtractor):
         """The weights [R, 1 or channels, K, H, W] of the score maps, as in `PositionSensitive`."""
         r.check(x)
         scores = replace(x, data=self.scores(x.data))
-        return self._reading([x], r, torch.zeros_like(r.image), [scores]).weights(scores.data, r.image)
+        return self._sampling([x], r, torch.zeros_like(r.image), [scores]).weights(scores.data, r.image)
 
     def samples(self, x: FeatureMap, r: Regions, offsets: Tensor) -> SamplePoints:
         """As `DeformableRoIPool.samples`, for R * classes boxes: row ``r * classes + d`` is class d of box r."""
         return _samples(self.extractor, replace(x, data=self.scores(x.data)), r, offsets, self.gamma)
 
-    def _reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]) -> Reading:
-        return deformed_reading(self.extractor, scores, r, level, self.offsets(maps, r, level), self.gamma)
+    def _sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]) -> Samples:
+        return deformed_samples(self.extractor, scores, r, level, self.offsets(maps, r, level), self.gamma)
 
 
 def _start_at_zero(layer: nn.Linear | nn.Conv2d) -> None:
@@ -273,11 +275,11 @@ def _start_at_zero(layer: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(parameter)
 
 
-def _samples(extractor: ReadingExtractor, x: FeatureMap, r: Regions, offsets: Tensor, gamma: float) -> SamplePoints:
+def _samples(extractor: SamplingExtractor, x: FeatureMap, r: Regions, offsets: Tensor, gamma: float) -> SamplePoints:
     r.check(x)
-    reading = deformed_reading(extractor, [x], r, torch.zeros_like(r.image), offsets, gamma)
-    while isinstance(reading, GroupedReading):
-        reading = reading.reading
-    if not isinstance(reading, SamplePoints):
-        raise TypeError(f"extractor: expected one that reads samples, got {type(reading).__name__}")
-    return reading
+    samples = deformed_samples(extractor, [x], r, torch.zeros_like(r.image), offsets, gamma)
+    while isinstance(samples, GroupedSamples):
+        samples = samples.samples
+    if not isinstance(samples, SamplePoints):
+        raise TypeError(f"extractor: expected one that reads bilinear samples, got {type(samples).__name__}")
+    return samples

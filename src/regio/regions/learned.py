@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regio.kernels.arguments import coordinate_dtype
 from regio.kernels.attend import attend, readable
-from regio.kernels.maps import coordinate_dtype
 from regio.regions.base import RegionExtractor
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions

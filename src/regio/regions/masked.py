@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype
 from regio.regions.base import RegionExtractor
 from regio.types import FeatureMap, Regions
 

@@ -1,6 +1,6 @@
 """Position-sensitive region features (R-FCN, Dai et al. 2016): each part reads channels of its own.
 
-``y_k(b) = sum over p of w_k(b, p) x_g(k)(p)``: the weights are those of any extractor that has a `reading`; the map x
+``y_k(b) = sum over p of w_k(b, p) x_g(k)(p)``: the weights are those of any extractor that has a `sampling`; the map x
 holds G groups of C channels, and part k reads group g(k). What other libraries ship as separate operators is an
 argument here:
 
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from regio.regions.base import rows_and_columns
-from regio.regions.pool import RoIAveragePool
 from regio.regions.quantisation import Corners, Division, HalfOpenCorners, OverlappingBins, round_half_away
-from regio.regions.reading import Reading, ReadingExtractor
+from regio.regions.roi_pool import RoIAveragePool
+from regio.regions.sampling import Samples, SamplingExtractor
 from regio.types import FeatureMap, Regions
 
 __all__ = [
-    "GroupedReading",
+    "GroupedSamples",
     "PositionSensitive",
     "RFCNAveragePool",
     "TorchvisionAveragePool",
@@ -49,15 +49,15 @@ def groups_of_parts(bins: tuple[int, int], group_size: tuple[int, int]) -> list[
 
 
 @dataclass(frozen=True)
-class GroupedReading(Reading):
-    """A reading whose part k reads channel group ``groups[k]`` of `count`.
+class GroupedSamples(Samples):
+    """Samples whose part k reads channel group ``groups[k]`` of `count`.
 
-    reading: of R * classes boxes. Box ``r * classes + d`` reads, for box r, the output channels of class d, which are
+    samples: of R * classes boxes. Box ``r * classes + d`` reads, for box r, the output channels of class d, which are
     ``[d C / classes, (d + 1) C / classes)``. group_major: whether channel c of group g is stored at g * C + c (True) or
     at c * count + g.
     """
 
-    reading: Reading
+    samples: Samples
     groups: tuple[int, ...]
     count: int
     group_major: bool = False
@@ -68,14 +68,14 @@ class GroupedReading(Reading):
     ) -> Tensor:
         """Features [R, C, Kh, Kw] from maps of count * C channels. Raises ValueError for `groups`: it has its own."""
         if groups is not None:
-            raise ValueError(f"groups: expected None, this reading has groups of its own, got {list(groups)}")
+            raise ValueError(f"groups: expected None, these samples have groups of their own, got {list(groups)}")
         level = level.repeat_interleave(self.classes)
-        y = self.reading.features([self._by_class(m) for m in maps], self._images(image), level, self.groups)
+        y = self.samples.features([self._by_class(m) for m in maps], self._images(image), level, self.groups)
         return y.unflatten(0, (image.shape[0], self.classes)).flatten(1, 2)
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
         """The weights [R, 1 or C, K, H, W] of the cells of group g(k) in part k."""
-        w = self.reading.weights(self._by_class(x).flatten(1, 2), self._images(image))
+        w = self.samples.weights(self._by_class(x).flatten(1, 2), self._images(image))
         channels = x.shape[1] // (self.count * self.classes)
         if w.shape[1] > 1:  # of all channels of all groups
             parts = w.unflatten(1, (-1, channels)).unbind(3)
@@ -98,11 +98,11 @@ class GroupedReading(Reading):
         return x.unflatten(1, (self.classes, each, self.count)).transpose(2, 3).flatten(0, 1)
 
 
-class PositionSensitive(ReadingExtractor):
+class PositionSensitive(SamplingExtractor):
     """Part k reads the channel group g(k) of a map of G * C channels and gives C: region features [R, C, *bins].
 
-    extractor: says where the parts read, for example `RoIAlign`. group_size: (rows, columns) of groups, or one number
-    for both; None is one a part, R-FCN's k x k. Part (i, j) of Kh x Kw reads the group in which it lies, (floor(i rows
+    extractor: where the parts read, for example `RoIAlign`. group_size: (rows, columns) of groups, or one number for
+    both; None is one a part, R-FCN's k x k. Part (i, j) of Kh x Kw reads the group in which it lies, (floor(i rows
     / Kh), floor(j columns / Kw)), as in deformable ConvNets. group_major: False is the order of R-FCN and torchvision,
     channel c of group g at ``c * G + g``; True is ``g * C + c``.
 
@@ -115,7 +115,7 @@ class PositionSensitive(ReadingExtractor):
 
     def __init__(
         self,
-        extractor: ReadingExtractor,
+        extractor: SamplingExtractor,
         group_size: int | tuple[int, int] | None = None,
         group_major: bool = False,
     ) -> None:
@@ -133,10 +133,10 @@ class PositionSensitive(ReadingExtractor):
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}, group_major={self.group_major}"
 
-    def reading(
+    def sampling(
         self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None
-    ) -> GroupedReading:
-        """Where the parts read; see `ReadingExtractor.reading`.
+    ) -> GroupedSamples:
+        """Where the parts read; see `SamplingExtractor.sampling`.
 
         shift: [R, Kh, Kw, 2], or [R, D, Kh, Kw, 2] to move the parts by a shift of its own for each of D equal ranges
         of the C channels (the classes of deformable R-FCN).
@@ -147,11 +147,11 @@ class PositionSensitive(ReadingExtractor):
             r = Regions(r.boxes.repeat_interleave(classes, 0), r.image.repeat_interleave(classes))
             level = level.repeat_interleave(classes)
         self._check(maps[0], classes)
-        inner = self.extractor.reading(maps, r, level, shift)
-        return GroupedReading(inner, self.groups, prod(self.group_size), self.group_major, classes)
+        inner = self.extractor.sampling(maps, r, level, shift)
+        return GroupedSamples(inner, self.groups, prod(self.group_size), self.group_major, classes)
 
     def sides(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
-        """Those of the extractor; see `ReadingExtractor.sides`."""
+        """Those of the extractor; see `SamplingExtractor.sides`."""
         return self.extractor.sides(maps, r, level)
 
     def by_group(self, x: FeatureMap) -> Tensor:
@@ -175,7 +175,7 @@ def whole_pixels(r: Regions) -> Regions:
     return Regions(torch.cat([corners[:, :2], corners[:, 2:] + 1], 1), r.image)
 
 
-class RFCNAveragePool(ReadingExtractor):
+class RFCNAveragePool(SamplingExtractor):
     """The mean of the cells of each bin, with the bins of R-FCN's released code.
 
     The corners are rounded to whole pixels, not cells, and the pixel of the second belongs to the box. Then the box, in
@@ -191,9 +191,9 @@ class RFCNAveragePool(ReadingExtractor):
         self.cells = RoIAveragePool(bins, _AsTheyAre(), _TouchedCells())
         self.bins = self.cells.bins
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """The cells of each bin; see `ReadingExtractor.reading`."""
-        return self.cells.reading(maps, whole_pixels(r), level, shift)
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """The cells of each bin; see `SamplingExtractor.sampling`."""
+        return self.cells.sampling(maps, whole_pixels(r), level, shift)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class _TouchedCells(Division):
         return (i * step + begin[:, None]).floor(), ((i + 1) * step + begin[:, None]).ceil()
 
 
-class TorchvisionAveragePool(ReadingExtractor):
+class TorchvisionAveragePool(SamplingExtractor):
     """The mean of the cells of each bin, with the bins of torchvision's `ps_roi_pool`.
 
     The corners are rounded to cells, halves away from zero, and the cell of the second does not belong to the box; bins
@@ -230,7 +230,7 @@ class TorchvisionAveragePool(ReadingExtractor):
         self.cells = RoIAveragePool(bins, HalfOpenCorners(), OverlappingBins())
         self.bins = self.cells.bins
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """The cells of each bin; see `ReadingExtractor.reading`."""
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """The cells of each bin; see `SamplingExtractor.sampling`."""
         shorter = [replace(x, data=x.data[:, :, :-1, :-1], sizes=None) for x in maps]  # cells are cut, not images
-        return self.cells.reading(shorter, r, level, shift)
+        return self.cells.sampling(shorter, r, level, shift)

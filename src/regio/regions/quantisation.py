@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regio.regions.axes import along_axes
-from regio.regions.reading import boxes_in_cells
+from regio.regions.sampling import boxes_in_cells
 from regio.types import FeatureMap, Regions
 
 __all__ = [
@@ -106,8 +106,8 @@ class SPPNetReleasedCorners(Corners):
 def _midway(first: Tensor, last: Tensor) -> Range:
     """Where first > last, both at the middle."""
     middle = ((first + last) / 2).floor()
-    crossed = first > last
-    return middle.where(crossed, first), middle.where(crossed, last)
+    reversed_ = first > last
+    return middle.where(reversed_, first), middle.where(reversed_, last)
 
 
 class Division(ABC):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from regio.regions.base import RegionExtractor
-from regio.regions.grid import RoIAlign
-from regio.regions.reading import ReadingExtractor, SampleGrid
+from regio.regions.roi_align import RoIAlign
+from regio.regions.sampling import SampleGrid, SamplingExtractor
 from regio.types import FeatureMap, Regions
 
 __all__ = ["SampleMax"]
@@ -19,7 +19,7 @@ class SampleMax(RegionExtractor):
     """The largest of the samples in each bin, channel by channel (He et al. 2017, table 2c, of RoIAlign and RoIWarp).
 
     extractor: one that takes the mean of the same number of samples in every bin, on a grid of rows and columns:
-    `RoIAlign` with a fixed number of samples, or `RoIWarp`. The weights are the hat functions of the sample that is
+    `RoIAlign` with a fixed number of samples, or `RoIWarp`. The weights are the bilinear weights of the sample that is
     largest; a sample outside the map takes part with value zero. Features, and boxes as in `extractor`, receive
     gradients.
 
@@ -27,7 +27,7 @@ class SampleMax(RegionExtractor):
     that does not read a `SampleGrid`.
     """
 
-    def __init__(self, extractor: ReadingExtractor) -> None:
+    def __init__(self, extractor: SamplingExtractor) -> None:
         super().__init__()
         if isinstance(extractor, RoIAlign) and not extractor.samples:
             raise ValueError(f"extractor: expected a fixed number of samples, got {extractor}")
@@ -60,16 +60,17 @@ class SampleMax(RegionExtractor):
         return self._by_bin(grid.features(data, r.image, level), count)
 
     def _grid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[SampleGrid, tuple[int, int]]:
-        """Every sample as a part of its own, with coef 1, or 0 where it reads nothing; and the numbers (S, T) along
+        """Every sample as a part of its own, with weight 1, or 0 where it reads nothing; and the numbers (S, T) along
         the axes of a bin."""
-        mean = self.extractor.reading(maps, r, level)
+        mean = self.extractor.sampling(maps, r, level)
         if not isinstance(mean, SampleGrid):
             raise TypeError(f"extractor: expected one that reads a SampleGrid, got {type(mean).__name__}")
         s, t = mean.rows.shape[2], mean.columns.shape[2]
-        rows, columns, row_coef, column_coef = (
-            axis.flatten(1)[..., None] for axis in (mean.rows, mean.columns, mean.row_coef * s, mean.column_coef * t)
+        rows, columns, row_weight, column_weight = (
+            axis.flatten(1)[..., None]
+            for axis in (mean.rows, mean.columns, mean.row_weight * s, mean.column_weight * t)
         )
-        return SampleGrid(rows, columns, row_coef, column_coef), (s, t)
+        return SampleGrid(rows, columns, row_weight, column_weight), (s, t)
 
     def _by_bin(self, samples: Tensor, count: tuple[int, int]) -> Tensor:
         """Samples [R, C, Kh * S, Kw * T, ...] as [R, C, Kh, Kw, S * T, ...]."""

@@ -10,15 +10,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from regio.regions.pool import RoIPool
 from regio.regions.quantisation import Corners, Division, OverlappingBins, SPPNetCorners
-from regio.regions.reading import Reading, ReadingExtractor
+from regio.regions.roi_pool import RoIPool
+from regio.regions.sampling import Samples, SamplingExtractor
 from regio.types import FeatureMap, Regions
 
-__all__ = ["JoinedReading", "SpatialPyramidPool"]
+__all__ = ["JoinedSamples", "SpatialPyramidPool"]
 
 
-class SpatialPyramidPool(ReadingExtractor):
+class SpatialPyramidPool(SamplingExtractor):
     """Spatial pyramid pooling: over each box n x n bins for each n of `levels`, and the largest cell of every bin (He
     et al. 2014, sections 2.2 and 4.1).
 
@@ -38,7 +38,7 @@ class SpatialPyramidPool(ReadingExtractor):
         levels: Sequence[int] = (6, 3, 2, 1),
         corners: Corners = SPPNetCorners(),  # noqa: B008 (frozen)
         division: Division = OverlappingBins(),  # noqa: B008 (frozen)
-        pool: Callable[[int, Corners, Division], ReadingExtractor] = RoIPool,
+        pool: Callable[[int, Corners, Division], SamplingExtractor] = RoIPool,
     ) -> None:
         super().__init__()
         self.levels = tuple(levels)
@@ -47,39 +47,39 @@ class SpatialPyramidPool(ReadingExtractor):
         self.pools = nn.ModuleList(pool(n, corners, division) for n in self.levels)
         self.bins = (sum(n * n for n in self.levels), 1)
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """The cells of each bin; see `ReadingExtractor.reading`. shift: [R, K, 1, 2], for pools that can be moved."""
-        pools = [cast(ReadingExtractor, p) for p in self.pools]
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """The cells of each bin; see `SamplingExtractor.sampling`. shift: [R, K, 1, 2], for pools that can be moved."""
+        pools = [cast(SamplingExtractor, p) for p in self.pools]
         parts = [prod(p.bins) for p in pools]
         shifts: Sequence[Tensor | None] = [None] * len(pools)
         if shift is not None:
             shifts = [s.reshape(-1, *p.bins, 2) for s, p in zip(shift.split(parts, 1), pools, strict=True)]
-        readings = (p.reading(maps, r, level, s) for p, s in zip(pools, shifts, strict=True))
-        return JoinedReading(tuple(readings), tuple(parts))
+        samples = (p.sampling(maps, r, level, s) for p, s in zip(pools, shifts, strict=True))
+        return JoinedSamples(tuple(samples), tuple(parts))
 
 
 @dataclass(frozen=True)
-class JoinedReading(Reading):
-    """The parts of several readings one after the other, as one column: features [R, C, K, 1].
+class JoinedSamples(Samples):
+    """The parts of several `Samples` one after the other, as one column: features [R, C, K, 1].
 
-    parts: how many each of the readings has.
+    parts: how many parts each of them has.
     """
 
-    readings: tuple[Reading, ...]
+    samples: tuple[Samples, ...]
     parts: tuple[int, ...]
 
     def features(
         self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
     ) -> Tensor:
         if groups is None:
-            own = [reading.features(maps, image, level) for reading in self.readings]
+            own = [samples.features(maps, image, level) for samples in self.samples]
         else:
-            parts = zip(self.readings, self._split(groups), strict=True)
-            own = [reading.features(maps, image, level, some) for reading, some in parts]
+            parts = zip(self.samples, self._split(groups), strict=True)
+            own = [samples.features(maps, image, level, some) for samples, some in parts]
         return torch.cat([y.flatten(2) for y in own], 2)[..., None]
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
-        return torch.cat([reading.weights(x, image) for reading in self.readings], 2)
+        return torch.cat([samples.weights(x, image) for samples in self.samples], 2)
 
     def _split(self, groups: Sequence[int]) -> list[list[int]]:
         ends = torch.tensor(self.parts).cumsum(0).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype
 from regio.regions.base import RegionExtractor
 from regio.types import FeatureMap, Regions
 

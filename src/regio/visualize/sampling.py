@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor
 
-from regio.regions.grid import RoIAlign
-from regio.regions.pool import RoIPool
-from regio.regions.reading import SampleGrid, SamplePoints
+from regio.regions.roi_align import RoIAlign
+from regio.regions.roi_pool import RoIPool
+from regio.regions.sampling import SampleGrid, SamplePoints
 from regio.types import FeatureMap, Regions
 from regio.visualize.weights import BESIDE, BOX, INK, outline, show_image
 
@@ -52,7 +52,7 @@ def quantisation_figure(
     r = Regions(boxes, torch.zeros(1, dtype=torch.int64, device=boxes.device))
     level = torch.zeros_like(r.image)
     top, bottom, left, right = (t[0].tolist() for t in pool.cells([x], r, level))
-    grid = align.reading([x], r, level)
+    grid = align.sampling([x], r, level)
     assert isinstance(grid, SampleGrid)
     rounded = (min(left) * x.stride, min(top) * x.stride, max(right) * x.stride, max(bottom) * x.stride)
     figure, (first, second) = _zoomed(image, x, _around([box, rounded], 1.2 * x.stride), 2, title, caption)
@@ -73,7 +73,7 @@ def quantisation_figure(
         second.plot([x1, x2], [y1 + (y2 - y1) * i / align.bins[0]] * 2, color=BOX, linewidth=1)
     for j in range(1, align.bins[1]):
         second.plot([x1 + (x2 - x1) * j / align.bins[1]] * 2, [y1, y2], color=BOX, linewidth=1)
-    rows, columns = (t[0][c[0] > 0] for t, c in ((grid.rows, grid.row_coef), (grid.columns, grid.column_coef)))
+    rows, columns = (t[0][c[0] > 0] for t, c in ((grid.rows, grid.row_weight), (grid.columns, grid.column_weight)))
     points = (torch.cartesian_prod(columns.detach(), rows.detach()).cpu().double() + 0.5) * x.stride
     _dots(second, points, POINT)
     outline(second, box)
@@ -96,10 +96,10 @@ def offsets_figure(
 
     Raises ValueError unless both are of one box with the same parts.
     """
-    if moved.coef.shape[:3] != unmoved.coef.shape[:3] or len(moved.coef) != 1:
+    if moved.weight.shape[:3] != unmoved.weight.shape[:3] or len(moved.weight) != 1:
         raise ValueError(
             "moved, unmoved: expected coefs [1, Kh, Kw, S] with the same parts, "
-            f"got {list(moved.coef.shape)} and {list(unmoved.coef.shape)}"
+            f"got {list(moved.weight.shape)} and {list(unmoved.weight.shape)}"
         )
     after, before = ([_read(p, c, x.stride) for p, c in _each_part(s)] for s in (moved, unmoved))
     everything = torch.cat([*after, *before, torch.tensor(box).reshape(2, 2)])
@@ -122,7 +122,7 @@ def offsets_figure(
 
 def _each_part(samples: SamplePoints) -> Iterator[tuple[Tensor, Tensor]]:
     """Points [S, 2] and coefs [S] of each part of the one box."""
-    return zip(samples.points[0].flatten(0, 1), samples.coef[0].flatten(0, 1), strict=True)
+    return zip(samples.points[0].flatten(0, 1), samples.weight[0].flatten(0, 1), strict=True)
 
 
 def _read(points: Tensor, coef: Tensor, stride: float) -> Tensor:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from regio.kernels.arguments import Reads
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the latter in Triton's interpreter
 
@@ -16,21 +17,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, tor
 Reference = Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class Case:
-    """The arguments of a map operation."""
-
-    maps: list[Tensor]
-    image: Tensor
-    level: Tensor
-    arguments: list[Tensor]
-    groups: list[int]
-
-    def __iter__(self) -> Iterator[object]:
-        return iter((self.maps, self.image, self.level, self.arguments, self.groups))
-
-    def with_maps(self, change: Callable[[Tensor], Tensor]) -> "Case":
-        return replace(self, maps=[change(x) for x in self.maps])
+def with_maps(reads: Reads, change: Callable[[Tensor], Tensor]) -> Reads:
+    return reads._replace(maps=[change(x) for x in reads.maps])
 
 
 def pyramid(
@@ -50,7 +38,7 @@ def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.is_floating_point())
 
 
-def expected(reference: Reference, case: Case, toward: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def expected(reference: Reference, case: Reads, toward: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The result of a reference with the arguments of a case, and the gradients of maps and arguments."""
     maps, arguments = [leaf(x) for x in case.maps], [leaf(a) for a in case.arguments]
     out = reference(maps, case.image, arguments, case.level, case.groups)
@@ -84,21 +72,21 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def check(module: ModuleType, reference: Reference, case: Case) -> None:
+def check(module: ModuleType, reference: Reference, case: Reads) -> None:
     """Forward and all gradients, the default and the deterministic ones, against a reference."""
     tolerance = TOLERANCE[case.maps[0].dtype]
-    out = module.forward(*case)
+    out = module.forward(case)
     toward = toward_of(out)
     wanted, to_maps, to_arguments = expected(reference, case, toward)
     assert_close(out, wanted.view(out.shape), tolerance)
-    grads = module.backward_maps(toward, *case)
+    grads = module.backward_maps(toward, case)
     with deterministic():
-        ordered, again = (module.backward_maps(toward, *case) for _ in range(2))
+        ordered, again = (module.backward_maps(toward, case) for _ in range(2))
     for x, grad, one, two, want in zip(case.maps, grads, ordered, again, to_maps, strict=True):
         assert_close(grad, want, tolerance)
         assert_close(one, want, tolerance)
         assert torch.equal(one, two)
         assert grad.stride() == one.stride() == torch.empty_like(x).stride()
     if to_arguments:
-        for grad, want in zip(module.backward_arguments(toward, *case), to_arguments, strict=True):
+        for grad, want in zip(module.backward_arguments(toward, case), to_arguments, strict=True):
             assert_close(grad, want, tolerance)

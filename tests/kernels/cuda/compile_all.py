@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from regio.kernels.arguments import Reads
 from regio.kernels.cuda import attend, pool_max, sample_grid, sample_points
 
 
@@ -49,16 +50,17 @@ def launch_all(dtype: torch.dtype) -> None:
     boxes, term = 2, torch.float64 if dtype == torch.float64 else torch.float32
     maps, image = [torch.zeros(1, 256, 50, 76, dtype=dtype)], torch.zeros(boxes, dtype=torch.int64)
     axis, side = torch.zeros(boxes, 7, 2, dtype=term), torch.zeros(boxes, 7, dtype=torch.int64)
-    points, coef = torch.zeros(boxes, 49, 4, 2, dtype=term), torch.zeros(boxes, 49, 4, dtype=term)
+    points, weight = torch.zeros(boxes, 49, 4, 2, dtype=term), torch.zeros(boxes, 49, 4, dtype=term)
     for groups in ([], [0, 1] * 24 + [0]):
         x = [m.unflatten(1, (2, -1)) for m in maps] if groups else maps
-        for module, arguments in ((sample_points, [points, coef]), (sample_grid, [axis] * 4), (pool_max, [side] * 4)):
-            y = module.forward(x, image, image, arguments, groups)
+        for module, arguments in ((sample_points, [points, weight]), (sample_grid, [axis] * 4), (pool_max, [side] * 4)):
+            reads = Reads(x, image, image, arguments, groups)
+            y = module.forward(reads)
             for ordered in (False, True):
                 torch.use_deterministic_algorithms(ordered)
-                module.backward_maps(y, x, image, image, arguments, groups)
+                module.backward_maps(y, reads)
             if module is not pool_max:
-                module.backward_arguments(y, x, image, image, arguments, groups)
+                module.backward_arguments(y, reads)
     column, row = torch.zeros(boxes, 49, 76, dtype=term), torch.zeros(boxes, 49, 50, dtype=term)
     appearance, support = torch.zeros(1, 49, 50, 76, dtype=term), torch.zeros(boxes, 4, dtype=torch.int64)
     for a in (None, appearance):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regio.kernels.cpu import threads
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.masked import add_logits_of_row, dot_map, weigh_map
+from regio.kernels.cpu.inner_loops import add_logits_of_row, dot_map, weigh_map
 
 __all__ = ["add_term_gradients", "weigh"]
 

@@ -55,7 +55,7 @@ class _Kept(NullCache):
 
     numba's own cache compares only the file that the function is in, although helpers from other files are compiled
     into it, and its index can be torn between two processes that compile at once. Here the folder changes with any
-    source, a file's name says all about its content, and files appear complete. A file that cannot be read or written
+    source, a file's name determines its content, and files appear complete. A file that cannot be read or written
     costs only time.
     """
 

@@ -6,17 +6,16 @@ are results.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from regio.kernels.cpu import launch, memory
-from regio.kernels.cpu.cells import BLOCK, add_to_maximum, maximum, transpose
+from regio.kernels.arguments import Reads
+from regio.kernels.cpu import buffer_pool, per_level
+from regio.kernels.cpu.channels_last import BLOCK, add_to_maximum, maximum, transpose
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.vectors import SIDE
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.cpu.inner_loops import SIDE
 
 __all__ = ["backward_maps", "forward"]
 
@@ -26,43 +25,44 @@ U = np.uintp
 
 @compiled
 def _forward(
-    x: Array, shape: tuple[int, int, int], image: Array, which: Array, starts: Array, top: Array, bottom: Array,
-    left: Array, right: Array, out: Array, begin: int, end: int
+    x: Array, shape: tuple[int, int, int], image: Array, box_index: Array, channel_offset: Array, top: Array,
+    bottom: Array, left: Array, right: Array, out: Array, begin: int, end: int
 ) -> None:  # fmt: skip
-    """out[r] for r in which[begin:end]. out: [R, C, Kh * Kw]."""
-    cell, height, width = shape
+    """out[r] for r in box_index[begin:end]. out: [R, C, Kh * Kw]."""
+    cell_stride, height, width = shape
     channels, parts = out.shape[1:]
     kh, kw = top.shape[1], left.shape[1]
-    pitch = min(BLOCK, channels) + SIDE  # not a power of two: the transposition would fall on few cache sets
-    tile, flat = np.empty(parts * pitch, x.dtype), out.reshape(-1)
-    for r in which[begin:end]:
+    row_stride = min(BLOCK, channels) + SIDE  # not a power of two: the transposition would fall on few cache sets
+    tile, flat = np.empty(parts * row_stride, x.dtype), out.reshape(-1)
+    for r in box_index[begin:end]:
         for first in range(0, channels, BLOCK):
             size = min(BLOCK, channels - first)
             for i in range(kh):
                 v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
                 for j in range(kw):
                     u0, u1 = max(left[r, j], 0), min(right[r, j], width)
-                    at = U(((image[r] * height + v0) * width + u0) * cell + starts[i * kw + j] + first)
-                    to = U((i * kw + j) * pitch)
-                    maximum(x, at, width * cell, cell, v1 - v0, u1 - u0, tile, to, size)
-            transpose(tile, U(0), pitch, parts, size, flat, U((r * channels + first) * parts), parts)
+                    at = U(((image[r] * height + v0) * width + u0) * cell_stride + channel_offset[i * kw + j] + first)
+                    to = U((i * kw + j) * row_stride)
+                    maximum(x, at, width * cell_stride, cell_stride, v1 - v0, u1 - u0, tile, to, size)
+            transpose(tile, U(0), row_stride, parts, size, flat, U((r * channels + first) * parts), parts)
 
 
 @compiled
 def _backward_map(
-    x: Array, step: int, starts_in_x: Array, grad_x: Array, shape: tuple[int, int, int], image: Array,
-    which: Array, starts: Array, top: Array, bottom: Array, left: Array, right: Array, grad: Array, begin: int, end: int
+    x: Array, step: int, channel_offset_in_x: Array, grad_x: Array, shape: tuple[int, int, int], image: Array,
+    box_index: Array, channel_offset: Array, top: Array, bottom: Array, left: Array, right: Array, grad: Array,
+    begin: int, end: int
 ) -> None:  # fmt: skip
     """Add the gradient of the channels [begin, end) of every group to grad_x."""
-    cell, height, width = shape
+    cell_stride, height, width = shape
     channels, parts = grad.shape[1:]
     kh, kw = top.shape[1], left.shape[1]
-    pitch = min(BLOCK, end - begin) + SIDE
-    tile, flat = np.empty(parts * pitch, x.dtype), grad.reshape(-1)
-    for r in which:
+    row_stride = min(BLOCK, end - begin) + SIDE
+    tile, flat = np.empty(parts * row_stride, x.dtype), grad.reshape(-1)
+    for r in box_index:
         for first in range(begin, end, BLOCK):
             size = min(BLOCK, end - first)
-            transpose(flat, U((r * channels + first) * parts), parts, size, parts, tile, U(0), pitch)
+            transpose(flat, U((r * channels + first) * parts), parts, size, parts, tile, U(0), row_stride)
             for i in range(kh):
                 v0, v1 = max(top[r, i], 0), min(bottom[r, i], height)
                 for j in range(kw):
@@ -70,31 +70,22 @@ def _backward_map(
                     if v0 >= v1 or u0 >= u1:
                         continue
                     k, corner = i * kw + j, (image[r] * height + v0) * width + u0
-                    at = U(corner * step + starts_in_x[k] + first)
-                    to = U(corner * cell + starts[k] + first)
+                    at = U(corner * step + channel_offset_in_x[k] + first)
+                    to = U(corner * cell_stride + channel_offset[k] + first)
                     add_to_maximum(
-                        x, at, width * step, step, v1 - v0, u1 - u0, grad_x, to, width * cell, cell, tile,
-                        U(k * pitch), size
+                        x, at, width * step, step, v1 - v0, u1 - u0, grad_x, to, width * cell_stride, cell_stride, tile,
+                        U(k * row_stride), size
                     )  # fmt: skip
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
-    """Features [R, C, Kh * Kw]; see `regio.kernels.operation`."""
-    top, _, left, _ = arguments
+def forward(reads: Reads) -> Tensor:
+    """Features [R, C, Kh * Kw]; see `regio.kernels.registration`."""
+    top, _, left, _ = reads.arguments
     parts = top.shape[1] * left.shape[1]
-    out = memory.empty((len(top), maps[0].shape[-3], parts), coordinate_dtype(maps[0]))
-    return launch.features(_forward, out, maps, image, level, arguments, groups)
+    out = buffer_pool.empty((len(top), reads.channels, parts), reads.dtype)
+    return per_level.features(_forward, out, reads)
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map."""
-    return launch.map_gradients(_backward_map, grad, maps, image, level, arguments, groups, reads_map=True)
+    return per_level.map_gradients(_backward_map, grad, reads, reads_map=True)

@@ -59,40 +59,31 @@ def share(work: Callable[[int, int], object], total: int, *, grain: int = 1, sha
     step = -(-total // (threads * shares * grain)) * grain
     begins = iter(range(0, total, step))  # next() on a range iterator is atomic
 
-    def take_turns() -> None:
-        for begin in begins:
-            work(begin, min(begin + step, total))
-
-    # libgomp ends the threads that a smaller team leaves out, and PyTorch would have to start them again.
-    if _run_region is not None and threads == available:
-        _in_region(take_turns, threads)
-    else:
-        _in_pool(take_turns, threads)
-
-
-def _in_region(take_turns: Callable[[], None], threads: int) -> None:
     errors: list[BaseException] = []
 
-    def guarded(_: object) -> None:
+    def take_turns(_: object = None) -> None:
         try:
-            take_turns()
+            for begin in begins:
+                work(begin, min(begin + step, total))
         except BaseException as error:  # nothing can be raised through libgomp
             errors.append(error)
 
-    _run_region(_REGION(guarded), None, threads, 0)
+    # libgomp ends the threads that a smaller team leaves out, and PyTorch would have to start them again.
+    if _run_region is not None and threads == available:
+        _run_region(_REGION(take_turns), None, threads, 0)
+    else:
+        _run_in_pool(take_turns, threads)
     if errors:
         raise errors[0]
 
 
-def _in_pool(take_turns: Callable[[], None], threads: int) -> None:
+def _run_in_pool(take_turns: Callable[[], None], threads: int) -> None:
     global _pool
     if _pool is None:
         # Threads start as work arrives, so the limit costs nothing; `share` decides how many are used.
         _pool = ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1), thread_name_prefix="regio")
     others = [_pool.submit(take_turns) for _ in range(threads - 1)]
-    try:
-        take_turns()
-    finally:
-        for other in others:
-            if not other.cancel():  # one that has not started by now is not needed
-                other.result()
+    take_turns()
+    for other in others:
+        if not other.cancel():  # one that has not started by now is not needed
+            other.result()

@@ -1,5 +1,5 @@
-"""Pieces of the CUDA kernels: which boxes a launch answers for, hat functions, and tiles of a map that look for the
-boxes which read them."""
+"""Pieces of the CUDA kernels: for which boxes a launch writes the result, bilinear weights, and tiles of a map that
+look for the boxes which read them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["answers_for", "box_tile", "first_channel", "hat", "map_tile", "touches"]
+__all__ = [
+    "bilinear_weight",
+    "box_tile",
+    "first_channel",
+    "map_tile",
+    "owned_tile",
+    "store_owned",
+    "touches",
+    "writes_result",
+]
 
 
 @triton.jit
-def answers_for(level: tl.tensor, this: tl.tensor, levels: tl.tensor) -> Any:
+def writes_result(level: tl.tensor, this: tl.tensor, levels: tl.tensor) -> Any:
     """Whether the launch for the map `this` writes the result of a box; the first also does so for levels that are
     not there."""
     return (level == this) | ((this == 0) & ((level < 0) | (level >= levels)))
@@ -39,7 +48,7 @@ def first_channel(group: tl.tensor, k: tl.tensor, real: tl.tensor, channels: tl.
 
 
 @triton.jit
-def hat(position: tl.tensor, cell: tl.tensor) -> Any:
+def bilinear_weight(position: tl.tensor, cell: tl.tensor) -> Any:
     """The weight of a cell in a linear interpolation, max(0, 1 - |position - cell|); 0 for NaN."""
     height = 1 - tl.abs(position - cell)
     return tl.where(height > 0, height, 0)
@@ -52,6 +61,27 @@ def map_tile(index: tl.tensor, width: tl.tensor, SIDE: tl.constexpr) -> Any:
     top, left = (index // across) * SIDE, (index % across) * SIDE
     cell = tl.arange(0, SIDE * SIDE)
     return top, left, top + cell // SIDE, left + cell % SIDE
+
+
+@triton.jit
+def owned_tile(channels: tl.tensor, width: tl.tensor, SIDE: tl.constexpr, CHANNELS: tl.constexpr) -> Any:
+    """What a program of `launch.run_by_cell` owns: the image, the group and its channels; the first row and column of
+    the tile, and the row and column of all its cells."""
+    n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
+    q, c = tl.program_id(1) // blocks, tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    top, left, v, u = map_tile(tl.program_id(0), width, SIDE)
+    return n, q, c, top, left, v, u
+
+
+@triton.jit
+def store_owned(
+    sums: tl.tensor, acc: tl.tensor, n: tl.tensor, q: tl.tensor, c: tl.tensor, v: tl.tensor, u: tl.tensor,
+    height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, channels: tl.tensor
+) -> None:  # fmt: skip
+    """Write the sums [SIDE * SIDE, CHANNELS] of an `owned_tile`."""
+    to = ((n * height + v) * width + u) * cell_stride + q * channels
+    mine = ((v < height) & (u < width))[:, None] & (c < channels)[None, :]
+    tl.store(sums + to[:, None] + c[None, :], acc, mask=mine)
 
 
 @triton.jit

@@ -10,7 +10,6 @@ the CPU wait for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,60 +17,45 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from regio.kernels.arguments import Reads
 from regio.kernels.cuda import launch
-from regio.kernels.cuda.cells import answers_for, box_tile, first_channel, map_tile, touches
+from regio.kernels.cuda.cells import box_tile, first_channel, owned_tile, store_owned, touches, writes_result
 
 __all__ = ["backward_maps", "forward"]
 
 
-def forward(
-    maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
-) -> Tensor:
+def forward(reads: Reads) -> Tensor:
     """Features [R, C, Kh * Kw]."""
-    top, _, left, _ = sides = [a.contiguous() for a in arguments]
-    boxes, parts, channels = len(top), top.shape[1] * left.shape[1], maps[0].shape[-3]
-    out = maps[0].new_empty((boxes, channels, parts))
-    block = launch.tile(parts, channels)
-    grid = launch.programs(boxes, parts, channels, block)
-    with torch.cuda.device_of(image):
-        for _, fixed in launch.each_level(maps, image, level, groups):
-            _forward[grid](
-                *fixed, *sides, out, channels, top.shape[1], left.shape[1], GROUPED=bool(groups), **block
-            )  # fmt: skip
+    sides, (boxes, kh, kw) = _sides(reads)
+    out = reads.maps[0].new_empty((boxes, reads.channels, kh * kw))
+    launch.run_by_box(_forward, reads, kh * kw, *sides, out, reads.channels, kh, kw)
     return out
 
 
-def backward_maps(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    image: Tensor,
-    level: Tensor,
-    arguments: Sequence[Tensor],
-    groups: Sequence[int],
-) -> list[Tensor]:
+def backward_maps(grad: Tensor, reads: Reads) -> list[Tensor]:
     """A gradient of each map."""
-    top, bottom, left, right = sides = [a.contiguous() for a in arguments]
-    boxes, parts, channels = len(top), top.shape[1] * left.shape[1], maps[0].shape[-3]
-    grads = [launch.zero_sums(x) for x in maps]
-    block = launch.tile(parts, channels)
-    grid = launch.programs(boxes, parts, channels, block)
-    ordered = torch.are_deterministic_algorithms_enabled() and parts > 0
-    if ordered:
-        grad = grad.transpose(1, 2).contiguous()
+    sides, (boxes, kh, kw) = _sides(reads)
+    parts = kh * kw
+
+    def add(sums: list[Tensor]) -> None:
+        arguments = (*sides, grad, *grad.stride(), reads.channels, kh, kw)
+        launch.run_by_box(_scatter, reads, parts, *arguments, sums=sums)
+
+    def add_in_order(sums: list[Tensor]) -> None:
+        top, bottom, left, right = sides
         bounds = torch.stack([top.amin(1), left.amin(1), bottom.amax(1) - 1, right.amax(1) - 1], 1).float()
-        largest = torch.empty((boxes, parts, channels), dtype=torch.int32, device=image.device)
-    with torch.cuda.device_of(image):
-        for sums, (x, fixed) in zip(grads, launch.each_level(maps, image, level, groups), strict=True):
-            bins = (channels, top.shape[1], left.shape[1])
-            if ordered:
-                _largest_cells[grid](*fixed, *sides, largest, *bins, GROUPED=bool(groups), **block)
-                _gather[launch.owners(x)](
-                    sums, *fixed[1:], bounds, largest, grad, channels, boxes, parts, GROUPED=bool(groups),
-                    **launch.OWNED,
-                )  # fmt: skip
-            else:
-                _scatter[grid](*fixed, *sides, sums, grad, *grad.stride(), *bins, GROUPED=bool(groups), **block)
-    return [launch.map_gradient(sums, x) for sums, x in zip(grads, maps, strict=True)]
+        by_part = grad.transpose(1, 2).contiguous()
+        largest = torch.empty((boxes, parts, reads.channels), dtype=torch.int32, device=grad.device)
+        launch.run_by_box(_largest_cells, reads, parts, *sides, largest, reads.channels, kh, kw)
+        launch.run_by_cell(_gather, reads, sums, bounds, largest, by_part, reads.channels, boxes, parts)
+
+    return launch.map_gradients(reads, add, add_in_order if parts else None)
+
+
+def _sides(reads: Reads) -> tuple[list[Tensor], tuple[int, int, int]]:
+    """top, bottom, left and right, and the numbers of boxes and of rows and columns of bins."""
+    top, _, left, _ = sides = [a.contiguous() for a in reads.arguments]
+    return sides, (*top.shape, left.shape[1])
 
 
 @triton.jit
@@ -85,9 +69,9 @@ def _range(low: tl.tensor, high: tl.tensor, at: tl.tensor, real: tl.tensor, size
 
 @triton.jit
 def _largest(
-    start: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, r: tl.tensor, k: tl.tensor, c: tl.tensor,
-    top: tl.tensor, bottom: tl.tensor, left: tl.tensor, right: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor,
-    bin_columns: tl.tensor, readable: tl.tensor
+    start: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, r: tl.tensor, k: tl.tensor,
+    c: tl.tensor, top: tl.tensor, bottom: tl.tensor, left: tl.tensor, right: tl.tensor, channels: tl.tensor,
+    bin_rows: tl.tensor, bin_columns: tl.tensor, readable: tl.tensor
 ) -> Any:  # fmt: skip
     """The largest cell of each bin and channel, and its number in the map, -1 for a bin without cells.
 
@@ -102,7 +86,7 @@ def _largest(
         for b in range(tl.max(columns, 0)):
             cell = (v + a) * width + u + b
             reads = ((a < rows) & (b < columns))[:, None] & (c < channels)[None, :]
-            at = start + cell.to(tl.int64) * pitch
+            at = start + cell.to(tl.int64) * cell_stride
             value = tl.load(at[:, None] + c[None, :], mask=reads, other=0.0).to(SUM)
             larger = reads & ((where < 0) | (value > best) | (value != value))
             best, where = tl.where(larger, value, best), tl.where(larger, cell[:, None], where)
@@ -112,18 +96,18 @@ def _largest(
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _forward(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, top: tl.tensor, bottom: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, top: tl.tensor, bottom: tl.tensor,
     left: tl.tensor, right: tl.tensor, out: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor,
     bin_columns: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
     parts = bin_rows * bin_columns
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n, where = tl.load(image + r), tl.load(level + r)
-    if answers_for(where, this, levels):
+    if writes_result(where, this, levels):
         known = (n >= 0) & (n < images) & (where == this)
-        start = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        start = x + n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         best, _ = _largest(
-            start, height, width, pitch, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
+            start, height, width, cell_stride, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
             tl.where(known, parts, 0),
         )  # fmt: skip
         result = tl.where(known, best, float("nan")).to(out.dtype.element_ty)
@@ -134,8 +118,8 @@ def _forward(
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _scatter(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, top: tl.tensor, bottom: tl.tensor,
-    left: tl.tensor, right: tl.tensor, sums: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, sums: tl.tensor, top: tl.tensor,
+    bottom: tl.tensor, left: tl.tensor, right: tl.tensor, grad: tl.tensor, grad_r: tl.tensor, grad_c: tl.tensor,
     grad_k: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor, bin_columns: tl.tensor, GROUPED: tl.constexpr,
     PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
@@ -143,21 +127,21 @@ def _scatter(
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n = tl.load(image + r)
     if (n >= 0) & (n < images) & (tl.load(level + r) == this):
-        origin = n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        origin = n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         _, cell = _largest(
-            x + origin, height, width, pitch, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
+            x + origin, height, width, cell_stride, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
             parts,
         )  # fmt: skip
         real = (k < parts)[:, None] & (c < channels)[None, :]
         g = tl.load(grad + r * grad_r + (k * grad_k)[:, None] + (c * grad_c)[None, :], mask=real, other=0.0)
-        to = sums + origin[:, None] + cell.to(tl.int64) * pitch + c[None, :]
+        to = sums + origin[:, None] + cell.to(tl.int64) * cell_stride + c[None, :]
         tl.atomic_add(to, g.to(sums.dtype.element_ty), mask=real & (cell >= 0), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _largest_cells(
     x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, top: tl.tensor, bottom: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, top: tl.tensor, bottom: tl.tensor,
     left: tl.tensor, right: tl.tensor, largest: tl.tensor, channels: tl.tensor, bin_rows: tl.tensor,
     bin_columns: tl.tensor, GROUPED: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> None:  # fmt: skip
@@ -166,9 +150,10 @@ def _largest_cells(
     r, k, c = box_tile(parts, channels, PARTS, CHANNELS)
     n = tl.load(image + r)
     if (n >= 0) & (n < images) & (tl.load(level + r) == this):
-        start = x + n * height * width * pitch + first_channel(group, k, k < parts, channels, GROUPED)
+        start = x + n * height * width * cell_stride + first_channel(group, k, k < parts, channels, GROUPED)
         _, cell = _largest(
-            start, height, width, pitch, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns, parts,
+            start, height, width, cell_stride, r, k, c, top, bottom, left, right, channels, bin_rows, bin_columns,
+            parts,
         )  # fmt: skip
         to = largest + ((r * parts + k) * channels)[:, None] + c[None, :]
         tl.store(to, cell, mask=(k < parts)[:, None] & (c < channels)[None, :])
@@ -176,15 +161,13 @@ def _largest_cells(
 
 @triton.jit(do_not_specialize=launch.UNSPECIALIZED)
 def _gather(
-    sums: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
-    this: tl.tensor, height: tl.tensor, width: tl.tensor, pitch: tl.tensor, bounds: tl.tensor, largest: tl.tensor,
-    grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor, parts: tl.tensor, GROUPED: tl.constexpr,
+    x: tl.tensor, image: tl.tensor, level: tl.tensor, group: tl.tensor, images: tl.tensor, levels: tl.tensor,
+    this: tl.tensor, height: tl.tensor, width: tl.tensor, cell_stride: tl.tensor, sums: tl.tensor, bounds: tl.tensor,
+    largest: tl.tensor, grad: tl.tensor, channels: tl.tensor, boxes: tl.tensor, parts: tl.tensor, GROUPED: tl.constexpr,
     SIDE: tl.constexpr, CHANNELS: tl.constexpr, BOXES: tl.constexpr
 ) -> None:  # fmt: skip
     """largest, grad: [R, K, C], contiguous."""
-    n, blocks = tl.program_id(2).to(tl.int64), tl.cdiv(channels, CHANNELS)
-    q, c = tl.program_id(1) // blocks, tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    top, left, v, u = map_tile(tl.program_id(0), width, SIDE)
+    n, q, c, top, left, v, u = owned_tile(channels, width, SIDE, CHANNELS)
     mine = ((v < height) & (u < width))[:, None] & (c < channels)[None, :]
     acc = tl.zeros((SIDE * SIDE, CHANNELS), sums.dtype.element_ty)
     for first in range(0, boxes, BOXES):
@@ -200,5 +183,4 @@ def _gather(
                             cell = tl.load(largest + at, mask=c < channels, other=-1)
                             g = tl.load(grad + at, mask=c < channels, other=0.0).to(acc.dtype)
                             acc += tl.where(mine & ((v * width + u)[:, None] == cell[None, :]), g[None, :], 0)
-    to = ((n * height + v) * width + u) * pitch + q * channels
-    tl.store(sums + to[:, None] + c[None, :], acc, mask=mine)
+    store_owned(sums, acc, n, q, c, v, u, height, width, cell_stride, channels)

@@ -3,12 +3,12 @@
 The kernels of the operation `name` are three functions of the modules `regio.kernels.cpu.name` and
 `regio.kernels.cuda.name`, imported at the first call:
 
-    forward(maps, image, level, arguments, groups) -> features
-    backward_maps(grad, maps, image, level, arguments, groups) -> a gradient of each map
-    backward_arguments(grad, maps, image, level, arguments, groups) -> a gradient of each argument
+    forward(reads) -> features
+    backward_maps(grad, reads) -> a gradient of each map
+    backward_arguments(grad, reads) -> a gradient of each argument
 
-`arguments` are the tensors that say where the boxes read; `groups` is the channel group of each part, or empty where
-all parts read all channels.
+PyTorch's dispatcher has no named tuples, so in the schema of an operation the fields of `Reads` follow each other:
+`map_operation` takes it apart, and `_kernel` puts it together again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from regio.kernels.maps import like_maps
+from regio.kernels.arguments import Reads, like_maps
 
 __all__ = ["has_kernel", "map_operation"]
 
-Operation = Callable[[Sequence[Tensor], Tensor, Tensor, Sequence[Tensor], Sequence[int]], Tensor]
-
-_INPUTS = "Tensor[] maps, Tensor image, Tensor level, Tensor[] arguments, int[] groups"
+_READS = "Tensor[] maps, Tensor image, Tensor level, Tensor[] arguments, int[] groups"
 _library = torch.library.Library("regio", "FRAGMENT")
 _TRITON = importlib.util.find_spec("triton") is not None
 
@@ -41,18 +39,21 @@ def has_kernel(x: Tensor) -> bool:
     return x.device.type in ("cpu", "meta") or (x.device.type == "cuda" and _TRITON)
 
 
-def map_operation(name: str, like: Operation, *, differentiable_arguments: bool) -> Operation:
-    """Register `regio::name` and its two backward operations; `like` makes an empty result of the right shape,
-    dtype and layout. Arguments that are not differentiable (whole numbers) have no `backward_arguments`."""
+def map_operation(
+    name: str, like: Callable[[Reads], Tensor], *, differentiable_arguments: bool
+) -> Callable[..., Tensor]:
+    """Register `regio::name` and its two backward operations, and return the first, which is called with the fields of
+    a `Reads`. like: makes an empty result of the right shape, dtype and layout. Arguments that are not differentiable
+    (whole numbers) have no `backward_arguments`."""
     backward_maps = _register(
-        name, "backward_maps", f"(Tensor grad, {_INPUTS}) -> Tensor[]", lambda grad, maps, *rest: like_maps(maps)
+        name, "backward_maps", f"(Tensor grad, {_READS}) -> Tensor[]", lambda grad, *fields: like_maps(fields[0])
     )
     if differentiable_arguments:
         backward_arguments = _register(
             name,
             "backward_arguments",
-            f"(Tensor grad, {_INPUTS}) -> Tensor[]",
-            lambda grad, maps, image, level, arguments, groups: [a.new_empty(a.shape) for a in arguments],
+            f"(Tensor grad, {_READS}) -> Tensor[]",
+            lambda grad, *fields: [a.new_empty(a.shape) for a in Reads(*fields).arguments],
         )
 
     class Recorded(Function):
@@ -63,7 +64,8 @@ def map_operation(name: str, like: Operation, *, differentiable_arguments: bool)
             """tensors: the maps, one a level, and the arguments."""
             ctx.groups, ctx.levels = groups, levels
             ctx.save_for_backward(image, level, *tensors)
-            return below_autograd(tensors[:levels], image, level, tensors[levels:], groups)
+            with torch._C._AutoDispatchBelowAutograd():
+                return forward(tensors[:levels], image, level, tensors[levels:], groups)
 
         @staticmethod
         @once_differentiable
@@ -71,25 +73,22 @@ def map_operation(name: str, like: Operation, *, differentiable_arguments: bool)
             image, level, *tensors = ctx.saved_tensors  # once: under checkpointing they can be asked for only once
             maps, arguments = tensors[: ctx.levels], tensors[ctx.levels :]
             needed = ctx.needs_input_grad[4:]
-            inputs = (grad, maps, image, level, arguments, ctx.groups)
-            to_maps = backward_maps(*inputs) if any(needed[: ctx.levels]) else [None] * len(maps)
-            to_arguments = backward_arguments(*inputs) if any(needed[ctx.levels :]) else [None] * len(arguments)
+            reads = Reads(maps, image, level, arguments, ctx.groups)
+            to_maps = backward_maps(grad, *reads) if any(needed[: ctx.levels]) else [None] * len(maps)
+            to_arguments = backward_arguments(grad, *reads) if any(needed[ctx.levels :]) else [None] * len(arguments)
             return None, None, None, None, *to_maps, *to_arguments
-
-    def below_autograd(*inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():  # as PyTorch's own custom operators go on to the kernel
-            return forward(*inputs)
 
     def with_autograd(
         maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
     ) -> Tensor:
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *arguments)):
             return Recorded.apply(groups, len(maps), image, level, *maps, *arguments)
-        return below_autograd(maps, image, level, arguments, groups)
+        with torch._C._AutoDispatchBelowAutograd():  # as PyTorch's own custom operators go on to the kernel
+            return forward(maps, image, level, arguments, groups)
 
     # `register_autograd` would do the same, but what it does with lists of tensors takes longer than torchvision's
     # RoIAlign of a box.
-    forward = _register(name, "forward", f"({_INPUTS}) -> Tensor", like)
+    forward = _register(name, "forward", f"({_READS}) -> Tensor", lambda *fields: like(Reads(*fields)))
     _library.impl(name, with_autograd, "Autograd")
     return forward
 
@@ -98,12 +97,14 @@ def _register(module: str, function: str, schema: str, like: Callable[..., Any])
     name = module if function == "forward" else f"{module}_{function}"
     _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     for device in ("cpu", "cuda"):
-        _library.impl(name, _imported(f"regio.kernels.{device}.{module}", function), device.upper())
+        _library.impl(name, _kernel(f"regio.kernels.{device}.{module}", function), device.upper())
     torch.library.register_fake(f"regio::{name}", like, lib=_library)
     return getattr(torch.ops.regio, name).default
 
 
-def _imported(module: str, function: str) -> Callable[..., Any]:
-    """The function of a module that is imported at the first call."""
+def _kernel(module: str, function: str) -> Callable[..., Any]:
+    """The function of a module that is imported at the first call, with the fields of `Reads` as one value."""
     load = cache(lambda: getattr(import_module(module), function))
-    return lambda *inputs: load()(*inputs)
+    if function == "forward":
+        return lambda *fields: load()(Reads(*fields))
+    return lambda grad, *fields: load()(grad, Reads(*fields))

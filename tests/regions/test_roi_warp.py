@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from regio.regions.roi_warp import RoIWarp
 from regio.regions.sample_max import SampleMax
-from regio.regions.warp import RoIWarp
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import ExtractorContract, close, feature_map, regions
-from tests.regions.test_pool import c_round
+from tests.regions.test_roi_pool import c_round
 
 
 def sample(cells: Tensor, v: float, u: float) -> Tensor:
@@ -92,11 +92,13 @@ def test_moved_bins_equal_nested_loops() -> None:
     x, r, e = feature_map(), regions(), RoIWarp((2, 3))
     shift = torch.randn(len(r), 2, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     level = torch.zeros_like(r.image)
-    y = e.reading([x], r, level, shift).features([x.data], r.image, level)
+    y = e.sampling([x], r, level, shift).features([x.data], r.image, level)
     boxes = zip(r.boxes.tolist(), r.image.tolist(), shift, strict=True)
     close(y, torch.stack([warp(e, x, box, image, by).mean(3) for box, image, by in boxes]), 1e-10)
     assert torch.autograd.gradcheck(
-        lambda s: e.reading([x], r, level, s).features([x.data], r.image, level), shift.requires_grad_(), fast_mode=True
+        lambda s: e.sampling([x], r, level, s).features([x.data], r.image, level),
+        shift.requires_grad_(),
+        fast_mode=True,
     )
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from regio.regions.grid import RoIAlign
-from regio.regions.reading import SampleGrid
+from regio.regions.roi_align import RoIAlign
 from regio.regions.sample_max import SampleMax
+from regio.regions.sampling import SampleGrid
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, ExtractorContract, close, feature_map, regions
 
@@ -127,7 +127,7 @@ def test_adaptive_memory_does_not_follow_the_largest_box() -> None:
     boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(100, 1)
     boxes[7] = torch.tensor([-2000.0, -2000.0, 2000.0, 2000.0])
     x, r = feature_map(dtype=torch.float32), Regions(boxes, torch.zeros(100, dtype=torch.int64))
-    grid = RoIAlign(7, samples=0).reading([x], r, r.image)
+    grid = RoIAlign(7, samples=0).sampling([x], r, r.image)
     assert isinstance(grid, SampleGrid)
     assert grid.rows.shape[2] <= 2 * max(x.size) + 6
     rois = torch.cat([r.image[:, None], boxes], 1)

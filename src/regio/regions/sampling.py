@@ -1,6 +1,6 @@
 """Where boxes read a map: the part of an extractor that a wrapper can move or hand other channels to.
 
-A reading is in the cells of each box's map, integer i at the centre of cell i, and independent of the features.
+`Samples` are in the cells of each box's map, integer i at the centre of cell i, and independent of the features.
 """
 
 from __future__ import annotations
@@ -12,17 +12,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regio.kernels.maps import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype
 from regio.kernels.pool_max import pool_max
 from regio.kernels.sample_grid import sample_grid
 from regio.kernels.sample_points import sample_points
 from regio.regions.base import RegionExtractor
 from regio.types import FeatureMap, Regions
 
-__all__ = ["CellBlocks", "Reading", "ReadingExtractor", "SampleGrid", "SamplePoints", "boxes_in_cells", "hat"]
+__all__ = [
+    "CellBlocks",
+    "SampleGrid",
+    "SamplePoints",
+    "Samples",
+    "SamplingExtractor",
+    "bilinear_weight",
+    "boxes_in_cells",
+]
 
 
-class Reading(ABC):
+class Samples(ABC):
     """The places that Kh x Kw parts of R boxes read, and their weights there."""
 
     @abstractmethod
@@ -41,51 +49,54 @@ class Reading(ABC):
 
 
 @dataclass(frozen=True)
-class SampleGrid(Reading):
-    """Bilinear samples where rows and columns cross: part (i, j) sums ``row_coef[i, s] * column_coef[j, t]`` times the
-    sample at ``(columns[j, t], rows[i, s])``.
+class SampleGrid(Samples):
+    """Bilinear samples where rows and columns cross: part (i, j) sums ``row_weight[i, s] * column_weight[j, t]`` times
+    the sample at ``(columns[j, t], rows[i, s])``.
 
-    rows, row_coef: [R, Kh, S]. columns, column_coef: [R, Kw, T]. A coef of 0 is a sample that reads nothing. At whole
-    numbers a sample is one cell, so this also holds sums over blocks of cells with separable weights.
+    rows, row_weight: [R, Kh, S]. columns, column_weight: [R, Kw, T]. A weight of 0 is a sample that reads nothing. At
+    whole numbers a sample is one cell, so this also holds sums over blocks of cells with separable weights.
     """
 
     rows: Tensor
     columns: Tensor
-    row_coef: Tensor
-    column_coef: Tensor
+    row_weight: Tensor
+    column_weight: Tensor
 
     def features(
         self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
     ) -> Tensor:
-        return sample_grid(maps, image, self.rows, self.columns, self.row_coef, self.column_coef, level, groups=groups)
+        return sample_grid(
+            maps, image, self.rows, self.columns, self.row_weight, self.column_weight, level, groups=groups
+        )
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
-        row = (self.row_coef[..., None] * hat(self.rows, x.shape[2])).sum(2)
-        column = (self.column_coef[..., None] * hat(self.columns, x.shape[3])).sum(2)
+        row = (self.row_weight[..., None] * bilinear_weight(self.rows, x.shape[2])).sum(2)
+        column = (self.column_weight[..., None] * bilinear_weight(self.columns, x.shape[3])).sum(2)
         return torch.einsum("rih,rjw->rijhw", row, column).flatten(1, 2).unsqueeze(1)
 
 
 @dataclass(frozen=True)
-class SamplePoints(Reading):
-    """Bilinear samples anywhere. points: [R, Kh, Kw, S, 2] as (column, row). coef: [R, Kh, Kw, S]."""
+class SamplePoints(Samples):
+    """Bilinear samples anywhere. points: [R, Kh, Kw, S, 2] as (column, row). weight: [R, Kh, Kw, S]."""
 
     points: Tensor
-    coef: Tensor
+    weight: Tensor
 
     def features(
         self, maps: Sequence[Tensor], image: Tensor, level: Tensor, groups: Sequence[int] | None = None
     ) -> Tensor:
-        y = sample_points(maps, image, self.points.flatten(1, 2), self.coef.flatten(1, 2), level, groups=groups)
-        return y.unflatten(2, tuple(self.coef.shape[1:3]))
+        y = sample_points(maps, image, self.points.flatten(1, 2), self.weight.flatten(1, 2), level, groups=groups)
+        return y.unflatten(2, tuple(self.weight.shape[1:3]))
 
     def weights(self, x: Tensor, image: Tensor) -> Tensor:
         u, v = self.points.flatten(1, 2).unbind(-1)
-        coef = self.coef.flatten(1, 2)[..., None]
-        return torch.einsum("rksh,rksw->rkhw", coef * hat(v, x.shape[2]), hat(u, x.shape[3]))[:, None]
+        weight = self.weight.flatten(1, 2)[..., None]
+        rows, columns = bilinear_weight(v, x.shape[2]), bilinear_weight(u, x.shape[3])
+        return torch.einsum("rksh,rksw->rkhw", weight * rows, columns)[:, None]
 
 
 @dataclass(frozen=True)
-class CellBlocks(Reading):
+class CellBlocks(Samples):
     """The largest cell of a block, channel by channel.
 
     top, bottom: [R, Kh] int64; left, right: [R, Kw] int64, half-open. A block without cells gives 0. The weights are 1
@@ -114,11 +125,11 @@ class CellBlocks(Reading):
         return first.unflatten(3, size).to(coordinate_dtype(x))
 
 
-class ReadingExtractor(RegionExtractor):
-    """An extractor whose parts read places that the box determines: it is its `reading`."""
+class SamplingExtractor(RegionExtractor):
+    """An extractor whose parts read places that the box determines: a subclass is its `sampling`."""
 
     @abstractmethod
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
         """Where the boxes read, box i in the cells of ``maps[level[i]]``.
 
         shift: [R, Kh, Kw, 2] as (columns, rows) moves each part by so many cells. Raises ValueError where parts cannot
@@ -137,12 +148,12 @@ class ReadingExtractor(RegionExtractor):
     def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
         """Region features [R, C, *bins], box i read from ``maps[level[i]]``, all levels in one call."""
         r.check(maps[0])
-        return self.reading(maps, r, level).features([x.data for x in maps], r.image, level)
+        return self.sampling(maps, r, level).features([x.data for x in maps], r.image, level)
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, 1 or C, K, H, W]."""
         r.check(x)
-        return self.reading([x], r, torch.zeros_like(r.image)).weights(x.data, r.image)
+        return self.sampling([x], r, torch.zeros_like(r.image)).weights(x.data, r.image)
 
 
 def boxes_in_cells(maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +167,7 @@ def boxes_in_cells(maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tup
     )[level]
 
 
-def hat(positions: Tensor, size: int) -> Tensor:
+def bilinear_weight(positions: Tensor, size: int) -> Tensor:
     """``max(0, 1 - |p - q|)`` for the cells q < size: [..., size]."""
     cells = torch.arange(size, device=positions.device, dtype=positions.dtype)
     return (1 - (positions[..., None] - cells).abs()).clamp(min=0)

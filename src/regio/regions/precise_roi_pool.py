@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import crossed, largest
+from regio.regions.axes import max_count, outer_grid
 from regio.regions.base import rows_and_columns
-from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, boxes_in_cells
+from regio.regions.sampling import SampleGrid, Samples, SamplingExtractor, boxes_in_cells
 from regio.types import FeatureMap, Regions
 
 __all__ = ["PreciseRoIPool"]
 
 
-class PreciseRoIPool(ReadingExtractor):
+class PreciseRoIPool(SamplingExtractor):
     """The integral of the bilinear surface through the cells over a bin, divided by the area of the bin (Jiang et al.
     2018, "Acquisition of localization confidence", section 3.3). It has no number of samples to choose, and its
     gradient to the boxes is exact and continuous.
@@ -44,9 +44,9 @@ class PreciseRoIPool(ReadingExtractor):
     def extra_repr(self) -> str:
         return f"bins={self.bins}, aligned={self.aligned}"
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """The cells under each bin and the integrals of their hat functions; see `ReadingExtractor.reading`. A shift
-        moves the bins over the surface and receives its gradient as the boxes do."""
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """The cells under each bin and the integrals of their bilinear weights; see `SamplingExtractor.sampling`. A
+        shift moves the bins over the surface and receives its gradient as the boxes do."""
         boxes, size = boxes_in_cells(maps, r, level)
         if self.aligned:
             boxes = boxes - 0.5
@@ -54,15 +54,15 @@ class PreciseRoIPool(ReadingExtractor):
         rows, columns = _edges(y1, y2, self.bins[0]), _edges(x1, x2, self.bins[1])
         height, width = (max(x.size[axis] for x in maps) for axis in (0, 1))
         if shift is None:
-            grid_rows, row_coef = _hat_means(*rows, size[:, 0, None], height)
-            grid_columns, column_coef = _hat_means(*columns, size[:, 1, None], width)
-            return SampleGrid(grid_rows, grid_columns, row_coef, column_coef)
+            grid_rows, row_weight = _bilinear_means(*rows, size[:, 0, None], height)
+            grid_columns, column_weight = _bilinear_means(*columns, size[:, 1, None], width)
+            return SampleGrid(grid_rows, grid_columns, row_weight, column_weight)
         right_by, down_by = shift.to(size.dtype).unbind(-1)
         top, bottom = (edge[:, :, None] + down_by for edge in rows)
         left, right = (edge[:, None, :] + right_by for edge in columns)
-        return crossed(
-            *_hat_means(top, bottom, size[:, 0, None, None], height),
-            *_hat_means(left, right, size[:, 1, None, None], width),
+        return outer_grid(
+            *_bilinear_means(top, bottom, size[:, 0, None, None], height),
+            *_bilinear_means(left, right, size[:, 1, None, None], width),
         )
 
 
@@ -73,15 +73,15 @@ def _edges(low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     return edges[:, :-1], edges[:, 1:]
 
 
-def _hat_means(start: Tensor, stop: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """The cells [..., S] of a map of `size` cells whose hat functions ``max(0, 1 - |t - cell|)`` reach into
+def _bilinear_means(start: Tensor, stop: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """The cells [..., S] of a map of `size` cells whose bilinear weights ``max(0, 1 - |t - cell|)`` reach into
     [start, stop], and the means of these functions over it."""
     first = start.detach().floor().clamp(min=0)
     count = (torch.minimum(stop.detach().ceil(), size - 1) - first + 1).clamp(min=0)
-    s = torch.arange(largest(count, longest), device=start.device, dtype=start.dtype)
+    s = torch.arange(max_count(count, longest), device=start.device, dtype=start.dtype)
     cells = first[..., None] + s
     low, high = start[..., None] - cells, stop[..., None] - cells
-    # The hat is 1 + t below 0 and 1 - t above: over a piece of one side, its mean is its value in the middle.
+    # The weight is 1 + t below 0 and 1 - t above: over a piece of one side, its mean is its value in the middle.
     (low_below, low_above), (high_below, high_above) = _sides(low), _sides(high)
     below = (high_below - low_below) * (1 + (high_below + low_below) / 2)
     above = (high_above - low_above) * (1 - (high_above + low_above) / 2)

@@ -1,6 +1,6 @@
 """The cells that the samples of bins read along one axis.
 
-The samples of a bin fall on few distinct cells (3 for two samples a cell apart), so their hat weights are merged.
+The samples of a bin fall on few distinct cells (3 for two samples a cell apart), so their bilinear weights are merged.
 """
 
 from __future__ import annotations
@@ -24,31 +24,33 @@ def axis_buffers(bins: int, cells: int, dtype: Any) -> tuple[Array, Array, Array
 
 
 @compiled
-def axis_cells(positions: Array, coef: Array, size: int, keep: bool, cells: Array, weights: Array, n: Array) -> None:
+def axis_cells(
+    positions: Array, weight: Array, size: int, keep_zeros: bool, cells: Array, cell_weights: Array, n: Array
+) -> None:
     """Merge samples [K, S] into the distinct cells [K, L] of each bin, their weights, and their number [K].
 
-    Cells of zero weight are left out unless `keep`: a derivative needs them.
+    Cells of zero weight are left out unless `keep_zeros`: a derivative needs them.
     """
     for k in range(positions.shape[0]):
         found = 0
         for s in range(positions.shape[1]):
             p = positions[k, s]
-            if not (p >= -1 and p < size) or (coef[k, s] == 0 and not keep):
+            if not (p >= -1 and p < size) or (weight[k, s] == 0 and not keep_zeros):
                 continue
             low = int(np.floor(p))
             for cell in range(max(low, 0), min(low + 2, size)):
-                w = coef[k, s] * (1 - abs(p - cell))
-                if w == 0 and not keep:
+                w = weight[k, s] * (1 - abs(p - cell))
+                if w == 0 and not keep_zeros:
                     continue
                 m = 0
                 while m < found and cells[k, m] != cell:
                     m += 1
                 if m == found:
                     cells[k, m] = cell
-                    weights[k, m] = w
+                    cell_weights[k, m] = w
                     found += 1
                 else:
-                    weights[k, m] += w
+                    cell_weights[k, m] += w
         n[k] = found
 
 

@@ -1,16 +1,18 @@
-"""The arguments that the sampling and pooling kernels share: one map or a pyramid, and where each box reads."""
+"""What the map operations (`sample_points`, `sample_grid`, `pool_max`) have in common: one map or a pyramid, and where
+each box reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
+    "Reads",
     "as_pyramid",
     "autocast_off",
     "by_group",
@@ -23,6 +25,32 @@ __all__ = [
     "like_maps",
     "select_groups",
 ]
+
+
+class Reads(NamedTuple):
+    """What a map operation reads: the one argument of all its kernels, on every device.
+
+    maps: one [N, C, H_l, W_l] for each level of a pyramid, of one dtype; with groups [N, G, C, H_l, W_l]. image: [R]
+    int64, the image of each box. level: [R] int64, the map of each box. arguments: the tensors [R, ...] that define
+    where the boxes read, and with what weights; see the operation. groups: the channel group of each of the K parts, or
+    empty where all parts read all channels.
+    """
+
+    maps: Sequence[Tensor]
+    image: Tensor
+    level: Tensor
+    arguments: Sequence[Tensor]
+    groups: Sequence[int]
+
+    @property
+    def channels(self) -> int:
+        """C, the channels that a part reads."""
+        return self.maps[0].shape[-3]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of coordinates, weights and sums, see `coordinate_dtype`."""
+        return coordinate_dtype(self.maps[0])
 
 
 def as_pyramid(

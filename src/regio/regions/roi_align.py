@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import along_axes, at_border, crossed, largest
+from regio.regions.axes import along_axes, clamp_to_border, max_count, outer_grid
 from regio.regions.base import rows_and_columns
-from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, boxes_in_cells
+from regio.regions.sampling import SampleGrid, Samples, SamplingExtractor, boxes_in_cells
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RoIAlign"]
 
 
-class RoIAlign(ReadingExtractor):
+class RoIAlign(SamplingExtractor):
     """The mean of regularly spaced bilinear samples in each bin (He et al. 2017, section 3).
 
     bins: (rows, columns), or one number for both. samples: along each axis of a bin; 0 takes ceil(bin side in cells),
@@ -37,8 +37,8 @@ class RoIAlign(ReadingExtractor):
     def extra_repr(self) -> str:
         return f"bins={self.bins}, samples={self.samples}, aligned={self.aligned}"
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """Where the samples lie; see `ReadingExtractor.reading`. The border rule comes after the shift."""
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """Where the samples lie; see `SamplingExtractor.sampling`. The border rule comes after the shift."""
         boxes, size = boxes_in_cells(maps, r, level)
         low, high, size = (t[..., None, None] for t in along_axes(boxes, size))  # [2, R, 1, 1]
         side = high - low if self.aligned else (high - low).clamp(min=1)
@@ -46,9 +46,9 @@ class RoIAlign(ReadingExtractor):
             low = low - 0.5  # the centre of cell 0 is at half a cell
         kh, kw = self.bins
         if shift is None and kh == kw:
-            positions, coef = self._samples(self._start(low, side, kh), side, kh, size, maps)
-            (columns, rows), (column_coef, row_coef) = positions.unbind(), coef.unbind()
-            return SampleGrid(rows, columns, row_coef, column_coef)
+            positions, weight = self._samples(self._start(low, side, kh), side, kh, size, maps)
+            (columns, rows), (column_weight, row_weight) = positions.unbind(), weight.unbind()
+            return SampleGrid(rows, columns, row_weight, column_weight)
         columns, rows = self._start(low[0], side[0], kw), self._start(low[1], side[1], kh)
         if shift is not None:
             columns, rows = columns[:, None] + shift[..., :1], rows[:, :, None] + shift[..., 1:]
@@ -56,7 +56,7 @@ class RoIAlign(ReadingExtractor):
         on_columns = self._samples(columns, side[0], kw, size[0], maps)
         on_rows = self._samples(rows, side[1], kh, size[1], maps)
         if shift is not None:
-            return crossed(*on_rows, *on_columns)
+            return outer_grid(*on_rows, *on_columns)
         return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
 
     def _start(self, low: Tensor, side: Tensor, bins: int) -> Tensor:
@@ -69,9 +69,9 @@ class RoIAlign(ReadingExtractor):
     def _samples(
         self, start: Tensor, side: Tensor, bins: int, size: Tensor, maps: Sequence[FeatureMap]
     ) -> tuple[Tensor, Tensor]:
-        """Positions and coefs [..., S] of the samples of bins from `start`, see `_start`, on maps of `size`."""
+        """Positions and weights [..., S] of the samples of bins from `start`, see `_start`, on maps of `size`."""
         if self.samples:
-            return at_border(start, torch.full_like(start, 1 / self.samples), size, margin=1)
+            return clamp_to_border(start, torch.full_like(start, 1 / self.samples), size, margin=1)
         step = side / bins
         count = step.detach().ceil()  # a box without extent takes no sample
         spacing = step / count.clamp(min=1)
@@ -80,8 +80,8 @@ class RoIAlign(ReadingExtractor):
         scale, origin = spacing.detach().clamp(min=1e-6), start.detach()
         first = (((-1 - origin) / scale - 0.5).ceil() - 1).clamp(min=0).minimum(count)
         stop = (((size - origin) / scale - 0.5).floor() + 2).clamp(min=0).minimum(count)
-        most = largest((stop - first).clamp(min=0), 2 * max(max(x.size) for x in maps) + 6)
+        most = max_count((stop - first).clamp(min=0), 2 * max(max(x.size) for x in maps) + 6)
         s = first + torch.arange(most, device=start.device, dtype=start.dtype)
-        coef = (1 / count.clamp(min=1)).where(s < stop, 0)
+        weight = (1 / count.clamp(min=1)).where(s < stop, 0)
         s = s.minimum(stop - 1)  # where a box has fewer, its last sample again, which leads to no other cells
-        return at_border(start + (s + 0.5) * spacing, coef, size, margin=1)
+        return clamp_to_border(start + (s + 0.5) * spacing, weight, size, margin=1)

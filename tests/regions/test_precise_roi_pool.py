@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
-from regio.regions.grid import RoIAlign
-from regio.regions.precise import PreciseRoIPool
+from regio.regions.precise_roi_pool import PreciseRoIPool
+from regio.regions.roi_align import RoIAlign
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import ExtractorContract, close, feature_map, regions
 
 
 def integral(t: float) -> float:
-    """Of the hat function max(0, 1 - |t|), from -infinity to t."""
+    """Of the bilinear weights max(0, 1 - |t|), from -infinity to t."""
     if t <= 0:
         return max(1 + t, 0.0) ** 2 / 2
     return 1 - max(1 - t, 0.0) ** 2 / 2
 
 
-def mean_of_hat(cell: int, start: float, stop: float) -> float:
+def mean_of_bilinear_weight(cell: int, start: float, stop: float) -> float:
     if stop == start:
         return max(1 - abs(start - cell), 0.0)
     return (integral(stop - cell) - integral(start - cell)) / (stop - start)
@@ -41,8 +41,8 @@ class TestPrecise(ExtractorContract):
                 for j in range(extractor.bins[1]):
                     for v in range(x.size[0]):
                         for u in range(x.size[1]):
-                            row = mean_of_hat(v, y1 + i * height, y1 + (i + 1) * height)
-                            column = mean_of_hat(u, x1 + j * width, x1 + (j + 1) * width)
+                            row = mean_of_bilinear_weight(v, y1 + i * height, y1 + (i + 1) * height)
+                            column = mean_of_bilinear_weight(u, x1 + j * width, x1 + (j + 1) * width)
                             out[n, :, i, j] += row * column * x.data[image, :, v, u]
         return out
 
@@ -146,7 +146,7 @@ def test_moved_bins() -> None:
     same = torch.tensor([0.7, -1.2], dtype=torch.float64).expand(len(r), 2, 3, 2)
 
     def moved(shift: Tensor) -> Tensor:
-        return e.reading([x], r, level, shift).features([x.data], r.image, level)
+        return e.sampling([x], r, level, shift).features([x.data], r.image, level)
 
     by_pixels = Regions(r.boxes + 4 * torch.tensor([0.7, -1.2, 0.7, -1.2]), r.image)
     close(moved(same), e(x, by_pixels), 1e-6)
@@ -159,7 +159,7 @@ def test_moved_bins() -> None:
 
 def test_memory_does_not_follow_the_largest_box() -> None:
     x, r = feature_map(), regions([[-20000.0, -20000.0, 20000.0, 20000.0], [0.0, 0.0, 9.0, 9.0]])
-    grid = PreciseRoIPool(7).reading([x], r, torch.zeros_like(r.image))
+    grid = PreciseRoIPool(7).sampling([x], r, torch.zeros_like(r.image))
     assert grid.rows.shape == (2, 7, 9)
     assert grid.columns.shape == (2, 7, 11)
 

@@ -9,7 +9,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.ops import roi_pool
 
 from regio.kernels.sample_points import sample_points_reference
-from regio.regions.pool import RoIAveragePool, RoIPool
 from regio.regions.quantisation import (
     DisjointBins,
     FastRCNNCorners,
@@ -20,6 +19,7 @@ from regio.regions.quantisation import (
     SPPNetReleasedCorners,
     round_half_away,
 )
+from regio.regions.roi_pool import RoIAveragePool, RoIPool
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import BOXES, ExtractorContract, close, feature_map, regions
 
@@ -228,7 +228,7 @@ def test_moved_bins_equal_nested_loops(count_outside: bool) -> None:
     """Dai et al. 2017, Eq. 6: the whole cells of a bin, moved by a fraction."""
     x, r, bins = feature_map(), regions(), (2, 3)
     shift = shift_of(r, bins)
-    reading = RoIAveragePool(bins, count_outside=count_outside).reading([x], r, torch.zeros_like(r.image), shift)
+    moved = RoIAveragePool(bins, count_outside=count_outside).sampling([x], r, torch.zeros_like(r.image), shift)
     expected = torch.zeros(len(r), 3, *bins, dtype=torch.float64)
     height, width = x.size
     for n, (box, image) in enumerate(zip((r.boxes / 4).tolist(), r.image.tolist(), strict=True)):
@@ -244,11 +244,11 @@ def test_moved_bins_equal_nested_loops(count_outside: bool) -> None:
                     ]
                 if points:
                     samples = torch.tensor(points, dtype=torch.float64)[None, None]
-                    coef = torch.full(samples.shape[:3], 1 / len(points), dtype=torch.float64)
-                    value = sample_points_reference(x.data, torch.tensor([image]), samples, coef)
+                    weight = torch.full(samples.shape[:3], 1 / len(points), dtype=torch.float64)
+                    value = sample_points_reference(x.data, torch.tensor([image]), samples, weight)
                     expected[n, :, i, j] = value[0, :, 0]
-    close(reading.features([x.data], r.image, torch.zeros_like(r.image)), expected, 1e-10)
-    dense = torch.einsum("rckhw,rdhw->rdk", reading.weights(x.data, r.image), x.data[r.image])
+    close(moved.features([x.data], r.image, torch.zeros_like(r.image)), expected, 1e-10)
+    dense = torch.einsum("rckhw,rdhw->rdk", moved.weights(x.data, r.image), x.data[r.image])
     close(dense.unflatten(2, bins), expected, 1e-10)
 
 
@@ -257,17 +257,17 @@ def test_a_shift_of_zero_changes_nothing_and_a_shift_has_a_gradient(count_outsid
     x, r, bins = feature_map(), regions(), (2, 3)
     e, level = RoIAveragePool(bins, count_outside=count_outside), torch.zeros_like(r.image)
     zero = torch.zeros(len(r), *bins, 2, dtype=torch.float64)
-    close(e.reading([x], r, level, zero).features([x.data], r.image, level), e(x, r), 1e-12)
+    close(e.sampling([x], r, level, zero).features([x.data], r.image, level), e(x, r), 1e-12)
     shift = shift_of(r, bins, 0.4).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda s: e.reading([x], r, level, s).features([x.data], r.image, level), shift, fast_mode=True
+        lambda s: e.sampling([x], r, level, s).features([x.data], r.image, level), shift, fast_mode=True
     )
 
 
 def test_a_maximum_cannot_be_moved() -> None:
     x, r = feature_map(), regions()
     with pytest.raises(ValueError, match="shift: expected None"):
-        RoIPool(2).reading([x], r, torch.zeros_like(r.image), torch.zeros(len(r), 2, 2, 2))
+        RoIPool(2).sampling([x], r, torch.zeros_like(r.image), torch.zeros(len(r), 2, 2, 2))
 
 
 def test_memory_does_not_follow_the_largest_box() -> None:
@@ -276,9 +276,9 @@ def test_memory_does_not_follow_the_largest_box() -> None:
     level = torch.zeros_like(r.image)
     for count_outside in (True, False):
         e = RoIAveragePool(3, count_outside=count_outside)
-        grid = e.reading([x], r, level)
+        grid = e.sampling([x], r, level)
         assert max(grid.rows.shape[2], grid.columns.shape[2]) <= 11
-        assert e.reading([x], r, level, torch.zeros(1, 3, 3, 2)).coef.shape[3] <= 9 * 11
+        assert e.sampling([x], r, level, torch.zeros(1, 3, 3, 2)).weight.shape[3] <= 9 * 11
     # 10 001 cells a side: the bin in the middle has 3335, from 3333 to 6667 of them.
     close(RoIAveragePool(3)(x, r)[0, :, 1, 1], x.data[0].mean((1, 2)), 1e-5)
     all_cells = RoIAveragePool(3, count_outside=True)(x, r)[0, :, 1, 1] * 3335**2

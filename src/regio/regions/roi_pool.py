@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import crossed, largest
+from regio.regions.axes import max_count, outer_grid
 from regio.regions.base import rows_and_columns
 from regio.regions.quantisation import Corners, Division, FastRCNNCorners, OverlappingBins, bin_ranges
-from regio.regions.reading import CellBlocks, Reading, ReadingExtractor, SampleGrid
+from regio.regions.sampling import CellBlocks, SampleGrid, Samples, SamplingExtractor
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RoIAveragePool", "RoIPool"]
 
 
-class RoIPool(ReadingExtractor):
+class RoIPool(SamplingExtractor):
     """RoI max pooling: the largest cell of each bin (Girshick 2015, section 2.1).
 
     bins: (rows, columns), or one number for both. corners: which cells a box covers. division: how bins share them. The
@@ -39,8 +39,8 @@ class RoIPool(ReadingExtractor):
     def extra_repr(self) -> str:
         return f"bins={self.bins}, corners={self.corners}, division={self.division}"
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """The cells of each bin; see `ReadingExtractor.reading`. Raises ValueError for a shift: a maximum over cells
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """The cells of each bin; see `SamplingExtractor.sampling`. Raises ValueError for a shift: a maximum over cells
         cannot be moved by a fraction of one."""
         if shift is not None:
             raise ValueError("shift: expected None, a maximum over cells cannot be moved by a fraction of one")
@@ -60,7 +60,7 @@ def _within(edge: Tensor, size: Tensor) -> Tensor:
     return torch.minimum(edge.clamp(min=0), size).to(torch.int64)
 
 
-class RoIAveragePool(ReadingExtractor):
+class RoIAveragePool(SamplingExtractor):
     """RoI average pooling: the mean of the cells of each bin (Gu et al. 2018, Eq. 3; Dai et al. 2017, Eq. 5).
 
     Arguments as in `RoIPool`. count_outside: False takes the mean of the cells inside the map, and 0 where there is
@@ -91,26 +91,26 @@ class RoIAveragePool(ReadingExtractor):
     def extra_repr(self) -> str:
         return f"bins={self.bins}, corners={self.corners}, division={self.division}, count_outside={self.count_outside}"
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """The cells of each bin with coefs 1 / cells; see `ReadingExtractor.reading`."""
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """The cells of each bin with weights 1 / cells; see `SamplingExtractor.sampling`."""
         rows, columns, size = bin_ranges(maps, r, level, self.bins, self.corners, self.division)
         height, width = (max(x.size[axis] for x in maps) for axis in (0, 1))
         if shift is None:
             still = size.new_zeros(())
-            grid_rows, row_coef = self._axis(*rows, still, size[:, 0, None], height)
-            grid_columns, column_coef = self._axis(*columns, still, size[:, 1, None], width)
-            return SampleGrid(grid_rows, grid_columns, row_coef, column_coef)
+            grid_rows, row_weight = self._axis(*rows, still, size[:, 0, None], height)
+            grid_columns, column_weight = self._axis(*columns, still, size[:, 1, None], width)
+            return SampleGrid(grid_rows, grid_columns, row_weight, column_weight)
         top, bottom = (edge[:, :, None] for edge in rows)
         left, right = (edge[:, None, :] for edge in columns)
         right_by, down_by = shift.to(size.dtype).unbind(-1)
-        return crossed(
+        return outer_grid(
             *self._axis(top, bottom, down_by, size[:, 0, None, None], height),
             *self._axis(left, right, right_by, size[:, 1, None, None], width),
         )
 
     def _axis(self, begin: Tensor, end: Tensor, shift: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """Positions and coefs [..., S] of the cells from `begin` to `end` [...], moved by `shift`, that read the map of
-        `size` cells, at most `longest`."""
+        """Positions and weights [..., S] of the cells from `begin` to `end` [...], moved by `shift`, that read the map
+        of `size` cells, at most `longest`."""
         fixed = shift.detach()
         # Of the moved cells, those in (-1, size) read something; those in [-1/2, size - 1/2] are inside the map.
         nearest = (-1 - fixed).floor() + 1 if self.count_outside else (-0.5 - fixed).ceil()
@@ -118,9 +118,9 @@ class RoIAveragePool(ReadingExtractor):
         first = torch.maximum(begin, nearest)
         reads = (torch.minimum(end, beyond) - first).clamp(min=0)
         cells = (end - begin if self.count_outside else reads)[..., None]
-        s = torch.arange(largest(reads, longest + 1), device=size.device, dtype=size.dtype)
+        s = torch.arange(max_count(reads, longest + 1), device=size.device, dtype=size.dtype)
         positions = first[..., None] + s + shift[..., None]
-        coef = (1 / cells.clamp(min=1)).where(s < reads[..., None], 0)
+        weight = (1 / cells.clamp(min=1)).where(s < reads[..., None], 0)
         if self.count_outside:
-            return positions, coef
-        return torch.minimum(positions.clamp(min=0), size[..., None] - 1), coef
+            return positions, weight
+        return torch.minimum(positions.clamp(min=0), size[..., None] - 1), weight

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regio.kernels.cpu import memory, threads
-from regio.kernels.cpu.cells import transpose
+from regio.kernels.arguments import by_group
+from regio.kernels.cpu import buffer_pool, threads
+from regio.kernels.cpu.channels_last import transpose
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.vectors import SIDE
-from regio.kernels.maps import by_group
+from regio.kernels.cpu.inner_loops import SIDE
 
 __all__ = [
     "boxes_of_each_level",
     "cells",
+    "empty_like_map",
     "flat",
     "has_planes",
     "plain",
@@ -25,7 +26,6 @@ __all__ = [
     "planes_for",
     "put_channels",
     "put_planes",
-    "room_like",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -41,7 +41,7 @@ def cells(x: Tensor, dtype: torch.dtype) -> Array:
     stored = x.permute(0, 3, 4, 1, 2)
     if x.dtype != dtype or not stored.is_contiguous():
         n, g, c, h, w = x.shape
-        stored = memory.empty((n, h, w, g, c), dtype)
+        stored = buffer_pool.empty((n, h, w, g, c), dtype)
         if has_planes(x):
             x = x.to(dtype)
             step = (x.stride(0), x.stride(1)), (h * w * g * c, c)
@@ -60,23 +60,23 @@ def planes(x: Tensor, dtype: torch.dtype) -> Tensor:
     if not inner.permute(0, 3, 4, 1, 2).is_contiguous():
         return x.to(dtype).contiguous()
     n, a, b, h, w = inner.shape
-    stored = memory.empty((n, a, b, h, w), dtype)
+    stored = buffer_pool.empty((n, a, b, h, w), dtype)
     step = h * w * a * b, 0
     _transpose(inner.to(dtype), stored, (n, 1), (step, step), (h * w, a * b), (a * b, h * w))
     return stored.transpose(1, 2) if swapped else stored
 
 
 def planes_for(target: Tensor) -> Tensor:
-    """Room in memory as of `planes` for what `put_planes` writes into `target`, which may be the target itself."""
+    """An empty tensor, stored as by `planes`, for what `put_planes` writes into `target`; it may be the target."""
     if has_planes(target):
         return target
     inner, swapped = _inner_last(target)
-    stored = memory.empty(tuple(inner.shape), target.dtype)
+    stored = buffer_pool.empty(tuple(inner.shape), target.dtype)
     return stored.transpose(1, 2) if swapped else stored
 
 
 def put_planes(own: Tensor, target: Tensor) -> None:
-    """Write `own`, from `planes_for`, into `target`, a tensor as from `room_like`."""
+    """Write `own`, from `planes_for`, into `target`, a tensor as from `empty_like_map`."""
     if own is target:
         return
     inner, swapped = _inner_last(target)
@@ -95,16 +95,16 @@ def _inner_last(x: Tensor) -> tuple[Tensor, bool]:
     return (x.transpose(1, 2), True) if swapped else (x, False)
 
 
-def room_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty tensor for the gradient of the map `x`, stored as `maps.like_maps`."""
+def empty_like_map(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor for the gradient of the map `x`, stored as `arguments.like_maps`."""
     if x.is_contiguous():
-        return memory.empty(tuple(x.shape), dtype)
+        return buffer_pool.empty(tuple(x.shape), dtype)
     like = torch.empty_like(x, device="meta")
-    return memory.empty((like.numel(),), dtype).as_strided(like.shape, like.stride())
+    return buffer_pool.empty((like.numel(),), dtype).as_strided(like.shape, like.stride())
 
 
 def put_channels(own: Array, target: Tensor, begin: int, end: int) -> None:
-    """Write the channels [begin, end) of every group into `target`, a tensor as from `room_like`.
+    """Write the channels [begin, end) of every group into `target`, a tensor as from `empty_like_map`.
 
     own: flat cells [N, H, W, G, end - begin].
     """
@@ -143,11 +143,11 @@ def _put_cells(own: Array, target: Array, cells: int, channels: int, begin: int,
 def _put_planes(
     own: Array, target: Array, count: tuple[int, int], steps: tuple[int, int, int], cells: int, begin: int, size: int
 ) -> None:
-    (images, groups), (image_step, group_step, pitch) = count, steps
+    (images, groups), (image_step, group_step, row_stride) = count, steps
     for image in range(images):
         for g in range(groups):
-            at, to = U((image * cells * groups + g) * size), U(image * image_step + g * group_step + begin * pitch)
-            transpose(own, at, groups * size, cells, size, target, to, pitch)
+            at, to = U((image * cells * groups + g) * size), U(image * image_step + g * group_step + begin * row_stride)
+            transpose(own, at, groups * size, cells, size, target, to, row_stride)
 
 
 def _transpose(
@@ -156,12 +156,12 @@ def _transpose(
     count: tuple[int, int],
     steps: tuple[tuple[int, int], tuple[int, int]],
     shape: tuple[int, int],
-    pitch: tuple[int, int],
+    row_stride: tuple[int, int],
 ) -> None:
     """``target[a, b, j, i] = source[a, b, i, j]`` for i, j in `shape` and a, b in `count`; several times as fast as
-    PyTorch's copy. steps: those of a and b in the memory of source and of target. pitch: that of i in source, of j in
-    target."""
-    run = partial(_transpose_blocks, flat(source), flat(target), count, steps, shape, pitch)
+    PyTorch's copy. steps: those of a and b in the memory of source and of target. row_stride: that of i in source, of j
+    in target."""
+    run = partial(_transpose_blocks, flat(source), flat(target), count, steps, shape, row_stride)
     blocks = count[0] * count[1] * -(-shape[0] // SIDE)
     threads.share(run, blocks, grain=-(-_LEAST // (SIDE * max(shape[1], 1))))
 
@@ -169,7 +169,7 @@ def _transpose(
 @compiled
 def _transpose_blocks(
     source: Array, target: Array, count: tuple[int, int], steps: tuple[tuple[int, int], tuple[int, int]],
-    shape: tuple[int, int], pitch: tuple[int, int], begin: int, end: int
+    shape: tuple[int, int], row_stride: tuple[int, int], begin: int, end: int
 ) -> None:  # fmt: skip
     """`_transpose` for the blocks [begin, end) of SIDE rows of a matrix each."""
     rows, columns = shape
@@ -177,8 +177,8 @@ def _transpose_blocks(
     for block in range(begin, end):
         matrix, first = block // blocks, block % blocks * SIDE
         a, b = matrix // count[1], matrix % count[1]
-        at, to = a * steps[0][0] + b * steps[0][1] + first * pitch[0], a * steps[1][0] + b * steps[1][1] + first
-        transpose(source, U(at), pitch[0], min(SIDE, rows - first), columns, target, U(to), pitch[1])
+        at, to = a * steps[0][0] + b * steps[0][1] + first * row_stride[0], a * steps[1][0] + b * steps[1][1] + first
+        transpose(source, U(at), row_stride[0], min(SIDE, rows - first), columns, target, U(to), row_stride[1])
 
 
 def plain(*tensors: Tensor) -> tuple[Array, ...]:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import at_border, crossed
+from regio.regions.axes import clamp_to_border, outer_grid
 from regio.regions.base import rows_and_columns
 from regio.regions.quantisation import round_half_away
-from regio.regions.reading import Reading, ReadingExtractor, SampleGrid, boxes_in_cells
+from regio.regions.sampling import SampleGrid, Samples, SamplingExtractor, boxes_in_cells
 from regio.types import FeatureMap, Regions
 
 __all__ = ["RoIWarp"]
 
 
-class RoIWarp(ReadingExtractor):
+class RoIWarp(SamplingExtractor):
     """RoIWarp of multi-task network cascades (Dai, He, Sun 2016, section 3.2): the box warped to a finer grid by one
     bilinear sample a cell of that grid, then averaged over bins.
 
@@ -41,8 +41,8 @@ class RoIWarp(ReadingExtractor):
     def extra_repr(self) -> str:
         return f"bins={self.bins}, samples={self.samples}, rounded={self.rounded}"
 
-    def reading(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Reading:
-        """Where the samples lie; see `ReadingExtractor.reading`. The border rule comes after the shift."""
+    def sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, shift: Tensor | None = None) -> Samples:
+        """Where the samples lie; see `SamplingExtractor.sampling`. The border rule comes after the shift."""
         boxes, size = boxes_in_cells(maps, r, level)
         if self.rounded:
             boxes = round_half_away(boxes.detach())
@@ -54,7 +54,7 @@ class RoIWarp(ReadingExtractor):
             return SampleGrid(on_rows[0], on_columns[0], on_rows[1], on_columns[1])
         rows, columns = rows[:, :, None] + shift[..., 1:], columns[:, None] + shift[..., :1]
         height, width = size[:, 0, None, None, None], size[:, 1, None, None, None]
-        return crossed(*self._on_map(rows, height), *self._on_map(columns, width))
+        return outer_grid(*self._on_map(rows, height), *self._on_map(columns, width))
 
     def _axis(self, low: Tensor, high: Tensor, bins: int) -> Tensor:
         """Positions [R, bins, samples] along one axis, for sides [R] in cells."""
@@ -63,4 +63,4 @@ class RoIWarp(ReadingExtractor):
         return (low[:, None] + step * (high - low)[:, None]).unflatten(1, (bins, self.samples))
 
     def _on_map(self, positions: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        return at_border(positions, torch.full_like(positions, 1 / self.samples), size, margin=0.5)
+        return clamp_to_border(positions, torch.full_like(positions, 1 / self.samples), size, margin=0.5)
