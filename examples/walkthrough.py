@@ -21,7 +21,7 @@ from regio.preprocess import Preprocess
 from regio.regions import GridPrior, LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
 from regio.regions.quantisation import DisjointBins, HalfOpenCorners, OverlappingBins
 from regio.types import FeatureMap, Regions
-from regio.visualize.sampling import quantisation_figure
+from regio.visualize.sample_positions import quantisation_figure
 from regio.visualize.weights import parts_figure
 
 MAP = torch.tensor(

@@ -17,7 +17,7 @@ from regio.data import SHAPE_CLASSES, Shapes
 from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign
 from regio.regions.deformable import DeformableRoIPool
 from regio.types import FeatureMap
-from regio.visualize.explain import Reading, pictures
+from regio.visualize.explain import ReadBox, pictures
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_other_mistakes_are_named(photo: str, capsys: pytest.CaptureFixture[str]
 def test_an_extractor_has_the_pictures_that_fit_it(extractor: RegionExtractor, expected: set[str]) -> None:
     image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     x = FeatureMap(torch.rand(1, 4, 8, 10, generator=torch.Generator().manual_seed(0)), stride=8)
-    found = pictures(Reading(image, (10.0, 10.0, 50.0, 40.0), x, extractor, "name", "a source"))
+    found = pictures(ReadBox(image, (10.0, 10.0, 50.0, 40.0), x, extractor, "name", "a source"))
     assert set(found) == expected
 
 
@@ -143,7 +143,7 @@ def test_terms_are_drawn_without_changing_the_extractor() -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     x = FeatureMap(torch.rand(1, 4, 8, 10), stride=8)
     image = torch.zeros(3, 64, 80, dtype=torch.uint8)
-    reading = Reading(image, (10.0, 10.0, 50.0, 40.0), x, extractor, "name", "a source")
+    reading = ReadBox(image, (10.0, 10.0, 50.0, 40.0), x, extractor, "name", "a source")
     before = extractor.weights(x, reading.regions)
     maps = [np.asarray(axes.images[1].get_array()) for axes in pictures(reading)["terms.png"].axes[:3]]
     both = before.detach()[0, 0].amax(0).double().numpy()

@@ -11,7 +11,7 @@ from torch import Tensor
 from regio.regions import RoIAlign, RoIPool
 from regio.regions.sampling import SamplePoints
 from regio.types import FeatureMap
-from regio.visualize.sampling import offsets_figure, quantisation_figure
+from regio.visualize.sample_positions import offsets_figure, quantisation_figure
 from regio.visualize.weights import parts_figure, terms_figure
 
 BOX = (16.0, 16.0, 48.0, 40.0)
@@ -168,7 +168,7 @@ def test_rounding_at_the_border_of_the_map() -> None:
 
 
 def samples(points: Tensor) -> SamplePoints:
-    """Samples with coef 1 / S; points: [Kh, Kw, S, 2] in cells."""
+    """Samples with weight 1 / S; points: [Kh, Kw, S, 2] in cells."""
     return SamplePoints(points[None], torch.full((1, *points.shape[:3]), 1 / points.shape[2]))
 
 
@@ -199,5 +199,5 @@ def test_samples_that_read_nothing_are_not_drawn() -> None:
 
 def test_offsets_of_other_parts_are_refused() -> None:
     one, two = samples(torch.zeros(1, 1, 4, 2)), samples(torch.zeros(1, 2, 4, 2))
-    with pytest.raises(ValueError, match="moved, unmoved: expected coefs .* with the same parts"):
+    with pytest.raises(ValueError, match="moved, unmoved: expected weights .* with the same parts"):
         offsets_figure(BLACK, MAP, BOX, one, two, "title")

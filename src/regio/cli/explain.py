@@ -45,10 +45,10 @@ def explain(
     corners = parse_box(box, (pixels.shape[1], pixels.shape[2]))
     place = pick_device(device)
     if weights is None:
-        reading = read_untrained(pixels, corners, extractor, place)
+        read = read_untrained(pixels, corners, extractor, place)
     else:
-        reading = read_trained(pixels, corners, extractor, weights, place)
-    figures = pictures(reading)
+        read = read_trained(pixels, corners, extractor, weights, place)
+    figures = pictures(read)
     folder = new_folder(Path("runs"), "explain") if output is None else output
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from regio.kernels.arguments import autocast_off
 from regio.types import FeatureMap, Regions
+
+if TYPE_CHECKING:
+    from regio.regions.sampling import SamplePoints
 
 __all__ = ["RegionExtractor", "contract", "level_by_level", "rows_and_columns"]
 
@@ -54,6 +58,14 @@ class RegionExtractor(nn.Module, ABC):
         The default takes one level after the other; extractors whose kernel reads all levels at once override it.
         """
         return level_by_level([self] * len(maps), maps, r, level)
+
+    def terms_alone(self) -> dict[str, RegionExtractor]:
+        """This extractor with each of the terms of its weights alone, by name; empty where there is but one."""
+        return {}
+
+    def moved_samples(self, x: FeatureMap, r: Regions) -> tuple[SamplePoints, SamplePoints] | None:
+        """Where samples lie that it has learned to move, and where they would lie unmoved; None where it moves none."""
+        return None
 
 
 def rows_and_columns(bins: int | tuple[int, int]) -> tuple[int, int]:

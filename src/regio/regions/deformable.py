@@ -194,6 +194,11 @@ class DeformableRoIPool(RegionExtractor):
         """
         return _samples(self.extractor, x, r, offsets, self.gamma)
 
+    def moved_samples(self, x: FeatureMap, r: Regions) -> tuple[SamplePoints, SamplePoints]:
+        """The samples with the learned offsets, and without."""
+        offsets = self.offsets([x], r, torch.zeros_like(r.image))
+        return self.samples(x, r, offsets), self.samples(x, r, torch.zeros_like(offsets))
+
     def offset_parameters(self) -> list[nn.Parameter]:
         """The parameters of the offset layer, which have a learning rate of their own."""
         return list(self.offset.parameters())

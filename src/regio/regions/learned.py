@@ -11,6 +11,7 @@ of v. That is exact, and the reason why the whole image costs little: see `regio
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -254,6 +255,14 @@ class LearnedRegionFeatures(RegionExtractor):
     def forward(self, x: FeatureMap, r: Regions) -> Tensor:
         r.check(x)
         return self.mode(self, x, r).unflatten(2, self.bins)
+
+    def terms_alone(self) -> dict[str, RegionExtractor]:
+        """With the geometric term alone (and the prior), and with the appearance term alone."""
+        if not self.geometry or self.appearance_weight is None:
+            return {}
+        geometry, appearance = copy.deepcopy(self), copy.deepcopy(self)
+        geometry.appearance_weight, appearance.geometry, appearance.prior = None, False, None
+        return {"geometry alone": geometry, "appearance alone": appearance}
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, 1, K, H, W] of Eq. 7, zero outside the support and on cells that are not sampled."""

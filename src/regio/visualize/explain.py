@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,20 +16,19 @@ from regio.boxes import resize_boxes
 from regio.checkpoints import read_card
 from regio.config import EXTRACTORS, load_detector
 from regio.preprocess import Preprocess
-from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
-from regio.regions.deformable import DeformableRoIPool
+from regio.regions import RegionExtractor, RoIAlign, RoIPool
 from regio.settings import named
 from regio.types import FeatureMap, Regions
-from regio.visualize.sampling import offsets_figure, quantisation_figure
+from regio.visualize.sample_positions import offsets_figure, quantisation_figure
 from regio.visualize.weights import parts_figure, terms_figure
 
-__all__ = ["Reading", "pictures", "read_trained", "read_untrained"]
+__all__ = ["ReadBox", "pictures", "read_trained", "read_untrained"]
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadBox:
     """A box about to be read from a map.
 
     image: uint8 [3, h, w] at the scale of the map. box: in its pixels. x: the map of the level that the box is read
@@ -51,7 +49,7 @@ class Reading:
         )
 
 
-def read_untrained(pixels: Tensor, box: Box, name: str | None, device: torch.device) -> Reading:
+def read_untrained(pixels: Tensor, box: Box, name: str | None, device: torch.device) -> ReadBox:
     """A new extractor on the last map of the default backbone, at stride 16 as in Gu et al. 2018.
 
     pixels: the photo, uint8 [3, H, W]. box: (x1, y1, x2, y2) in its pixels. name: one of `regio.config.EXTRACTORS`.
@@ -71,7 +69,7 @@ def read_untrained(pixels: Tensor, box: Box, name: str | None, device: torch.dev
     return _scaled(pixels, box, batch.sizes[0], x, extractor, name, source)
 
 
-def read_trained(pixels: Tensor, box: Box, name: str | None, weights: Path, device: torch.device) -> Reading:
+def read_trained(pixels: Tensor, box: Box, name: str | None, weights: Path, device: torch.device) -> ReadBox:
     """The extractor of a checkpoint, on the map of its detector from which it reads this box.
 
     pixels, box: as in `read_untrained`. name: the extractor's, or None for whatever it is. Raises ValueError, or
@@ -97,34 +95,31 @@ def read_trained(pixels: Tensor, box: Box, name: str | None, weights: Path, devi
 
 def _scaled(
     pixels: Tensor, box: Box, size: tuple[int, int], x: FeatureMap, extractor: RegionExtractor, name: str, source: str
-) -> Reading:
+) -> ReadBox:
     image = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True).round().clamp(0, 255)
     x1, y1, x2, y2 = resize_boxes(torch.tensor([box]), (pixels.shape[1], pixels.shape[2]), size)[0].tolist()
-    return Reading(image[0].to(torch.uint8), (x1, y1, x2, y2), x, extractor, name, source)
+    return ReadBox(image[0].to(torch.uint8), (x1, y1, x2, y2), x, extractor, name, source)
 
 
 @torch.no_grad()
-def pictures(reading: Reading) -> dict[str, Figure]:
+def pictures(read: ReadBox) -> dict[str, Figure]:
     """The pictures by the names of their files; see `regio explain --help`."""
-    image, box, x, extractor, r = reading.image, reading.box, reading.x, reading.extractor, reading.regions
+    image, box, x, extractor, r = read.image, read.box, read.x, read.extractor, read.regions
     rows, columns = extractor.bins
-    source = reading.source if len(reading.source) <= 50 else f"…{reading.source[-49:]}"
+    source = read.source if len(read.source) <= 50 else f"…{read.source[-49:]}"
     where = f"{x.size[1]} x {x.size[0]} cells at stride {x.stride:g}; {source}"
-    title = f"{reading.name}: {f'{rows} x {columns}' if columns > 1 else rows} parts"
+    title = f"{read.name}: {f'{rows} x {columns}' if columns > 1 else rows} parts"
     weights = extractor.weights(x, r)[0]
     figures = {"weights.png": parts_figure(image, weights, extractor.bins, x.stride, box, title, where)}
     bins = extractor.bins if min(extractor.bins) > 1 else (7, 7)
     pool, align = RoIPool(bins), RoIAlign(bins, samples=2)
     rounding = f"The box, rounded or not, in {bins[0]} x {bins[1]} bins"
     figures["rounding.png"] = quantisation_figure(image, x, box, pool, align, rounding, where)
-    if isinstance(extractor, LearnedRegionFeatures) and extractor.geometry and extractor.appearance_weight is not None:
-        geometry, appearance = copy.deepcopy(extractor), copy.deepcopy(extractor)
-        geometry.appearance_weight, appearance.geometry, appearance.prior = None, False, None
-        terms = {"geometry alone": geometry, "appearance alone": appearance, "both": extractor}
-        maps = {name: each.weights(x, r)[0] for name, each in terms.items()}
+    terms = extractor.terms_alone()
+    if terms:
+        maps = {name: each.weights(x, r)[0] for name, each in {**terms, "both": extractor}.items()}
         figures["terms.png"] = terms_figure(image, maps, x.stride, box, f"{title}, the largest weight", where)
-    if isinstance(extractor, DeformableRoIPool):
-        offsets = extractor.offsets([x], r, torch.zeros_like(r.image))
-        moved, unmoved = (extractor.samples(x, r, each) for each in (offsets, torch.zeros_like(offsets)))
-        figures["offsets.png"] = offsets_figure(image, x, box, moved, unmoved, f"{title}, moved by offsets", where)
+    samples = extractor.moved_samples(x, r)
+    if samples is not None:
+        figures["offsets.png"] = offsets_figure(image, x, box, *samples, f"{title}, moved by offsets", where)
     return figures

@@ -91,14 +91,14 @@ def offsets_figure(
     """The samples of deformable pooling, and from where its offsets have taken each part.
 
     image: uint8 [3, h, w]. x: the map of this one image; only size and stride matter. moved, unmoved: the samples of
-    this one box with and without offsets (`DeformableRoIPool.samples`); those with a coef of 0 read nothing and are not
+    this one box with and without offsets (`DeformableRoIPool.samples`); those of weight 0 read nothing and are not
     drawn. An arrow leads from the mean of a part's samples without offsets to that with them.
 
     Raises ValueError unless both are of one box with the same parts.
     """
     if moved.weight.shape[:3] != unmoved.weight.shape[:3] or len(moved.weight) != 1:
         raise ValueError(
-            "moved, unmoved: expected coefs [1, Kh, Kw, S] with the same parts, "
+            "moved, unmoved: expected weights [1, Kh, Kw, S] with the same parts, "
             f"got {list(moved.weight.shape)} and {list(unmoved.weight.shape)}"
         )
     after, before = ([_read(p, c, x.stride) for p, c in _each_part(s)] for s in (moved, unmoved))
@@ -121,13 +121,13 @@ def offsets_figure(
 
 
 def _each_part(samples: SamplePoints) -> Iterator[tuple[Tensor, Tensor]]:
-    """Points [S, 2] and coefs [S] of each part of the one box."""
+    """Points [S, 2] and weights [S] of each part of the one box."""
     return zip(samples.points[0].flatten(0, 1), samples.weight[0].flatten(0, 1), strict=True)
 
 
-def _read(points: Tensor, coef: Tensor, stride: float) -> Tensor:
+def _read(points: Tensor, weight: Tensor, stride: float) -> Tensor:
     """Those of the points [S, 2] in cells that are read, in pixels."""
-    return (points.detach()[coef.detach() != 0].cpu().double() + 0.5) * stride
+    return (points.detach()[weight.detach() != 0].cpu().double() + 0.5) * stride
 
 
 def _zoomed(
