@@ -429,10 +429,22 @@ def test_a_damaged_photo_ends_a_training_with_one_line(here: Path, capsys: pytes
     assert "2 steps of 2 images" in captured.out
 
 
-def test_a_checkpoint_of_other_classes(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--classes", "circle", "--weights", str(weights), "channels=16", "hidden=32"]
-    assert regio("train", "shapes", *words) == 2
-    assert "a checkpoint of 6 classes (circle, " in capsys.readouterr().err
+@pytest.mark.slow
+def test_a_training_from_a_checkpoint_of_other_classes(
+    here: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--classes", "circle,star", "--weights", str(weights), "--steps", "1", "--lr", "0", "--name", "a", *SMALL]
+    assert regio("train", "shapes", *words) == 0
+    said = "of 6 classes, these are 2 others; roi_heads.0.class_logits, roi_heads.0.box_deltas start anew"
+    assert said in capsys.readouterr().out
+    before, after = load_file(weights), load_file(here / "runs" / "a" / "weights" / "last.safetensors")
+    new = {
+        name for name in after if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])
+    }
+    assert {name.rpartition(".")[0] for name in new} == {"roi_heads.0.class_logits", "roi_heads.0.box_deltas"}
+    wrong = ["train", "shapes", "--classes", "circle", "--weights", str(weights), "channels=8", "hidden=32"]
+    assert regio(*wrong) == 2
+    assert "does not fit this detector" in capsys.readouterr().err
 
 
 def test_a_checkpoint_evaluated_on_data_without_its_classes(

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,3 +26,15 @@ def test_python_examples() -> None:
         exec(block, names)
     assert isinstance(names["detections"], Detections)
     assert names["y"].shape == (1, 256, 7, 7)  # type: ignore[attr-defined]
+
+
+def test_the_head_of_the_architecture_page() -> None:
+    page = (README.parent / "docs" / "architecture.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, names)
+    head = names["LargeBoxes"](150.0)
+    found = Detections(torch.tensor([[0.0, 0, 10, 10], [0, 0, 20, 10]]), torch.tensor([1, 2]), torch.tensor([0.9, 0.8]))
+    (kept,) = head([], [found])
+    assert kept.labels.tolist() == [2]
+    assert head.losses([], [found.boxes], []) == ([found.boxes], {})

@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from regio import format_1
 from regio.identity import differences
 
-__all__ = ["Card", "load_weights", "read_card", "read_resume", "save", "save_resume", "write_json"]
+__all__ = [
+    "Card",
+    "load_all_but_classes",
+    "load_weights",
+    "read_card",
+    "read_resume",
+    "save",
+    "save_resume",
+    "write_json",
+]
 
 FORMAT = 2
 
@@ -124,11 +133,30 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
             f"{path}: a checkpoint of {len(card.class_names)} classes ({_some(card.class_names)}), "
             f"expected these {len(class_names)}: {_some(class_names)}"
         )
+    _load(path, detector, frozenset())
+    return card
+
+
+def load_all_but_classes(path: Path | str, detector: nn.Module) -> list[str]:
+    """As `load_weights`, of a checkpoint for other classes: the layers of `detector` that depend on the classes keep
+    what they have; returns their names. A module names those of its own in an attribute `class_layers`."""
+    own = [
+        f"{name}.{layer}" if name else layer
+        for name, module in detector.named_modules()
+        for layer in getattr(module, "class_layers", ())
+    ]
+    _load(path, detector, frozenset(own))
+    return own
+
+
+def _load(path: Path | str, detector: nn.Module, but: frozenset[str]) -> None:
     state = load_file(path)
     if _read_header(Path(path), "card")["version"] == 1:
         state = format_1.tensors(state)
     own = detector.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
+    kept = {name for name in own if name.rpartition(".")[0] in but}
+    state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in but}
+    wrong = [f"{name} is missing" for name in own if name not in state and name not in kept]
     wrong += [f"{name} is not a tensor of this detector" for name in state if name not in own]
     wrong += [
         f"{name} has shape {list(state[name].shape)}, expected {list(own[name].shape)}"
@@ -137,8 +165,7 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
     ]
     if wrong:
         raise ValueError(f"{path}: does not fit this detector: {_some(wrong)}")
-    detector.load_state_dict(state)
-    return card
+    detector.load_state_dict(state | {name: own[name] for name in kept})
 
 
 def _some(items: tuple[str, ...] | list[str], count: int = 5) -> str:

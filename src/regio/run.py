@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from regio.checkpoints import load_weights
+from regio.checkpoints import load_all_but_classes, load_weights, read_card
 from regio.config import RunConfig, model_to_dict
 from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
 from regio.data.loading import without_worker_tracebacks
@@ -42,7 +42,7 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
             model = config.model.build(len(dataset.class_names))
             if config.weights is not None and not resume:
-                load_weights(config.weights, model, dataset.class_names)
+                _begin_from(config.weights, model, dataset.class_names, console)
             if not resume and fabric.is_global_zero:
                 (place / "config.yaml").write_text(as_yaml(as_dict(config)))
         _describe(config, dataset, validation, model, place, fabric.world_size, console)
@@ -68,6 +68,20 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
             f"Results are in [bold]{escape(str(place))}[/]: report.html, weights/best.safetensors", highlight=False
         )
         return results
+
+
+def _begin_from(weights: str, model: nn.Module, class_names: tuple[str, ...], console: Console) -> None:
+    """Load a checkpoint; of one for other classes, all but the layers that depend on them."""
+    theirs = read_card(weights).class_names
+    if theirs == class_names:
+        load_weights(weights, model, class_names)
+        return
+    layers = load_all_but_classes(weights, model)
+    console.print(
+        f"{weights}: of {len(theirs)} classes, these are {len(class_names)} others; {', '.join(layers)} start anew",
+        highlight=False,
+        markup=False,
+    )
 
 
 def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:

@@ -43,7 +43,12 @@ def train(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Checkpoint to start from.", rich_help_panel=MODEL)] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint to start from; of other classes, all but the last layers.", rich_help_panel=MODEL
+        ),
+    ] = None,
     validation: Annotated[
         str | None,
         typer.Option(help="Data set to evaluate on (default: the val split of DATA).", rich_help_panel=MODEL),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,8 @@ class FastRCNNHead(BoxHead):
 
     Raises ValueError for fewer than two classes.
     """
+
+    class_layers: ClassVar[tuple[str, ...]] = ("class_logits", "box_deltas")  # new for other classes
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,8 @@ class MaskHead(nn.Module):
     Boxes without an annotated mask are not trained on. The loss `mask` is the mean over the boxes that are.
     """
 
+    class_layers: ClassVar[tuple[str, ...]] = ("mask_logits",)  # new for other classes
+
     def __init__(
         self,
         extractor: Levels,
@@ -177,4 +180,4 @@ class _Sample:
     image: Tensor
     labels: Tensor
     masks: Tensor
-    boxes_in_masks: Tensor = field()
+    boxes_in_masks: Tensor
