@@ -24,7 +24,7 @@ from regio.run import open_splits
 from regio.settings import override
 from torchvision_peer import TorchvisionDetector
 
-EXTRACTORS = {"roi-align": RoIAlign(), "roi-pool": RoIPool(), "learned, grid": Learned(prior="grid")}
+EXTRACTORS = {"roi-align": RoIAlign(), "roi-pool": RoIPool(), "learned, grid": Learned()}
 WARM_UP, ROUNDS = 3, 15
 
 

@@ -174,11 +174,12 @@ def test_missing_weights_name_the_setting() -> None:
 
 def test_fields_reach_the_extractor() -> None:
     words = ["extractor=learned", "support=2x", "terms=appearance", "mode=sampled", "inside=49", "outside=100"]
-    run = override(RunConfig(), [*words, "prior=grid", "extractor.bins=[3, 5]", "scale=1"])
+    run = override(RunConfig(), [*words, "prior=none", "extractor.bins=[3, 5]", "scale=1"])
     made = run.model.extractor.build(16)
     assert isinstance(made, LearnedRegionFeatures)
     assert (made.bins, made.support, made.mode) == ((3, 5), BoxSupport(2.0), Sampled(49, 100))
-    assert (made.prior, made.geometry, made.scale) == (GridPrior(), False, 1.0)
+    assert (made.prior, made.geometry, made.scale) == (None, False, 1.0)
+    assert Learned().build(16).prior == GridPrior()
     pool = DeformableRoIPool(bins=(3, 3), samples=4, offsets=(1, 1), gamma=0.5).build(16)
     assert (pool.bins, pool.extractor.samples, pool.offset_size, pool.gamma) == ((3, 3), 4, (1, 1), 0.5)
     assert repr(RoIAlign((2, 3), 1, False).build(8)) == "RoIAlign(bins=(2, 3), samples=1, aligned=False)"

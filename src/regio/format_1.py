@@ -29,12 +29,14 @@ def settings(model: Mapping[str, Any]) -> dict[str, Any]:
     names = {"single": "faster-rcnn", "fpn": "faster-rcnn-fpn"}
     new = {_SETTINGS.get(key, key): value for key, value in model.items() if key not in ("neck", "levels", "extractor")}
     neck, levels = model.get("neck", "fpn"), model.get("levels", [3, 4, 5])
-    extractor = model.get("extractor", "roi-align")
+    extractor = {"name": model.get("extractor", "roi-align")}
+    if extractor["name"].startswith("learned"):
+        extractor = {"name": "learned", "prior": "none"}
     return {
         "name": names[neck],
         **new,
         **({"level": levels[-1]} if neck == "single" else {"levels": levels}),
-        "extractor": {"name": "learned" if extractor == "learned-grid" else extractor},
+        "extractor": extractor,
     }
 
 

@@ -157,7 +157,9 @@ class Learned(Bins):
     mode: Literal["exact", "sampled", "dense"] = setting("exact", "all cells, the paper's samples, or all and slowly")
     inside: int = setting(196, "samples in the box at most, if sampled", ge=1)
     outside: int = setting(196, "samples outside the box at most, if sampled", ge=1)
-    prior: Literal["none", "grid"] = setting("none", "grid: parts begin as Gaussians on a grid (not the paper's)")
+    prior: Literal["grid", "none"] = setting(
+        "grid", "grid: parts begin as Gaussians on a grid; none: anywhere, as in the paper, which takes long trainings"
+    )
     scale: float | None = setting(None, "factor on the geometric term; null for 1 / sqrt(C_g); 1 is the paper's", gt=0)
     embedding_channels: int = setting(512, "of one coordinate, even", ge=2)
     key_channels: int = setting(256, "of the geometric term (C_g)", ge=1)
