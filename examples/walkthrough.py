@@ -95,7 +95,7 @@ def aligning() -> Figure:
     align = RoIAlign(2, samples=2)
     figure = Figure(figsize=(12, 5.4))
     axes = cells(figure, (0.02, 0.27, 0.30, 0.66), MAP, ink=FAINT)
-    grid = align.grid([X], REGION, torch.zeros(1, dtype=torch.int64))
+    grid = align.sampling([X], REGION, torch.zeros(1, dtype=torch.int64))
     for part, colour in enumerate(COLOURS):
         rows, columns = grid.rows[0, part // 2] + 0.5, grid.columns[0, part % 2] + 0.5
         axes.add_patch(Rectangle(((part % 2) * 3.5, 3 + (part // 2) * 2.5), 3.5, 2.5, facecolor=colour, alpha=0.38))

@@ -1,10 +1,14 @@
 """The worked example of RoI pooling, deepsense.ai's 8 x 8 map, in the numbers of docs/walkthrough.md."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from regio.regions import RoIAlign, RoIPool
@@ -87,3 +91,20 @@ def test_the_pictures_of_the_page_exist() -> None:
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", PAGE.read_text())
     assert len(pictures) == 5
     assert all((PAGE.parent / picture).is_file() for picture in pictures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("walkthrough.py", ["align.jpg", "aligning.png", "learned.jpg", "pooling.png", "rounding.jpg"]),
+        ("gallery.py", ["extractors.png"]),
+    ],
+)
+def test_the_pictures_of_the_pages_can_be_made(script: str, names: list[str], tmp_path: Path) -> None:
+    to = tmp_path if len(names) > 1 else tmp_path / names[0]
+    subprocess.run([sys.executable, PAGE.parents[1] / "examples" / script, to], check=True, capture_output=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10
