@@ -111,7 +111,7 @@ def test_names_files_and_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.M
     torch.save(state, tmp_path / "mobile.pth")
     detector, names = torchvision_detector(name, tmp_path / "mobile.pth")
     assert len(names) == 90 and names[0] == "person" and not detector.training
-    with pytest.raises(ValueError, match=r"mobile\.pth: fasterrcnn_resnet50_fpn: not .* is missing; .*and"):
+    with pytest.raises(ValueError, match=r"mobile\.pth: fasterrcnn_resnet50_fpn: not .* is missing, .* and"):
         torchvision_detector("fasterrcnn_resnet50_fpn", tmp_path / "mobile.pth")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from regio import format_1
 from regio.identity import differences
+from regio.state_dicts import load_exactly
 
 __all__ = [
     "Card",
@@ -153,19 +154,9 @@ def _load(path: Path | str, detector: nn.Module, but: frozenset[str]) -> None:
     state = load_file(path)
     if _read_header(Path(path), "card")["version"] == 1:
         state = format_1.tensors(state)
-    own = detector.state_dict()
-    kept = {name for name in own if name.rpartition(".")[0] in but}
-    state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in but}
-    wrong = [f"{name} is missing" for name in own if name not in state and name not in kept]
-    wrong += [f"{name} is not a tensor of this detector" for name in state if name not in own]
-    wrong += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"{path}: does not fit this detector: {_some(wrong)}")
-    detector.load_state_dict(state | {name: own[name] for name in kept})
+    kept = {name for name in detector.state_dict() if name.rpartition(".")[0] in but}
+    given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in but}
+    load_exactly(detector, given, f"{path}: does not fit this detector", kept)
 
 
 def _some(items: tuple[str, ...] | list[str], count: int = 5) -> str:

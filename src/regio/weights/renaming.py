@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["Rule", "load_exactly", "renamed"]
+__all__ = ["Rule", "renamed"]
 
 Rule = tuple[str, str]
 """A regular expression for the beginning of their name, and what stands there in ours, with groups as \\1."""
@@ -27,20 +27,3 @@ def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule], ignored: Callabl
                 break
         made[name] = tensor
     return made
-
-
-def load_exactly(model: nn.Module, given: Mapping[str, Tensor], what: str) -> None:
-    """Load `given` into `model`. Raises ValueError naming each tensor that is missing, not a part of it, or of another
-    shape (the first ten, and how many there are); `what` begins the message."""
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in given]
-    wrong += [f"{name} is not a part of it" for name in given if name not in own]
-    wrong += [
-        f"{name} has shape {list(given[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{what}: {'; '.join(wrong[:10])}{more}")
-    model.load_state_dict(dict(given))

@@ -24,8 +24,9 @@ from regio.pretrained import published_state, read_state
 from regio.proposals import RPN, Anchors, ProposalFilter
 from regio.regions import Levels, RoIAlign
 from regio.roi_heads import ConvolutionsAndLinear, FastRCNNHead, FullyConnected, MaskConvolutions, MaskHead
+from regio.state_dicts import load_exactly
 from regio.types import FeatureMap, Regions
-from regio.weights.renaming import Rule, load_exactly, renamed
+from regio.weights.renaming import Rule, renamed
 
 __all__ = ["TORCHVISION", "Architecture", "InferredStrideAnchors", "from_torchvision", "torchvision_detector"]
 
