@@ -27,9 +27,8 @@ from regio.evaluate import (
     VocMetrics,
     confusion_matrix,
 )
-from regio.masks import EncodedMasks
+from regio.interchange import detections_from_coco
 from regio.training_log import TrainingLog
-from regio.types import Detections
 from regio.visualize import (
     comparison_sheet,
     confusion_figure,
@@ -279,17 +278,9 @@ def _written(value: float) -> str:
 
 def _sheet(dataset: DetectionDataset, predictions: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Images spread over the data set, as annotated and as detected."""
-    label = {category: i + 1 for i, category in enumerate(dataset.category_ids)}
     samples = [dataset[i] for i in _spread(dataset)]
-    found = []
-    for sample in samples:
-        rows = [p for p in predictions if p["image_id"] == sample.id]
-        boxes = torch.tensor([p["bbox"] for p in rows], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = torch.tensor([label[p["category_id"]] for p in rows], dtype=torch.int64)
-        masks = EncodedMasks([p["segmentation"] for p in rows]) if rows and "segmentation" in rows[0] else None
-        scores = torch.tensor([p["score"] for p in rows], dtype=torch.float32)
-        found.append(Detections(boxes, labels, scores, masks))
+    own = [[row for row in predictions if row["image_id"] == sample.id] for sample in samples]
+    found = [detections_from_coco(rows, dataset.category_ids) for rows in own]
     return comparison_sheet(
         [s.image for s in samples], [s.targets for s in samples], found, dataset.class_names, [s.name for s in samples]
     )
