@@ -120,6 +120,7 @@ def test_each_box_is_read_from_its_level() -> None:
         assert each.sum() == 49 * 8  # every bin of every channel reads one cell
 
 
+@pytest.mark.slow
 def test_checkpoints_are_measured_one_by_one(tmp_path: Path) -> None:
     paths = []
     for seed in (0, 1):

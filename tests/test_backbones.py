@@ -36,6 +36,7 @@ def frozen_names(backbone: Backbone) -> list[str]:
         ("mnasnet0_5", (5,)),
     ],
 )
+@pytest.mark.slow
 def test_torchvision_models(name: str, levels: tuple[int, ...]) -> None:
     check_declarations(torchvision_backbone(name, levels, pretrained=False))
 
@@ -49,12 +50,14 @@ def test_torchvision_models(name: str, levels: tuple[int, ...]) -> None:
         ("resnetv2_18", (4,)),
     ],
 )
+@pytest.mark.slow
 def test_timm_models(name: str, levels: tuple[int, ...]) -> None:
     check_declarations(timm_backbone(name, levels, pretrained=False))
 
 
 @pytest.mark.parametrize("make", [timm_backbone, torchvision_backbone])
 @pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.slow
 def test_output_stride_dilates(make, output_stride: int) -> None:  # type: ignore[no-untyped-def]
     backbone = make("resnet50", (4, 5), output_stride=output_stride, pretrained=False, frozen=0)
     assert backbone.strides == (min(16, output_stride), output_stride)
@@ -62,6 +65,7 @@ def test_output_stride_dilates(make, output_stride: int) -> None:  # type: ignor
     assert any(max(m.dilation) > 1 for m in backbone.modules() if isinstance(m, nn.Conv2d))
 
 
+@pytest.mark.slow
 def test_vgg_ends_where_its_stride_is_sixteen() -> None:
     backbone = torchvision_backbone("vgg11", (4,), pretrained=False, frozen=1)
     check_declarations(backbone)
@@ -137,6 +141,7 @@ def test_building_does_not_disturb_the_weights() -> None:
 # What a local file may hold.
 
 
+@pytest.mark.slow
 def test_local_file_of_a_whole_model_or_its_features(tmp_path: Path, shared_data: Path) -> None:
     model = torchvision.models.resnet18(weights=None)
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")

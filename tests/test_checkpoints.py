@@ -191,6 +191,7 @@ def test_a_resume_file_of_an_earlier_version(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_format_1_is_read(tmp_path: Path) -> None:
     """Before there were RoI heads, the extractor and the one head were parts of the detector; the geometric term of
     learned region features had no factor, and their grid was a start of the parameters."""

@@ -166,6 +166,7 @@ def test_convert(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "'tfrecord' is not one of 'yolo', 'coco', 'voc'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_val_takes_the_path_of_a_yaml_file(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_yolo_folder(
         here / "repository" / "data", {"a": "0 0.5 0.5 0.5 0.5\n"}, f"names: [{', '.join(SHAPE_CLASSES)}]"
@@ -447,6 +448,7 @@ def test_a_training_from_a_checkpoint_of_other_classes(
     assert "does not fit this detector" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_evaluated_on_data_without_its_classes(
     here: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -473,6 +475,7 @@ def test_json_that_is_not_coco(here: Path, capsys: pytest.CaptureFixture[str]) -
     ("environment", "expected"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
 )
+@pytest.mark.slow
 def test_waiting_threads_soon_sleep(environment: dict[str, str], expected: str) -> None:
     """As libgomp shows the settings that it has read; those of the user come first."""
     given = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | environment

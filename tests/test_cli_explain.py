@@ -67,6 +67,7 @@ def test_a_new_extractor_reads_imagenet_features(photo: str, capsys: pytest.Capt
     assert "weights.png, rounding.png in out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_learned_features_have_their_terms_drawn(photo: str) -> None:
     weights = checkpoint("learned")
     assert regio("explain", photo, "--box", "20,10,70,80", "--weights", weights, "--dpi", "50") == 0

@@ -188,6 +188,7 @@ def test_fields_reach_the_extractor() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 @pytest.mark.parametrize("system", [FasterRCNN, FasterRCNNOnFPN])
+@pytest.mark.slow
 def test_every_extractor_by_name_detects(extractor: str, system: type[FasterRCNN]) -> None:
     torch.manual_seed(0)
     detector = system(extractor=EXTRACTORS[extractor](), hidden=32, score_threshold=0.0, **SMALL).build(3).eval()
@@ -202,6 +203,7 @@ def test_every_extractor_by_name_detects(extractor: str, system: type[FasterRCNN
 @torch.no_grad()
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
 @pytest.mark.parametrize("name", ["rpn", "rpn-fpn"])
+@pytest.mark.slow
 def test_a_proposal_network_by_name_proposes(name: str, norm: Any) -> None:
     torch.manual_seed(0)
     detector = SYSTEMS[name](norm=norm, **SMALL).build(3).eval()
@@ -225,6 +227,7 @@ def test_types_are_those_of_the_fields() -> None:
             assert is_dataclass(field.default) or field.default is not None or "None" in str(hints[field.name])
 
 
+@pytest.mark.slow
 def test_a_detector_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
     config = FasterRCNNOnFPN(
         extractor=Learned(support="box", terms="geometry"), hidden=32, score_threshold=0.0, **{**SMALL, "channels": 16}

@@ -106,6 +106,7 @@ def test_what_does_not_fit() -> None:
         detections_to_coco(Detections(torch.zeros(1, 4), torch.tensor([1]), torch.ones(1), masks), 1, [1])
 
 
+@pytest.mark.slow
 def test_a_hundred_masks_on_a_large_photo_need_one_photo() -> None:
     """12 million pixels: as pixels the masks would be 1.2 GB."""
     boxes = torch.rand(100, 4, generator=torch.Generator().manual_seed(0)) * 500

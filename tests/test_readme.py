@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from regio.types import Detections
@@ -17,6 +18,7 @@ def test_the_first_lines_are_the_two_commands() -> None:
     assert block.group(1).splitlines() == ["pip install . && regio demo", 'pip install ".[test]" && pytest']
 
 
+@pytest.mark.slow
 def test_python_examples() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert len(blocks) == 2

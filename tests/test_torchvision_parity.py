@@ -100,6 +100,7 @@ def test_same_detections_and_masks_of_every_model(name: str, shared_data: Path) 
         assert float(found.masks.values.std()) > 0.1
 
 
+@pytest.mark.slow
 def test_names_files_and_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="torchvision: expected one of fasterrcnn_resnet50_fpn, .*, got 'yolo'"):
         torchvision_detector("yolo")
@@ -138,6 +139,7 @@ def test_names_files_and_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.M
         pytest.param(480, torch.float64, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_same_detections(short_side: int, dtype: torch.dtype, shared_data: Path) -> None:
     """Boxes to 1e-4 pixels in float64; in float32, where the two round differently, to 1e-4 of the longer side."""
     files = sorted((shared_data / "voc2012_100" / "JPEGImages").glob("*.jpg"))[:2]
@@ -198,6 +200,7 @@ def test_same_losses(shared_data: Path) -> None:
         torch.testing.assert_close(found[name], expected[their_name].double(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_older_and_newer_names_are_read() -> None:
     torch.manual_seed(0)
     state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5).state_dict()

@@ -96,11 +96,13 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert "val_ap" in rows[6]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_equal_whatever_the_workers(straight: Path, tmp_path: Path) -> None:
     run(tmp_path, replace(CONFIG, workers=2))
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_batches_hold_images_of_one_orientation(tmp_path: Path) -> None:
     """Less is lost to padding."""
     portrait: list[bool] = []
@@ -116,6 +118,7 @@ def test_batches_hold_images_of_one_orientation(tmp_path: Path) -> None:
     assert set.union(*batches) == {False, True}
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
     run(tmp_path, replace(CONFIG, seed=4))
     first, second = (
@@ -212,6 +215,7 @@ def test_a_run_is_resumed_as_it_was(straight: Path, tmp_path: Path) -> None:
         ({"validation": Shapes(3, seed=2)}, "validation.annotations"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_another_run_is_not_resumed(straight: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(straight, resume=True, **change)

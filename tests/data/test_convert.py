@@ -59,6 +59,7 @@ def test_real_data_written_and_read_again(tmp_path: Path, shared_data: Path, wri
 
 @pytest.mark.parametrize("write", [write_coco, write_yolo])
 @pytest.mark.parametrize("name, count, unequal", [("nuclei", 20, 0.0), ("nuts", 4, 1e-4)])
+@pytest.mark.slow
 def test_real_masks_written_and_read_again(
     tmp_path: Path, shared_data: Path, write: Writer, name: str, count: int, unequal: float
 ) -> None:
