@@ -36,7 +36,7 @@ def val(
 
     Leaves results.json, predictions.json (COCO results), plots, pictures and report.html in a folder.
     """
-    from regio.config import load_detector, read_system
+    from regio.config import load_detector, model_from_dict
     from regio.data import open_dataset
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
@@ -45,7 +45,8 @@ def val(
 
     console = Console(stderr=as_json, soft_wrap=True)
     path = weights or latest_checkpoint(project)
-    (system, _), (detector, card) = read_system(path), load_detector(path)
+    detector, card = load_detector(path)
+    system = model_from_dict(card.model)
     place = pick_device(device)
     detector.to(place).eval()
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")

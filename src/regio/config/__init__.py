@@ -30,33 +30,26 @@ __all__ = [
     "model_from_dict",
     "model_to_dict",
     "read_config",
-    "read_system",
 ]
 
 
-def read_system(path: Path | str) -> tuple[System, Card]:
-    """The settings of the system in a checkpoint, and its card. Raises FileNotFoundError or ValueError naming the file,
-    also for a checkpoint of a detector that was put together by hand."""
-    from regio.checkpoints import read_card
+def load_detector(path: Path | str, *, score_threshold: float | None = None) -> tuple[TwoStageDetector, Card]:
+    """The detector of a checkpoint that the command line made, with its card, of which `model_from_dict` makes the
+    settings of its system.
+
+    score_threshold: another than the one it was trained with, of a system that has one. Raises FileNotFoundError or
+    ValueError naming the file, also for a checkpoint of a detector that was put together by hand: build that one again,
+    then `regio.checkpoints.load_weights`.
+    """
+    from regio.checkpoints import load_weights, read_card
 
     card = read_card(path)
     if not card.model:
         raise ValueError(f"{path}: its card has no configuration; build the detector, then use load_weights")
     try:
-        return model_from_dict(card.model), card
+        system = model_from_dict(card.model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def load_detector(path: Path | str, *, score_threshold: float | None = None) -> tuple[TwoStageDetector, Card]:
-    """The detector of a checkpoint that the command line made, with its card.
-
-    score_threshold: another than the one it was trained with, of a system that has one. Raises as
-    `read_system`, and ValueError for weights that do not fit.
-    """
-    from regio.checkpoints import load_weights
-
-    system, card = read_system(path)
     if score_threshold is not None:
         system = system.with_score_threshold(score_threshold)
     detector = system.build(len(card.class_names), pretrained=False)

@@ -25,8 +25,8 @@ class MaskEvaluator(BoxEvaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of the numbers."""
-        return (*super().names, *(f"mask_{name}" for name in COCO))
+        """Those of the numbers, of masks first."""
+        return (*(f"mask_{name}" for name in COCO), *super().names)
 
     @cached_property
     def with_masks(self) -> DetectionDataset:
@@ -45,4 +45,4 @@ class MaskEvaluator(BoxEvaluator):
     def measure(self, records: Sequence[Rows]) -> dict[str, float]:
         """The numbers of `names`."""
         masks = self.masks(records)
-        return super().measure(records) | {f"mask_{name}": float(getattr(masks, name)) for name in COCO}
+        return {f"mask_{name}": float(getattr(masks, name)) for name in COCO} | super().measure(records)

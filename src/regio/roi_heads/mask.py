@@ -101,7 +101,7 @@ class MaskHead(nn.Module):
 
     extractor: reads the maps; square bins. trunk: from region features [R, C, B, B] to [R, width, M, M]. num_classes:
     with the background. output: what the masks' logits mean, and their loss. matcher: which boxes it is trained on; the
-    others have no mask. pasting: how masks become pixels. cells: M, the size of the masks that the trunk gives.
+    others have no mask. pasting: how masks become pixels.
 
     Boxes without an annotated mask are not trained on. The loss `mask` is the mean over the boxes that are.
     """

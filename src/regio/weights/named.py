@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regio.config import load_detector, read_system
+from regio.config import load_detector, model_from_dict
 from regio.detector import TwoStageDetector
 from regio.postprocess import Postprocess
 from regio.weights.torchvision import torchvision_detector
@@ -30,8 +30,8 @@ def load_trained(weights: str | Path, *, score_threshold: float | None = None) -
     """
     library, _, rest = str(weights).partition(":")
     if library != "torchvision" or Path(weights).exists():
-        (system, _), (detector, card) = read_system(weights), load_detector(weights, score_threshold=score_threshold)
-        return Trained(detector.eval(), system.labels(card.class_names))
+        detector, card = load_detector(weights, score_threshold=score_threshold)
+        return Trained(detector.eval(), model_from_dict(card.model).labels(card.class_names))
     name, _, file = rest.partition("=")
     detector, names = torchvision_detector(name, Path(file) if file else None)
     if score_threshold is not None:

@@ -33,9 +33,12 @@ __all__ = ["TORCHVISION", "Architecture", "InferredStrideAnchors", "from_torchvi
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a detector of torchvision is made of. weights: its enum there. backbone: makes it, for the `eps` of frozen
-    norms or None where they are not frozen there. norm: in pyramid and heads. masks: whether it has a mask head. test:
-    proposals of an image."""
+    """What a detector of torchvision is made of.
+
+    weights: its enum there. backbone: makes it, for the `eps` of its norms. sizes: of anchors, for each map. eps: that
+    of the published weights. norm: in pyramid and heads; those with one also have deeper heads. masks: whether it has a
+    mask head. test: proposals of an image.
+    """
 
     weights: str
     backbone: Callable[[float], Backbone]
@@ -116,7 +119,7 @@ def from_torchvision(name: str, state: Mapping[str, Tensor], *, eps: float | Non
     torchvision trained from others. Mask heads there have a mask for the background, which nothing reads: it is left
     out.
 
-    Raises ValueError for another name, and naming each tensor that is missing, unexpected or of another shape.
+    Raises ValueError for another name, and naming the first tensors that are missing, unexpected or of another shape.
     """
     if name not in TORCHVISION:
         raise ValueError(f"torchvision: expected one of {', '.join(TORCHVISION)}, got '{name}'")
