@@ -1,9 +1,10 @@
-"""Train torchvision's Faster R-CNN code exactly as `regio train` trains regio's: same data, order of images, flips,
-backbone weights, optimizer, schedule and number of steps.
+"""Train torchvision's Faster or Mask R-CNN code exactly as `regio train` trains regio's: same data, order of images,
+flips, backbone weights, optimizer, schedule and number of steps.
 
-    python benchmarks/train_torchvision.py ../shared/data/coco_s320 NAME key=value ...
+    python benchmarks/train_torchvision.py ../shared/data/coco_s320 NAME [model=mask-rcnn] key=value ...
 
-takes the settings of `regio train` and writes runs/NAME/ like it.
+takes the settings of `regio train`, evaluates with its evaluators, and writes runs/NAME/ like it. Both print how long
+the steps took, without evaluations.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import torch
 from rich.console import Console
 
 from regio.config import RunConfig
-from regio.evaluate import BoxEvaluator
 from regio.progress import RichProgress
-from regio.run import open_splits, transform
-from regio.run_report import BoxResults
+from regio.run import open_splits, took, transform
 from regio.settings import as_dict, override
 from regio.train import train
 from torchvision_peer import TorchvisionDetector
@@ -29,10 +28,10 @@ def main() -> None:
     data, name, *settings = sys.argv[1:]
     console = Console()
     config = override(RunConfig(data), settings)
-    dataset, validation = open_splits(config, console)
+    dataset, validation = (config.model.dataset(each) for each in open_splits(config, console))
     torch.manual_seed(config.training.seed)
     detector = TorchvisionDetector(config.model, len(dataset.class_names))
-    folder, evaluator = Path("runs") / name, BoxEvaluator(validation)
+    folder, evaluator = Path("runs") / name, config.model.evaluator(validation)
     records = train(
         detector,
         dataset,
@@ -42,7 +41,8 @@ def main() -> None:
         transform=transform(config),
         progress=RichProgress(console),
     ).records
-    results = BoxResults(evaluator, records)
+    console.print(took(folder), highlight=False)
+    results = config.model.results(evaluator, records)
     results.show(console)
     results.write(folder, as_dict(config))
 

@@ -1,5 +1,6 @@
 """Training: exact resume, and what it says when something is wrong."""
 
+import json
 import os
 import signal
 import subprocess
@@ -94,6 +95,20 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     assert all(row["loss"] > 0 for row in rows[:6])
     assert "val_ap" in rows[6]
+    seconds = [row["seconds"] for row in rows[:6]]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    assert "seconds" not in rows[6]
+
+
+def test_the_time_of_a_resumed_run_goes_on(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, progress=StopAt(3, signal.SIGINT))
+    with safe_open(tmp_path / "weights" / "resume.safetensors", "pt") as file:
+        before = json.loads(file.metadata()["regio"])["resume"]["seconds"]
+    run(tmp_path, resume=True)
+    rows = TrainingLog(tmp_path / "metrics.csv", []).rows()
+    assert rows[2]["seconds"] == pytest.approx(before)
+    assert rows[3]["seconds"] > before
 
 
 @pytest.mark.slow

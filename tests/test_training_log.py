@@ -44,3 +44,18 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("val_ap")] == [(2, 0.25)]
+
+
+def test_a_table_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path: Path) -> None:
+    first = TrainingLog(tmp_path / "metrics.csv", ["val_ap"])
+    first.start(0)
+    first.append({"step": 1, "loss": 1.0})
+    assert first.seconds() == 0
+    again = TrainingLog(tmp_path / "metrics.csv", ["seconds", "val_ap"])
+    again.start(1)
+    again.append({"step": 2, "loss": 0.5, "seconds": 12.0})
+    again.append({"step": 2, "val_ap": 1.0})
+    assert [row.get("seconds") for row in again.rows()] == [None, 12.0, None]
+    assert again.seconds() == 12
+    first.close()
+    again.close()

@@ -20,9 +20,10 @@ from regio.progress import RichProgress
 from regio.run_report import Results
 from regio.settings import as_dict
 from regio.train import train
+from regio.training_log import TrainingLog
 from regio.yaml_text import as_yaml
 
-__all__ = ["open_splits", "run", "transform"]
+__all__ = ["open_splits", "run", "took", "transform"]
 
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
 
@@ -62,6 +63,7 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
             ).records
         results = config.model.results(evaluator, records)
         if fabric.is_global_zero:
+            console.print(took(place), highlight=False)
             results.show(console)
             results.write(place, as_dict(config))
         console.print(
@@ -100,6 +102,11 @@ def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, 
     if len(problems) > 5:
         console.print(f"[yellow]note:[/] and {len(problems) - 5} more like these", highlight=False)
     return dataset, validation
+
+
+def took(folder: Path) -> str:
+    """How long the steps of the training in `folder` took, for people."""
+    return f"training took {TrainingLog(folder / 'metrics.csv', []).seconds():.0f} s, evaluations not counted"
 
 
 def transform(config: RunConfig) -> Transform:

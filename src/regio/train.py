@@ -67,7 +67,8 @@ def train(
 ) -> Evaluation:
     """Train `model` on `dataset`; returns what `evaluator` measured at the end.
 
-    Leaves under `folder`: metrics.csv, the checkpoints weights/best.safetensors (by the number that the evaluator
+    Leaves under `folder`: metrics.csv (`seconds` is the time of all steps so far, reading of images included and
+    evaluations not), the checkpoints weights/best.safetensors (by the number that the evaluator
     selects) and weights/last.safetensors, weights/resume.safetensors, the whole state, and what the evaluator saves.
     `configuration` goes onto the cards of the checkpoints: what builds this model again. Modules are trained in the
     modes they come in, and predict in evaluation mode.
@@ -137,7 +138,7 @@ class _Run:
         self.images_a_step = config.batch_size * self.batches_a_step
         self.epoch_steps = len(dataset) / self.images_a_step
         self.steps = config.steps or math.ceil(config.epochs * self.epoch_steps)
-        self.step, self.best = 0, -math.inf
+        self.step, self.best, self.seconds = 0, -math.inf, 0.0  # seconds: of all steps, without evaluations
         self.module = model
         self.identity = self._identity()
 
@@ -148,7 +149,7 @@ class _Run:
             self.average = moving_average(model, config.ema).to(fabric.device)
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.model.mark_forward_method("losses")
-        self.log = TrainingLog(folder / "metrics.csv", [f"val_{name}" for name in evaluator.names])
+        self.log = TrainingLog(folder / "metrics.csv", ["seconds", *(f"val_{name}" for name in evaluator.names)])
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -232,12 +233,14 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(self.module)
         self.step += 1
-        speed = self.images_a_step / (time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self.seconds += took
+        speed = self.images_a_step / took
         self.progress.step(self.step, losses, speed)
         if self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps:
             everywhere = gather(self.fabric, losses)
             losses = {name: sum(each[name] for each in everywhere) / len(everywhere) for name in losses}
-            self._record({"loss": sum(losses.values()), **losses, "images_per_second": speed})
+            self._record({"loss": sum(losses.values()), **losses, "images_per_second": speed, "seconds": self.seconds})
 
     def _seed(self, micro: int) -> None:
         """Make the random samples of a batch depend on the seed and the number of that batch in the whole run."""
@@ -276,7 +279,7 @@ class _Run:
     def save(self) -> None:
         """Write the resume file."""
         if self.fabric.is_global_zero:
-            state = {"step": self.step, "best": self.best}
+            state = {"step": self.step, "best": self.best, "seconds": self.seconds}
             save_resume(self.weights / "resume.safetensors", self.modules, self.optimizer, state, self.identity)
 
     def resume(self) -> None:
@@ -284,6 +287,7 @@ class _Run:
         path = self.weights / "resume.safetensors"
         state = read_resume(path, self.modules, self.optimizer, self.identity)
         self.step, self.best = state["step"], state["best"]
+        self.seconds = state.get("seconds", 0.0)  # files of earlier versions have none
 
     def _identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to be the run it was."""

@@ -28,6 +28,8 @@ class TrainingLog:
     def start(self, step: int) -> None:
         """Begin after `step`: rows of later steps, left by a run that was killed after its last save, are dropped."""
         rows = [row for row in self.rows() if row["step"] <= step] if step and self.path.exists() else []
+        if rows:  # a table of an earlier version may lack a column
+            self.columns += [name for name in self.later if name not in self.columns]
         with self.path.open("w", newline="") as file:
             if rows:
                 writer = csv.DictWriter(file, self.columns)
@@ -42,12 +44,16 @@ class TrainingLog:
         """Add a row. Raises ValueError for a column the file does not have."""
         with self.path.open("a", newline="") as file:
             if not self.columns:
-                self.columns = [*row, *self.later]
+                self.columns = list(dict.fromkeys([*row, *self.later]))
                 csv.DictWriter(file, self.columns).writeheader()
             csv.DictWriter(file, self.columns).writerow({k: _short(v) for k, v in row.items()})
         for name, value in row.items():
             if self._events is not None and name != "step":
                 self._events.add_scalar(name, value, int(row["step"]))
+
+    def seconds(self) -> float:
+        """The time of all training steps, without evaluations: what the last row of a step says."""
+        return max((row.get("seconds", 0.0) for row in self.rows()), default=0.0)
 
     def close(self) -> None:
         """End the event files."""

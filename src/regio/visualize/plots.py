@@ -20,7 +20,7 @@ from regio.visualize.colours import class_colour
 __all__ = ["confusion_figure", "precision_recall_figure", "recall_figure", "training_figure"]
 
 INK, FAINT = "#222222", "#b8b8b8"
-NOT_LOSSES = {"step", "epoch", "lr", "images_per_second"}
+NOT_LOSSES = {"step", "epoch", "lr", "images_per_second", "seconds"}
 MOST_NAMED = 10  # classes with a colour and a name of their own in a plot of many
 MOST_COUNTS = 15  # classes up to which a confusion matrix shows its counts
 
@@ -29,9 +29,9 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Losses, learning rate and validation metrics against the step.
 
     rows: those of a run's metrics.csv, each with "step". Columns that begin with "val_" are metrics in [0, 1]; "lr" is
-    the learning rate; all others but "epoch" and "images_per_second" are losses, of which "loss" is the sum. Losses are
-    drawn as they are, pale, and smoothed by an exponential mean over a twentieth of the run. NaN is not drawn, nor is
-    a column of nothing else named: AP of small objects where there are none.
+    the learning rate; all others but "epoch", "images_per_second" and "seconds" are losses, of which "loss" is the sum.
+    Losses are drawn as they are, pale, and smoothed by an exponential mean over a twentieth of the run. NaN is not
+    drawn, nor is a column of nothing else named: AP of small objects where there are none.
 
     Raises ValueError when there are no rows.
     """
