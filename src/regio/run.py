@@ -13,7 +13,15 @@ from torch import nn
 
 from regio.checkpoints import load_all_but_classes, load_weights, read_card
 from regio.config import RunConfig, model_to_dict
-from regio.data import Compose, DetectionDataset, HorizontalFlip, PhotometricJitter, Transform, open_dataset
+from regio.data import (
+    Compose,
+    DetectionDataset,
+    HorizontalFlip,
+    PhotometricJitter,
+    Transform,
+    open_dataset,
+    open_undivided,
+)
 from regio.data.loading import without_worker_tracebacks
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
@@ -87,9 +95,14 @@ def _begin_from(weights: str, model: nn.Module, class_names: tuple[str, ...], co
 
 
 def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
-    """The data sets to train and to evaluate on; prints the problems found in them."""
-    dataset = open_dataset(config.data, "train")
-    validation = open_dataset(config.validation or config.data, "val")
+    """The data sets to train and to evaluate on; prints the problems found in them.
+
+    Two data sets are used whole where they have no splits of their own; one data set is divided.
+    """
+    if config.validation is None or Path(config.validation).resolve() == Path(config.data).resolve():
+        dataset, validation = (open_dataset(config.data, split) for split in ("train", "val"))
+    else:
+        dataset, validation = open_undivided(config.data, "train"), open_undivided(config.validation, "val")
     if config.classes:
         dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
     if not config.difficult:

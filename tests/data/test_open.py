@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from regio.data import DetectionDataset, Shapes, divide, open_dataset
+from regio.config import RunConfig
+from regio.data import DetectionDataset, Shapes, divide, open_dataset, open_undivided
+from regio.run import open_splits
 from tests.data.small_datasets import coco_source, save_image, voc_object, voc_page, write_coco, write_voc
 
 _CAT = voc_page(voc_object("cat", (1, 1, 5, 5)))
@@ -152,6 +155,33 @@ def test_path_of_a_json_file(tmp_path: Path) -> None:
     _write_split(tmp_path / "d/annotations/instances_val2017.json", tmp_path / "d/val2017", "v.png")
     with pytest.raises(ValueError, match="cannot be divided"):
         open_dataset(tmp_path / "d/annotations/instances_val2017.json")
+
+
+def _splits(data: Path, validation: Path | None) -> list[list[str]]:
+    config = RunConfig(str(data), None if validation is None else str(validation))
+    return [_names(each) for each in open_splits(config, Console(quiet=True))]
+
+
+def test_two_data_sets_without_splits_are_not_divided(tmp_path: Path) -> None:
+    """As `regio train one.json --validation other.json`: all images of both. One data set, named twice, is divided."""
+    one, other = (write_coco(tmp_path / name, coco_source()) for name in ("one", "other"))
+    assert _splits(one, other) == [["a.png", "b.png"], ["a.png", "b.png"]]
+    assert open_undivided(one).notes == ()
+    divided = _splits(one, None)
+    assert sorted(divided) == [["a.png"], ["b.png"]]
+    assert _splits(one, one.parent / ".." / "one" / one.name) == divided
+
+
+def test_of_two_data_sets_with_splits_one_gives_train_and_the_other_val(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        for split in ("train", "val", "test"):
+            file = tmp_path / folder / f"annotations/instances_{split}.json"
+            _write_split(file, tmp_path / folder / split, f"{folder}-{split}.png")
+    alone = write_coco(tmp_path / "alone", coco_source())
+    assert _splits(tmp_path / "one", tmp_path / "other") == [["one-train.png"], ["other-val.png"]]
+    assert _splits(tmp_path / "one", alone) == [["one-train.png"], ["a.png", "b.png"]]
+    assert _splits(alone, tmp_path / "other") == [["a.png", "b.png"], ["other-val.png"]]
+    assert len(open_undivided("shapes", "val")) == len(open_dataset("shapes", "val"))
 
 
 def test_shapes_by_name() -> None:

@@ -7,7 +7,7 @@ from regio.data.doctor import Examination, examine
 from regio.data.images import read_image
 from regio.data.loading import Batch, EpochBatches, TrainingSet, collate
 from regio.data.masks import decode_masks, encode_mask
-from regio.data.open import divide, open_dataset
+from regio.data.open import divide, open_dataset, open_undivided
 from regio.data.proposals import read_proposals, write_proposals
 from regio.data.records import Problem, Record
 from regio.data.shapes import SHAPE_CLASSES, Shapes
@@ -50,6 +50,7 @@ __all__ = [
     "encode_mask",
     "examine",
     "open_dataset",
+    "open_undivided",
     "read_coco",
     "read_image",
     "read_proposals",

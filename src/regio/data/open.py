@@ -11,7 +11,7 @@ from regio.data.layout import Layout, Reader, find_layout, same_split
 from regio.data.records import Problems
 from regio.data.shapes import Shapes
 
-__all__ = ["divide", "open_dataset", "open_split"]
+__all__ = ["divide", "open_dataset", "open_split", "open_undivided"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ def open_dataset(path: str | Path, split: str = "train", *, strict: bool = False
         count, seed = _SHAPES[split]
         return Shapes(count, seed)
     return open_split(find_layout(Path(path)), split, strict=strict)
+
+
+def open_undivided(path: str | Path, split: str = "train", *, strict: bool = False) -> DetectionDataset:
+    """As `open_dataset`, but a data set that has only one split, or none, is read whole: for two data sets of which one
+    is to train on and the other to evaluate on."""
+    if str(path) == "shapes":
+        return open_dataset(path, split)
+    layout = find_layout(Path(path))
+    return open_split(layout, "all" if len(layout.splits) == 1 else split, strict=strict)
 
 
 def open_split(layout: Layout, split: str, *, strict: bool = False) -> DetectionDataset:
