@@ -28,7 +28,7 @@ def main() -> None:
     data, name, *settings = sys.argv[1:]
     console = Console()
     config = override(RunConfig(data), settings)
-    dataset, validation = (config.model.dataset(each) for each in open_splits(config, console))
+    dataset, validation = open_splits(config, console)
     torch.manual_seed(config.training.seed)
     detector = TorchvisionDetector(config.model, len(dataset.class_names))
     folder, evaluator = Path("runs") / name, config.model.evaluator(validation)

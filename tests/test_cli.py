@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from regio.inference import detect_files, find_images
 from regio.run_folders import locked, new_folder, new_run
 from regio.settings import as_dict
 from regio.yaml_text import as_yaml
-from tests.data.small_datasets import write_yolo_folder
+from tests.data.small_datasets import write_png_header, write_yolo_folder
 
 SMALL = [
     "channels=16",
@@ -428,6 +429,68 @@ def test_a_damaged_photo_ends_a_training_with_one_line(here: Path, capsys: pytes
     assert captured.err.count("\n") == 1 and "cannot be read as an image" in captured.err
     assert "note: 2 steps are few" in captured.out
     assert "2 steps of 2 images" in captured.out
+
+
+@pytest.mark.slow
+def test_a_photo_of_too_many_pixels_is_one_line(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the command; detection and examination go on with the next photo."""
+    coco = Shapes(6).to_coco()
+    for i, image in enumerate(coco["images"]):
+        image["id"], image["file_name"] = i, f"{i}.png"
+        photo(here / image["file_name"], (image["width"], image["height"]))
+    huge = write_png_header(here / "0.png", 30_000, 30_000)
+    coco["images"][0] |= {"width": 30_000, "height": 30_000}
+    coco["annotations"] = []
+    (here / "data.json").write_text(json.dumps(coco))
+    line = f"{huge.name}: too large to be read: Image size (900000000 pixels) exceeds limit of 178956970 pixels"
+    capsys.readouterr()
+    assert regio("doctor", "data.json") == 1
+    assert line in capsys.readouterr().out
+    assert regio("detect", ".", "--weights", str(weights), "--device", "cpu") == 1
+    assert capsys.readouterr().out.count(line) == 1
+    assert len(json.loads((here / "runs" / "detect" / "detections.json").read_text())) == 5
+    commands = [
+        ["train", "data.json", "--validation", "data.json", "--batch-size", "4", "--steps", "2", *SMALL],
+        ["val", "data.json", "--weights", str(weights), "--device", "cpu"],
+    ]
+    for words in commands:
+        assert regio(*words) == 2
+        assert capsys.readouterr().err.strip() == f"error: {line}"
+
+
+@pytest.mark.slow
+def test_masks_that_cannot_be_used_are_named_and_the_training_goes_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their objects train their boxes; so do the objects of an image without a mask."""
+    scenes = Shapes(6)
+    coco = scenes.to_coco()
+    for i, image in enumerate(coco["images"]):
+        photo(here / f"{i}.png", (image["width"], image["height"]))
+        image["file_name"] = f"{i}.png"
+    first, second, third, *_ = coco["annotations"]
+    first["segmentation"], second["segmentation"] = "what", [[1, 2, 3, 4]]
+    third["segmentation"] = [[0, 0, 1e12, 0, 0, 1e12]]
+    last = coco["annotations"][-1]["image_id"]
+    for annotation in coco["annotations"]:
+        if annotation["image_id"] == last:
+            del annotation["segmentation"]
+    (here / "data.json").write_text(json.dumps(coco))
+    shutil.copy("data.json", "val.json")
+    small = [*SMALL, "mask_channels=8", "mask_layers=1", "optimizer.lr=0"]
+    words = ["--model", "mask-rcnn", "--batch-size", "3", "--steps", "2", "--name", "a", *small]
+    assert regio("train", "data.json", "--validation", "val.json", *words) == 0
+    said = capsys.readouterr().out
+    assert "6 training and 6 validation images" in said
+    image = first["image_id"]
+    assert f"annotation 1 of image {image}: segmentation: expected polygons or a run-length encoding, got what" in said
+    assert said.count("its mask is left out, its box is used") == 5
+    assert "note: and 1 more like these; regio doctor lists all" in said
+    assert regio("val", "val.json", "--weights", "runs/a/weights/last.safetensors", "--device", "cpu") == 0
+    said = capsys.readouterr().out
+    assert f"annotation 3 of image {third['image_id']}: the mask in (0, 0, 1e+12, 1e+12) leaves its image of" in said
+    with_all_masks = {a["image_id"] for a in coco["annotations"]} - {last, first["image_id"], third["image_id"]}
+    assert f"masks, on {len(with_all_masks)} images" in said
 
 
 @pytest.mark.slow

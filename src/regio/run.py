@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from regio.train import train
 from regio.training_log import TrainingLog
 from regio.yaml_text import as_yaml
 
-__all__ = ["open_splits", "run", "took", "transform"]
+__all__ = ["open_splits", "print_problems", "run", "took", "transform"]
 
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
 
@@ -47,7 +48,6 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
     with entered_by_first(fabric, folder) as place:
         with together(fabric):
             dataset, validation = open_splits(config, console)
-            dataset, validation = config.model.dataset(dataset), config.model.dataset(validation)
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
             model = config.model.build(len(dataset.class_names))
             if config.weights is not None and not resume:
@@ -95,7 +95,7 @@ def _begin_from(weights: str, model: nn.Module, class_names: tuple[str, ...], co
 
 
 def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
-    """The data sets to train and to evaluate on; prints the problems found in them.
+    """The data sets that the system of `config` is trained and evaluated on; prints the problems found in them.
 
     Two data sets are used whole where they have no splits of their own; one data set is divided.
     """
@@ -107,14 +107,28 @@ def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, 
         dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
     if not config.difficult:
         dataset = dataset.without_difficult()
-    for note in dict.fromkeys([*dataset.notes, *validation.notes]):
+    print_problems([dataset, validation], console)
+    return _for_system(config, config.data, dataset), _for_system(config, config.validation or config.data, validation)
+
+
+def _for_system(config: RunConfig, path: str, dataset: DetectionDataset) -> DetectionDataset:
+    """`dataset` with what the system is trained on and measured by; ValueError that names `path` where it has none."""
+    try:
+        return config.model.dataset(dataset)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def print_problems(datasets: Sequence[DetectionDataset], console: Console) -> None:
+    """Print what a person should know of how `datasets` were read: their notes, and the first of their problems."""
+    for note in dict.fromkeys(note for each in datasets for note in each.notes):
         console.print(note, style="dim", highlight=False, markup=False)
-    problems = [*dict.fromkeys(str(problem) for each in (dataset, validation) for problem in each.problems)]
+    problems = [*dict.fromkeys(str(problem) for each in datasets for problem in each.problems)]
     for problem in problems[:5]:
         console.print(f"[yellow]note:[/] {escape(problem)}", highlight=False)
     if len(problems) > 5:
-        console.print(f"[yellow]note:[/] and {len(problems) - 5} more like these", highlight=False)
-    return dataset, validation
+        more = f"and {len(problems) - 5} more like these; regio doctor lists all"
+        console.print(f"[yellow]note:[/] {more}", highlight=False)
 
 
 def took(folder: Path) -> str:

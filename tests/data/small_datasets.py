@@ -1,6 +1,8 @@
 """A small COCO dataset and a small VOC dataset, written to disk for tests to damage."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -67,4 +69,15 @@ def write_yolo_folder(folder: Path, labels: dict[str, str | None], page: str = "
             (folder / "labels" / "train" / f"{stem}.txt").write_text(text)
     file = folder / "data.yaml"
     file.write_text(f"train: images/train\nval: images/train\n{page}\n")
+    return file
+
+
+def write_png_header(file: Path, width: int, height: int) -> Path:
+    """Writes a PNG that says it has so many pixels, and has next to none; gives its path."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
     return file

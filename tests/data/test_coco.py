@@ -185,8 +185,7 @@ def test_area_from_the_mask(tmp_path: Path) -> None:
     source["annotations"][0]["segmentation"] = [[1, 2, 6, 2, 6, 22, 1, 22]]
     assert _read(tmp_path, source).records[0].area[0] == 100
     source["annotations"][0]["segmentation"] = "what"
-    with pytest.raises(ValueError, match="annotation 1 of image 11: segmentation"):
-        _read(tmp_path, source)
+    assert _read(tmp_path, source).records[0].area[0] == 200  # of the box: the mask is left out
 
 
 def test_masks_on_request(tmp_path: Path) -> None:
@@ -195,15 +194,91 @@ def test_masks_on_request(tmp_path: Path) -> None:
     data = _read(tmp_path, source)
     with pytest.raises(ValueError, match=r"1 objects have no segmentation, the first is annotation 2 of a\.png"):
         data.with_masks()
-    source["annotations"][1]["segmentation"] = {"size": [60, 40], "counts": [0, 60, 2340]}
+    source["annotations"][1]["segmentation"] = {"size": [60, 40], "counts": [360, 60, 1980]}
     masks = _read(tmp_path, source).with_masks()[0].targets.masks
     assert masks is not None
     assert masks.dtype == torch.bool
     assert masks.sum((1, 2)).tolist() == [100, 60]
-    source["annotations"][1]["segmentation"] = {"size": [9, 9], "counts": [81]}
-    source["annotations"][1]["area"] = 5
-    with pytest.raises(ValueError, match=r"a\.png: annotation 2: segmentation: expected size"):
-        _read(tmp_path, source).with_masks()[0]
+
+
+LEFT_OUT = "; its mask is left out, its box is used"
+INSIDE = [1, 2, 6, 2, 6, 22, 1, 22]  # of the box (1, 2, 11, 22) in an image of 40 x 60 pixels
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ("what", "segmentation: expected polygons or a run-length encoding, got what"),
+        (7, "segmentation: expected polygons or a run-length encoding, got 7"),
+        ({}, "segmentation: expected polygons or a run-length encoding, got {}"),
+        ([], None),
+        ([[]], None),
+        (INSIDE, "expected polygons of at least three x, y pairs of finite numbers, got 1"),
+        ([[1, 2, 6, 22]], "expected polygons of at least three x, y pairs .*, got [1, 2, 6, 22], 4 numbers"),
+        ([[*INSIDE, 5]], "of finite numbers, got [1, 2, 6, 2, 6, 22, 1, 22, 5], 9 numbers"),
+        ([[1, 2, float("nan"), 2, 6, 22]], "of finite numbers, got [1, 2, nan, 2, 6, 22], 6 numbers"),
+        ([[1, 2, float("inf"), 2, 6, 22]], "of finite numbers, got [1, 2, inf, 2, 6, 22], 6 numbers"),
+        ([[1, 2, 10**400, 2, 6, 22]], "of finite numbers, got"),
+        ([[1, 2, True, 2, 6, 22]], "of finite numbers, got [1, 2, True, 2, 6, 22], 6 numbers"),
+        (
+            [[1, 2, 1e9, 2, 6, 22]],
+            "(1, 2, 1e+09, 22) leaves its image of 40 x 60 pixels by more than a side",
+        ),
+        ([[1, -61, 6, 2, 6, 22]], "the mask in (1, -61, 6, 22) leaves its image of 40 x 60 pixels by more than a side"),
+        ([[20, 2, 30, 2, 30, 22]], "the mask in (20, 2, 30, 22) is outside its box (1, 2, 11, 22)"),
+        ([[1, 2, 6, 2, 3, 2]], "the mask has no pixel"),
+        ({"size": [40, 60], "counts": [2400]}, "segmentation: expected size [60, 40], that of the image, got [40, 60]"),
+        ({"size": [60, 40], "counts": [2399]}, "the counts sum to 2399, expected height x width = 2400"),
+        ({"size": [60, 40], "counts": "04"}, "the counts sum to 4, expected height x width = 2400"),
+        ({"size": [60, 40], "counts": "4d"}, "segmentation: the encoding ends within a number"),
+        ({"size": [60, 40], "counts": "4é"}, "is no character of an encoding"),
+        ({"size": [60, 40], "counts": [2400]}, "the mask has no pixel"),
+        ({"size": [60, 40], "counts": [0, 60, 2340]}, None),
+        (
+            {"size": [60, 40], "counts": [1200, 60, 1140]},
+            "mask in (20, 0, 21, 60) is outside its box (1, 2, 11, 22)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_a_bad_mask_leaves_its_box(tmp_path: Path, segmentation: Any, message: str | None, crowd: int) -> None:
+    source = coco_source()
+    source["annotations"][0] |= {"segmentation": segmentation, "iscrowd": crowd}
+    source["annotations"][1]["segmentation"] = [[6, 7, 9, 7, 9, 14, 6, 14]]
+    data = _read(tmp_path, source)
+    assert data.records[0].boxes[0].tolist() == [1, 2, 11, 22]
+    masks = data.with_known_masks()[0].targets.masks
+    assert masks is not None
+    assert masks.any(2).any(1).tolist() == [segmentation not in ([], [[]]) and message is None, True]
+    if message is None:
+        assert data.problems == ()
+        return
+    (problem,) = data.problems
+    assert str(problem).startswith(f"{tmp_path / 'trainval.json'}: annotation 1 of image 11: ")
+    for part in message.split(".*"):
+        assert part in str(problem)
+    assert str(problem).endswith(LEFT_OUT)
+    with pytest.raises(ValueError, match="annotation 1 of image 11"):
+        _read(tmp_path, source, strict=True)
+
+
+def test_lines_and_points_beside_polygons_enclose_nothing(tmp_path: Path) -> None:
+    """The mask is that of the polygons, and the reader says what it left out."""
+    source = coco_source()
+    source["annotations"][0]["segmentation"] = [INSIDE, [1, 2, 3, 4], [], [5, 6]]
+    data = _read(tmp_path, source)
+    assert data.records[0].segmentations[0] == [INSIDE]
+    message = "annotation 1 of image 11: polygon [1, 2, 3, 4] of fewer than three points; that polygon is left out"
+    assert str(data.problems[0]).endswith(message)
+
+
+def test_a_mask_may_leave_image_and_box_a_little(tmp_path: Path) -> None:
+    source = coco_source()
+    for polygon in ([-3, 2, 6, 2, 6, 22], [11.5, 2, 13, 2, 13, 22], [1, 2, 6, 2, 6, 119]):
+        source["annotations"][0]["segmentation"] = [polygon]
+        data = _read(tmp_path, source)
+        assert data.problems == ()
+        assert data.records[0].segmentations[0] == [polygon]
 
 
 def test_to_coco_gives_back_what_was_read(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Each format written and read again, on small data by hand and on real data."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -188,13 +187,22 @@ def test_refusals(tmp_path: Path) -> None:
     source = _source(tmp_path / "s")
     with pytest.raises(ValueError, match="s: expected a new or an empty folder"):
         convert(source, tmp_path / "s", write_coco)
-    shutil.copy(tmp_path / "s" / "a.png", tmp_path / "whole.png")
+
+
+def test_a_bad_mask_is_named_and_its_box_written(tmp_path: Path) -> None:
     bad = _source(tmp_path / "bad", segmentation={"size": [60, 40], "counts": [3]}, area=5)
     page = json.loads(bad.read_text())
     page["annotations"][1]["segmentation"] = [[4, 5, 10, 5, 10, 12]]
     bad.write_text(json.dumps(page))
-    with pytest.raises(ValueError, match=r"a\.png: annotation 1: segmentation: the counts sum to 3"):
-        convert(bad, tmp_path / "t", write_yolo)
+    result = convert(bad, tmp_path / "t", write_coco)
+    assert "annotation 1 of image 11: segmentation: the counts sum to 3" in str(result.problems[0])
+    rows = [
+        row
+        for split in ("train", "val")
+        for record in open_dataset(tmp_path / "t", split, strict=True).records
+        for row in zip(record.boxes.tolist(), record.segmentations, strict=True)
+    ]
+    assert sorted(rows) == [([1.25, 2, 11.25, 22.5], None), ([4, 5, 10, 12], [[4, 5, 10, 5, 10, 12]])]
 
 
 def test_splits_of_different_classes_have_no_numbers_in_common(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import pytest
 from regio.data import examine
 from regio.data.doctor import (
     BAD_IMAGE,
-    BAD_MASK,
     CLASSES,
     DAMAGED,
     DOUBTFUL,
     EMPTY,
+    NO_PIXEL,
+    OTHER_MASK,
     REPEATED,
     SHARED,
     TINY_BOX,
@@ -130,12 +131,28 @@ def test_what_is_worth_a_look_is_no_fault(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result.to_json()))["splits"]["trainval"]["empty"] == 1
 
 
-def test_segmentations_are_decoded(tmp_path: Path) -> None:
+def test_bad_masks_are_named(tmp_path: Path) -> None:
     source = coco_source()
     source["annotations"][0]["segmentation"] = {"size": [60, 40], "counts": [3]}
     result = examine(write_coco(tmp_path, source))
-    assert "annotation 1 (dog): segmentation: the counts sum to 3" in _found(result, BAD_MASK)[0]
+    assert "annotation 1 of image 11: segmentation: the counts sum to 3, expected" in _found(result, DOUBTFUL)[0]
     assert not result.sound
+
+
+def test_masks_are_compared_with_their_boxes(tmp_path: Path) -> None:
+    """Boxes are (1, 2, 11, 22) and (5.5, 6.25, 9.5, 14.25)."""
+    source = coco_source()
+    source["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 11, 1, 11]]  # less than half of the box
+    source["annotations"][1]["segmentation"] = [[6.6, 7.6, 6.9, 7.6, 6.6, 7.9]]  # no centre of a pixel in it
+    result = examine(write_coco(tmp_path, source))
+    assert result.sound  # worth a look
+    found = _found(result, OTHER_MASK)
+    assert len(found) == 1
+    assert found[0].endswith("annotation 1 (dog): box (1, 2, 11, 22), and its mask is in (1, 2, 11, 11)")
+    assert [line.split(": ")[1] for line in _found(result, NO_PIXEL)] == ["annotation 2 (cat)"]
+    source["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 13, 1, 13]]
+    source["annotations"][1]["segmentation"] = {"size": [60, 40], "counts": [5 * 60 + 7, 7, 53, 7, 53, 7, 1973]}
+    assert not _found(examine(write_coco(tmp_path, source)), OTHER_MASK)
 
 
 def test_classes_of_the_splits_are_compared(tmp_path: Path) -> None:

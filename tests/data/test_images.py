@@ -1,5 +1,6 @@
 """Every kind of image file comes out as 8-bit RGB, or with an error that names it."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from regio.data import examine, read_coco
+from regio.data.doctor import BAD_IMAGE
 from regio.data.images import image_size, read_image
+from tests.data.small_datasets import coco_source, write_coco, write_png_header
 
 _LEFT_TURN = 6  # EXIF: stored lying on its side, to be turned by 90 degrees clockwise
 _HALF_TURN = 3
@@ -145,3 +149,31 @@ def test_pixels_without_a_known_range_are_refused(tmp_path: Path, values: np.nda
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif: cannot be read as an image: (floating point|expected integers)"):
         read_image(tmp_path / "a.tif")
+
+
+def test_a_header_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    file = write_png_header(tmp_path / "huge.png", 30_000, 30_000)
+    for read in (read_image, image_size):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"huge\.png: too large to be read: .*900000000 .* 178956970") as error:
+            read(file)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1e6
+        assert "\n" not in str(error.value)
+
+
+def test_of_a_size_that_no_image_has_no_mask_is_decoded(tmp_path: Path) -> None:
+    """The annotated size is 30,000 x 30,000: a byte a pixel would be 900 MB for each object."""
+    source = coco_source()
+    source["images"][0] |= {"width": 30_000, "height": 30_000}
+    source["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 22, 1, 22]]
+    del source["annotations"][0]["area"]
+    file = write_coco(tmp_path, source)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.png: the image is 40 x 60 pixels .* says 30000 x 30000 pixels"):
+        read_coco(file, [tmp_path]).with_known_masks()[0]
+    assert [str(each) for each in examine(file).of(BAD_IMAGE)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e7

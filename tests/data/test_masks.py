@@ -1,5 +1,6 @@
 """Masks from polygons and run lengths, held to the COCO API and to hand-made cases."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as reference
 
 from regio.data import open_dataset
-from regio.data.masks import decode_masks, encode_mask, mask_area
+from regio.data.masks import decode_masks, encode_mask, mask_area, mask_bounds
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside pycocotools
 
@@ -22,6 +23,30 @@ def test_encode_then_decode_is_identity(mask: np.ndarray) -> None:
     assert (decode_masks([runs], mask.shape)[0].numpy() == mask).all()
     assert mask_area(runs, mask.shape) == mask.sum()
     assert (reference.decode({"size": runs["size"], "counts": runs["counts"].encode()}) == mask).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
+def test_bounds_are_those_of_the_pixels(mask: np.ndarray) -> None:
+    """Law: without unrolling an encoding, its bounds are those of what it unrolls to."""
+    ys, xs = mask.nonzero()
+    expected = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if mask.any() else None
+    assert mask_bounds(encode_mask(mask), mask.shape) == expected
+    counts = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=not mask[0, 0], append=not mask[-1, -1])))
+    runs = [int(count) for count in counts] if not mask[0, 0] else [0, *map(int, counts)]
+    assert mask_bounds({"size": list(mask.shape), "counts": runs}, mask.shape) == expected
+
+
+def test_bounds_of_polygons_are_those_of_their_points() -> None:
+    assert mask_bounds([[3, 2, 9, 2.5, 9, 5], [-1, 4, 2, 4, 2, 20.5]], (10, 14)) == (-1, 2, 9, 20.5)
+
+
+def test_a_mask_is_decoded_in_a_byte_a_pixel() -> None:
+    tracemalloc.start()
+    decode_masks([{"size": [1000, 1000], "counts": [500_000, 500_000]}], (1000, 1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6  # the mask, and what it was unrolled to
 
 
 def test_rectangle_polygon_covers_its_half_open_pixels() -> None:

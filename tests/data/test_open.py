@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from regio.config import RunConfig
+from regio.config.systems import MaskRCNN
 from regio.data import DetectionDataset, Shapes, divide, open_dataset, open_undivided
 from regio.run import open_splits
 from tests.data.small_datasets import coco_source, save_image, voc_object, voc_page, write_coco, write_voc
@@ -170,6 +171,17 @@ def test_two_data_sets_without_splits_are_not_divided(tmp_path: Path) -> None:
     divided = _splits(one, None)
     assert sorted(divided) == [["a.png"], ["b.png"]]
     assert _splits(one, one.parent / ".." / "one" / one.name) == divided
+
+
+def test_the_data_set_without_what_the_system_needs_is_named(tmp_path: Path) -> None:
+    source = coco_source()
+    for row in source["annotations"]:
+        row["segmentation"] = [[6, 7, 9, 7, 9, 14, 6, 14]]
+    masks, boxes = write_coco(tmp_path / "masks", source), write_coco(tmp_path / "boxes", coco_source())
+    for data, validation in ((masks, boxes), (boxes, masks)):
+        config = RunConfig(str(data), str(validation), model=MaskRCNN())
+        with pytest.raises(ValueError, match=r"boxes/trainval\.json: masks: expected segmentations, and none of 2"):
+            open_splits(config, Console(quiet=True))
 
 
 def test_of_two_data_sets_with_splits_one_gives_train_and_the_other_val(tmp_path: Path) -> None:

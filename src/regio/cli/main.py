@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -87,6 +88,7 @@ def main() -> None:
 
     The environment variable REGIO_DEBUG keeps the traceback.
     """
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")  # twice of it is refused
     console = Console(stderr=True, soft_wrap=True)
     try:
         app()

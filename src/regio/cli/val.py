@@ -41,6 +41,7 @@ def val(
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
     from regio.evaluate import evaluate
+    from regio.run import print_problems
     from regio.run_folders import latest_checkpoint, new_folder
 
     console = Console(stderr=as_json, soft_wrap=True)
@@ -51,8 +52,7 @@ def val(
     detector.to(place).eval()
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
-    for note in dataset.notes:
-        console.print(note, style="dim", highlight=False, markup=False)
+    print_problems([dataset], console)
     try:
         dataset = dataset.keep_classes(card.class_names)
     except ValueError as error:

@@ -21,9 +21,7 @@ class RunConfig:
     """What a run trains, on what, and how."""
 
     data: str = setting("", "the data set: a folder, a COCO JSON file, or shapes")
-    validation: str | None = setting(
-        None, "the data set to evaluate on; null for the val split of data"
-    )
+    validation: str | None = setting(None, "the data set to evaluate on; null for the val split of data")
     classes: tuple[str, ...] = setting((), "those to train on; [] for all")
     weights: str | None = setting(None, "checkpoint to start from")
     flip: float = setting(0.5, "probability of a mirrored image", ge=0, le=1)

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from regio.data.dataset import DetectionDataset
 from regio.data.masks import Segmentation, mask_area
-from regio.data.records import Annotation, Problems, Record, repeated, size_in_file, sound_box
+from regio.data.records import Annotation, Box, Problems, Record, repeated, size_in_file, sound_box, sound_segmentation
 
 __all__ = ["ROBOFLOW_FILE", "coco_dataset", "is_coco", "read_coco"]
 
@@ -191,14 +191,12 @@ def _annotation(
     box = sound_box((x, y, x + width, y + height), size, file, item, problems)
     if box is None:
         return None
-    segmentation = row.get("segmentation")
-    if not segmentation or (isinstance(segmentation, list) and not any(segmentation)):
-        segmentation = None  # absent, [] or [[]]
+    segmentation = sound_segmentation(row.get("segmentation"), box, size, file, item, problems)
     return Annotation(
         id=row["id"] if isinstance(row.get("id"), int) else -1,
         box=box,
         label=labels[category_id],
-        area=_area(file, item, row, box, segmentation, size, problems),
+        area=_area(row, box, segmentation, size),
         crowd=bool(row.get("iscrowd", 0)),
         difficult=bool(row.get("difficult", row.get("ignore", 0))),
         segmentation=segmentation,
@@ -209,22 +207,10 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _area(
-    file: Path,
-    item: str,
-    row: dict[str, Any],
-    box: tuple[float, float, float, float],
-    segmentation: Segmentation | None,
-    size: tuple[int, int],
-    problems: Problems,
-) -> float:
+def _area(row: dict[str, Any], box: Box, segmentation: Segmentation | None, size: tuple[int, int]) -> float:
     area = row.get("area")
     if _is_number(area) and math.isfinite(area) and area > 0:
         return float(area)
     if segmentation is None:
         return (box[2] - box[0]) * (box[3] - box[1])
-    try:
-        return mask_area(segmentation, size)
-    except ValueError as error:
-        problems.add_damage(file, item, str(error))
-        return math.nan
+    return mask_area(segmentation, size)

@@ -95,6 +95,7 @@ class DetectionDataset(Dataset[Sample]):
         segmentation cannot be decoded.
         """
         record = self.records[index]
+        image = self._read(record)  # first: it refuses a size that no memory holds
         targets = Targets(
             torch.from_numpy(record.boxes.astype(np.float32)),
             torch.from_numpy(record.labels.copy()),
@@ -103,7 +104,7 @@ class DetectionDataset(Dataset[Sample]):
             _masks_of(record) if self._masks else None,
         )
         proposals = None if self._proposals is None else torch.from_numpy(self._proposals[record.id].copy())
-        return Sample(self._read(record), targets, record.id, record.name, proposals)
+        return Sample(image, targets, record.id, record.name, proposals)
 
     def __repr__(self) -> str:
         objects = sum(len(record) for record in self.records)

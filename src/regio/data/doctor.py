@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from regio.data.dataset import DetectionDataset, read_record
 from regio.data.layout import find_layout, same_split
@@ -24,6 +26,7 @@ from regio.data.records import Problems, Record
 __all__ = ["Check", "Examination", "Finding", "SplitSummary", "examine"]
 
 TINY = 3.0  # pixels
+SAME_BOX = 0.5  # IoU of a box and the bounds of its mask, below which they are reported
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Check:
 DAMAGED = Check("cannot be read", "restore the file or write the line anew; the data set cannot be opened until then")
 DOUBTFUL = Check("doubtful", "correct it in the file, or remove it there; until then it is left out or changed as said")
 BAD_IMAGE = Check("bad image", "replace the file, or remove it with its annotations; training stops at it")
-BAD_MASK = Check("bad segmentation", "draw it again, or remove it; its box is used, but masks cannot be")
+NO_PIXEL = Check("mask without a pixel", "draw it again, or remove it; its box is used, and no mask", is_fault=False)
+OTHER_MASK = Check("mask and box differ", "see which of them is right: both are used as they are", is_fault=False)
 SHARED = Check("image in two splits", "remove it from one of them; else validation is of images that were trained on")
 CLASSES = Check("classes differ", "give all splits the same classes in the same order, also those without objects")
 REPEATED = Check("image repeated", "remove the copies: they count twice in training and in metrics", is_fault=False)
@@ -141,17 +145,18 @@ def examine(path: str | Path, *, progress: Callable[[int, int], None] = lambda d
     contents: dict[str, dict[bytes, list[Record]]] = {}
     done = 0
     for name, data in splits.items():
-        contents[name] = defaultdict(list)
+        contents[name], unread = defaultdict(list), set[int]()
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for record, (digest, wrong) in zip(data.records, pool.map(_image, data.records), strict=True):
                 if wrong:
                     findings.append(Finding(BAD_IMAGE, name, str(record.path), wrong))
+                    unread.add(record.id)
                 if digest:
                     contents[name][digest].append(record)
                 done += 1
                 progress(done, total)
         for record in data.records:
-            findings += _annotations(name, record, data.class_names)
+            findings += _annotations(name, record, data.class_names, masks=record.id not in unread)
         findings += _unused(name, data)
     findings += _repeated(contents)
     findings += _different_classes(splits)
@@ -172,7 +177,8 @@ def _image(record: Record) -> tuple[bytes, str]:
     return digest, ""
 
 
-def _annotations(split: str, record: Record, names: tuple[str, ...]) -> Iterable[Finding]:
+def _annotations(split: str, record: Record, names: tuple[str, ...], *, masks: bool) -> Iterable[Finding]:
+    """masks: whether to decode them, which takes as many bytes as the image is said to have pixels."""
     seen: set[tuple[float, ...]] = set()
     for row, (x1, y1, x2, y2) in enumerate(record.boxes.tolist()):
         name = names[record.labels[row] - 1]
@@ -185,13 +191,23 @@ def _annotations(split: str, record: Record, names: tuple[str, ...]) -> Iterable
             yield Finding(TWICE, split, where, f"{shown} is that of another annotation of the same class")
         seen.add(box)
         segmentation = record.segmentations[row]
-        if segmentation is not None:
-            try:
-                decode_masks([segmentation], record.size)
-            except ValueError as error:
-                yield Finding(BAD_MASK, split, where, str(error))
+        if segmentation is not None and masks:
+            yield from _mask(split, where, shown, decode_masks([segmentation], record.size)[0], record.boxes[row])
     if not len(record):
         yield Finding(EMPTY, split, str(record.path), "")
+
+
+def _mask(split: str, where: str, shown: str, mask: Tensor, box: np.ndarray) -> Iterable[Finding]:
+    ys, xs = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
+    if not len(xs):
+        yield Finding(NO_PIXEL, split, where, "it lies between the centres of pixels")
+        return
+    bounds = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], dtype=np.float64)
+    sides = (np.minimum(bounds[2:], box[2:]) - np.maximum(bounds[:2], box[:2])).clip(min=0)
+    areas = [np.prod(each[2:] - each[:2]) for each in (bounds, box)]
+    iou = np.prod(sides) / (sum(areas) - np.prod(sides))
+    if iou < SAME_BOX:
+        yield Finding(OTHER_MASK, split, where, f"{shown}, and its mask is in ({', '.join(f'{v:g}' for v in bounds)})")
 
 
 def _unused(split: str, data: DetectionDataset) -> Iterable[Finding]:

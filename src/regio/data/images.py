@@ -44,7 +44,8 @@ def read_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
     expected_size: the (height, width) that annotations give, or None for a photo without annotations.
 
     Raises ValueError, naming the path, when there is no such file, when it is no image, is truncated or otherwise
-    damaged, when its pixels have no known range, and when its size is not `expected_size`.
+    damaged, when its pixels have no known range, when its size is not `expected_size`, and, by its header alone, when
+    it has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels; from half of these on Pillow warns.
     """
     with _opened(path) as image:
         upright = _turned(image, expected_size)
@@ -74,7 +75,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: too large to be read: {str(error).partition(', could')[0]}") from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
 

@@ -12,6 +12,12 @@ box with a coordinate that is no finite number              left out, listed
 box fully outside its image                                 left out, listed
 box that sticks out by a pixel or more                      clipped to the image, listed
 box that sticks out by less than a pixel                    clipped: the rounding of annotation tools
+mask that is neither polygons nor a sound run-length code   the object has no mask, listed; its box is used
+run-length code of another size than its image              the object has no mask, listed; its box is used
+mask without a pixel, or more than a pixel outside its box  the object has no mask, listed; its box is used
+polygon that leaves its image by more than a side of it     the object has no mask, listed; its box is used
+polygon of one or two points beside sound ones              that polygon is left out, listed: nothing is inside it
+object without a segmentation (or with `[]`, `[[]]`)        kept: its box is trained, and no mask
 annotation of an unknown category or an unknown image       left out, listed
 annotation that lacks its box, category or image            left out, listed
 annotation id used more than once                           all kept, each listed (written ids are numbered afresh)
@@ -40,9 +46,11 @@ from typing import Any
 import numpy as np
 
 from regio.data.images import image_size
-from regio.data.masks import Segmentation
+from regio.data.masks import Segmentation, mask_bounds
 
-__all__ = ["Annotation", "Problem", "Problems", "Record", "repeated", "size_in_file", "sound_box"]
+__all__ = ["Annotation", "Problem", "Problems", "Record", "repeated", "size_in_file", "sound_box", "sound_segmentation"]
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Annotation:
     """One object while it is read. box: (x1, y1, x2, y2), half-open pixels. label: 1 .. C. area: square pixels."""
 
     id: int
-    box: tuple[float, float, float, float]
+    box: Box
     label: int
     area: float
     crowd: bool = False
@@ -174,9 +182,7 @@ def size_in_file(path: Path, problems: Problems) -> tuple[int, int] | None:
         return None
 
 
-def sound_box(
-    box: tuple[float, float, float, float], size: tuple[int, int], file: Path, item: str, problems: Problems
-) -> tuple[float, float, float, float] | None:
+def sound_box(box: Box, size: tuple[int, int], file: Path, item: str, problems: Problems) -> Box | None:
     """`box` (x1, y1, x2, y2) cut to an image of `size` (height, width), or None where the rules above leave it out."""
     height, width = size
     x1, y1, x2, y2 = box
@@ -196,3 +202,42 @@ def sound_box(
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) >= 1:
         problems.add(file, item, f"{shown} sticks out of its image of {width} x {height} pixels; clipped")
     return inside
+
+
+def sound_segmentation(
+    segmentation: Any, box: Box, size: tuple[int, int], file: Path, item: str, problems: Problems
+) -> Segmentation | None:
+    """`segmentation`, of an object with the sound `box` in an image of `size` (height, width), as it is used; None
+    where there is none, or where the rules above leave it out."""
+    if segmentation is None or segmentation == [] or segmentation == [[]]:
+        return None
+    if isinstance(segmentation, list):
+        lines = [each for each in segmentation if isinstance(each, list) and len(each) in (0, 2, 4)]
+        if 0 < len(lines) < len(segmentation):
+            problems.add(file, item, f"polygon {lines[0]} of fewer than three points; that polygon is left out")
+            segmentation = [each for each in segmentation if each not in lines]
+    try:
+        bounds = mask_bounds(segmentation, size)
+    except ValueError as error:
+        wrong: str | None = str(error)
+    else:
+        wrong = _misplaced(bounds, box, size)
+    if wrong is None:
+        kept: Segmentation = segmentation
+        return kept
+    problems.add(file, item, f"{wrong}; its mask is left out, its box is used")
+    return None
+
+
+def _misplaced(bounds: Box | None, box: Box, size: tuple[int, int]) -> str | None:
+    """What is wrong with where the mask in `bounds` lies, if anything."""
+    if bounds is None or bounds[0] == bounds[2] or bounds[1] == bounds[3]:
+        return "the mask has no pixel"
+    shown = "the mask in ({:g}, {:g}, {:g}, {:g})".format(*bounds)
+    height, width = size
+    if bounds[0] < -width or bounds[1] < -height or bounds[2] > 2 * width or bounds[3] > 2 * height:
+        return f"{shown} leaves its image of {width} x {height} pixels by more than a side of it"
+    x1, y1, x2, y2 = box
+    if bounds[2] <= x1 - 1 or bounds[3] <= y1 - 1 or bounds[0] >= x2 + 1 or bounds[1] >= y2 + 1:
+        return f"{shown} is outside its box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    return None

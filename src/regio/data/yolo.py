@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from regio.data.dataset import DetectionDataset
-from regio.data.records import Annotation, Problems, Record, repeated, size_in_file, sound_box
+from regio.data.records import Annotation, Problems, Record, repeated, size_in_file, sound_box, sound_segmentation
 from regio.data.voc import IMAGE_SUFFIXES
 
 __all__ = ["YoloSource", "is_yolo", "label_file", "read_yolo", "yolo_dataset", "yolo_source"]
@@ -248,8 +248,9 @@ def _annotation(
     box = sound_box(corners, size, file, f"{item} ({source.names[int(category)]})", problems)
     if box is None:
         return None
-    area = _polygon_area(segmentation[0]) if segmentation else (box[2] - box[0]) * (box[3] - box[1])
-    return Annotation(id=number, box=box, label=label, area=area, segmentation=segmentation)
+    kept = sound_segmentation(segmentation, box, size, file, f"{item} ({source.names[int(category)]})", problems)
+    area = _polygon_area(segmentation[0]) if segmentation and kept else (box[2] - box[0]) * (box[3] - box[1])
+    return Annotation(id=number, box=box, label=label, area=area, segmentation=kept)
 
 
 def _polygon_area(polygon: Sequence[float]) -> float:
