@@ -1,3 +1,7 @@
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from regio.masks import PixelMasks
+from regio.data import encode_mask
+from regio.masks import EncodedMasks, PixelMasks
 from regio.types import Detections, Targets
 from regio.visualize import class_colour, comparison_sheet, contact_sheet, draw_detections, draw_targets
 from regio.visualize.colours import ink_on
@@ -101,6 +106,23 @@ def test_masks_tint_their_pixels_and_have_a_rim() -> None:
     assert picture[250, 199].tolist() == [100, 100, 100]
     with pytest.raises(ValueError, match=r"masks: expected the size \[640, 640\] of the image, got \[20, 20\]"):
         draw_detections(grey(640, 640), detections([[0, 0, 9, 9]], [1], [0.9], mask[:, :20, :20]), NAMES)
+
+
+@pytest.mark.parametrize("size", [(640, 700), (60, 100)])  # the second is drawn at seven times the size
+def test_masks_are_drawn_alike_in_all_forms(size: tuple[int, int]) -> None:
+    """Also at the border of the image, over each other, and without a pixel; None is no mask."""
+    masks = torch.zeros(4, *size, dtype=torch.bool)
+    masks[0, 10:40, :30] = True
+    masks[1, 20:, 20:50] = True
+    masks[2, 15:30, 15:70] = True
+    boxes = torch.tensor([[0.0, 10, 30, 40], [20, 20, 50, 60], [15, 15, 70, 30], [0, 0, 5, 5]])
+    targets = Targets(boxes, torch.tensor([1, 2, 3, 1]), masks=masks)
+    expected = pixels(draw_targets(grey(*size), targets, NAMES))
+    encoded = EncodedMasks([*map(encode_mask, masks[:3].numpy()), None])
+    assert np.array_equal(pixels(draw_targets(grey(*size), replace(targets, masks=None), NAMES, encoded)), expected)
+    polygons = EncodedMasks([[[0, 10, 30, 10, 30, 40, 0, 40]], *encoded.encodings[1:]])
+    assert np.array_equal(pixels(draw_targets(grey(*size), targets, NAMES, polygons)), expected)
+    assert not np.array_equal(pixels(draw_targets(grey(*size), replace(targets, masks=None), NAMES)), expected)
 
 
 def test_crowds_and_difficult_objects_are_dashed() -> None:
@@ -209,3 +231,26 @@ def test_comparison_has_the_annotated_left_and_the_detected_right() -> None:
     for half, own, other in ((left, 1, 2), (right, 2, 1)):
         assert (half == class_colour(own)).all(axis=2).sum() > 1000
         assert not (half == class_colour(other)).all(axis=2).any()
+
+
+def test_a_comparison_takes_one_image_after_the_other() -> None:
+    """Of an iterator's images two are in memory, whatever their number."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    def images() -> Iterator[Tensor]:
+        for _ in range(6):
+            gc.collect()
+            assert sum(each() is not None for each in alive) <= 2
+            image = grey(40, 40)
+            alive.append(weakref.ref(image))
+            yield image
+            del image
+
+    targets = Targets(torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([1]))
+    masks = [EncodedMasks([[[0, 0, 20, 0, 20, 20, 0, 20]]])] * 3 + [None] * 3
+    found = detections([], [], [])
+    sheet = pixels(comparison_sheet(images(), [targets] * 6, [found] * 6, NAMES, masks=iter(masks)))
+    assert len(alive) == 6
+    tint = np.round(grey(1, 1)[0, 0, 0].item() + 0.4 * (np.array(class_colour(1)) - grey(1, 1)[0, 0, 0].item()))
+    rows = [(half == tint).all(axis=2).sum() for half in np.array_split(sheet, 6)]
+    assert all(count > 1000 for count in rows[:3]) and all(count < 1000 for count in rows[3:])

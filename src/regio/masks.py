@@ -168,9 +168,9 @@ class PixelMasks(_Pasted):
 
 @dataclass(frozen=True)
 class EncodedMasks(_Pasted):
-    """Masks as COCO's run-length encodings, decoded one at a time."""
+    """Masks as COCO's segmentations, run-length encodings or polygons, decoded one at a time; None for no mask."""
 
-    encodings: Sequence[Mapping[str, Any]]
+    encodings: Sequence[Mapping[str, Any] | list[list[float]] | None]
 
     def __len__(self) -> int:
         return len(self.encodings)
@@ -188,8 +188,11 @@ class EncodedMasks(_Pasted):
         from regio.data.masks import decode_masks
 
         for encoding in self.encodings:
-            mask = decode_masks([dict(encoding)], size)[0]
-            yield (slice(0, size[0]), slice(0, size[1])), mask.to(boxes.device)
+            if encoding is None:
+                yield (slice(0, 0), slice(0, 0)), torch.zeros((0, 0), dtype=torch.bool, device=boxes.device)
+            else:
+                mask = decode_masks([encoding if isinstance(encoding, list) else dict(encoding)], size)[0]
+                yield (slice(0, size[0]), slice(0, size[1])), mask.to(boxes.device)
 
 
 def _require_size(found: Sequence[int], size: tuple[int, int]) -> None:

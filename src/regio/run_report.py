@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import tee
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -278,11 +279,17 @@ def _written(value: float) -> str:
 
 def _sheet(dataset: DetectionDataset, predictions: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Images spread over the data set, as annotated and as detected."""
-    samples = [dataset[i] for i in _spread(dataset)]
-    own = [[row for row in predictions if row["image_id"] == sample.id] for sample in samples]
-    found = [detections_from_coco(rows, dataset.category_ids) for rows in own]
+    chosen, light = _spread(dataset), dataset.without_masks()
+    records = [dataset.records[i] for i in chosen]
+    own = [[row for row in predictions if row["image_id"] == record.id] for record in records]
+    images, targets = tee(light[i] for i in chosen)  # one in memory at a time
     return comparison_sheet(
-        [s.image for s in samples], [s.targets for s in samples], found, dataset.class_names, [s.name for s in samples]
+        (sample.image for sample in images),
+        (sample.targets for sample in targets),
+        (detections_from_coco(rows, dataset.category_ids) for rows in own),
+        dataset.class_names,
+        [record.name for record in records],
+        masks=(dataset.masks_of(i) for i in chosen),
     )
 
 

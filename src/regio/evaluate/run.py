@@ -39,7 +39,8 @@ class Evaluator(Protocol):
     def selects(self) -> str: ...
 
     def record(self, sample: Sample, prediction: Any, /) -> Any:
-        """What is kept of the prediction for one image. It is pickled where several processes share the images."""
+        """What is kept of the prediction for one image. It is pickled where several processes share the images. The
+        sample has no masks; the segmentations are in the data set's records."""
 
     def measure(self, records: Sequence[Any], /) -> dict[str, float]:
         """The numbers, from a record for each image in the order of `dataset`; NaN where nothing is defined."""
@@ -87,7 +88,9 @@ def predict(
 
     Raises ValueError when `model` returns another number of predictions than it was given images.
     """
-    dataset = evaluator.dataset if share is None else evaluator.dataset.subset(share)
+    dataset = evaluator.dataset.without_masks()
+    if share is not None:
+        dataset = dataset.subset(share)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=_with_batch)
     records: list[Any] = []
     with torch.no_grad(), evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext():

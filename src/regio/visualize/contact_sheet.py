@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from regio.masks import Masks
 from regio.types import Detections, Targets
 from regio.visualize.draw import draw_detections, draw_targets
 from regio.visualize.labels import font, shorten
@@ -14,7 +15,7 @@ from regio.visualize.labels import font, shorten
 __all__ = ["comparison_sheet", "contact_sheet"]
 
 PAPER, INK = (255, 255, 255), (32, 32, 32)
-GAP, TEXT = 12, 16  # pixels
+GAP, TEXT, CELL = 12, 16, 640  # pixels
 
 
 def contact_sheet(
@@ -22,7 +23,7 @@ def contact_sheet(
     columns: int,
     captions: Sequence[str] | None = None,
     headings: Sequence[str] | None = None,
-    cell: int = 640,
+    cell: int = CELL,
 ) -> Image.Image:
     """`pictures` row by row in `columns` columns, each shrunk or enlarged to `cell` pixels on its longer side.
 
@@ -56,21 +57,25 @@ def contact_sheet(
 
 
 def comparison_sheet(
-    images: Sequence[Tensor | Image.Image],
-    targets: Sequence[Targets],
-    detections: Sequence[Detections],
+    images: Iterable[Tensor | Image.Image],
+    targets: Iterable[Targets],
+    detections: Iterable[Detections],
     class_names: Sequence[str],
     captions: Sequence[str] | None = None,
     score_threshold: float = 0.5,
+    masks: Iterable[Masks | None] | None = None,
 ) -> Image.Image:
     """A row for each image: on the left what is annotated, on the right what is detected, and how many.
 
-    captions: one an image. Raises as `draw_detections`, and ValueError when the sequences differ in length.
+    captions: one an image. masks: those annotated, as for `draw_targets`, by image. The images are taken and drawn one
+    after the other, so an iterator needs the memory of one. Raises as `draw_detections`, and ValueError when the
+    sequences differ in length.
     """
     pictures, both = [], []
-    for i, (image, target, found) in enumerate(zip(images, targets, detections, strict=True)):
-        pictures.append(draw_targets(image, target, class_names))
-        pictures.append(draw_detections(image, found, class_names, score_threshold))
+    columns = (images, targets, detections) if masks is None else (images, targets, detections, masks)
+    for i, (image, target, found, *given) in enumerate(zip(*columns, strict=True)):
+        pictures.append(_fitted(draw_targets(image, target, class_names, *given), CELL))
+        pictures.append(_fitted(draw_detections(image, found, class_names, score_threshold), CELL))
         shown = int((found.scores >= score_threshold).sum())
         below = f", and {len(found) - shown} of a lower score" if shown < len(found) else ""
         both += ["" if captions is None else captions[i], f"{shown} detected{below}"]

@@ -85,16 +85,20 @@ def draw_detections(
     return _draw(image, marks)
 
 
-def draw_targets(image: Tensor | Image.Image, targets: Targets, class_names: Sequence[str]) -> Image.Image:
+def draw_targets(
+    image: Tensor | Image.Image, targets: Targets, class_names: Sequence[str], masks: Masks | None = None
+) -> Image.Image:
     """`image` with what is annotated in it: as `draw_detections`, without scores.
 
-    Boxes of crowds and of difficult objects are dashed, and their chips say so.
+    Boxes of crowds and of difficult objects are dashed, and their chips say so. masks: one an object, in place of those
+    of `targets`, which may take more memory than there is.
 
     Raises as `draw_detections`.
     """
     _require_names(targets.labels, class_names)
     columns = (targets.boxes, targets.labels, targets.crowd, targets.difficult)
-    masks = None if targets.masks is None else PixelMasks(targets.masks)
+    if masks is None and targets.masks is not None:
+        masks = PixelMasks(targets.masks)
     marks = []
     for i, (box, label, crowd, difficult) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         text = class_names[label - 1] + " (crowd)" * crowd + " (difficult)" * difficult
@@ -163,17 +167,28 @@ def _blend_masks(picture: Image.Image, marks: list[_Mark], factor: int, line: in
     """The picture tinted where masks are, with an opaque rim."""
     if all(mark.mask is None for mark in marks):
         return picture
-    pixels = np.array(picture, dtype=np.float32)
+    pixels = np.array(picture)
     for mark in reversed(marks):
         if mark.mask is None:
             continue
         (rows, columns), mask = mark.mask.on((picture.height // factor, picture.width // factor))
-        mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
-        window = pixels[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
+        y, x = _span(mask, 1), _span(mask, 0)
+        mask = mask[y, x].repeat(factor, axis=0).repeat(factor, axis=1)
+        top, left = (rows.start + y.start) * factor, (columns.start + x.start) * factor
+        window = pixels[top : top + mask.shape[0], left : left + mask.shape[1]]
+        if not mask.size:
+            continue
         colour = np.array(mark.colour, dtype=np.float32)
-        window[mask] += MASK_OPACITY * (colour - window[mask])
-        window[mask & ~_eroded(mask, max(1, line // 2))] = colour
-    return Image.fromarray(pixels.round().astype(np.uint8))
+        before = window[mask].astype(np.float32)
+        window[mask] = (before + MASK_OPACITY * (colour - before)).round()
+        window[mask & ~_eroded(mask, max(1, line // 2))] = mark.colour
+    return Image.fromarray(pixels)
+
+
+def _span(mask: NDArray[np.bool_], across: int) -> slice:
+    """The rows, or columns, from before the first to after the last with a pixel, so that these are seen to be rims."""
+    places = np.flatnonzero(np.any(mask, axis=across))
+    return slice(max(int(places[0]) - 1, 0), int(places[-1]) + 2) if len(places) else slice(0, 0)
 
 
 def _eroded(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:
