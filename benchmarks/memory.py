@@ -7,8 +7,8 @@ the process held before, with the model built, everything imported and compiled 
 in memory in the form that the library takes: uint8 for regio, floating point for torchvision. In MiB.
 
 - a training step: two images of 800 x 1120 with ten objects, each with a mask; forward, losses, backward, SGD;
-- detection of 100 objects with masks in one image: what the detector returns; then COCO's run-length encodings of it;
-  and, of regio alone, the annotated picture. Pixels count as objects from 0.5 on.
+- detection of 100 objects with masks in one image: what the detector returns; then COCO's run-length encodings of it; and,
+  of regio alone, the annotated picture. A row's peak is that up to its end. Pixels count as objects from 0.5 on.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,10 @@ from regio.weights import from_torchvision
 MIB = 2**20
 CLASSES, OBJECTS = 91, 10
 SMALL, SCREEN, PHOTO = (96, 128), (800, 1120), (3000, 4000)
-STEPS = {  # the rows of the table: what is done, on which size of image
-    "training step, 2 images of 800 x 1120": ("train", SCREEN),
-    "100 detections, 800 x 1120": ("detect", SCREEN),
-    "and run-length encodings": ("encode", SCREEN),
-    "and a picture": ("draw", SCREEN),
-    "100 detections, 3000 x 4000": ("detect", PHOTO),
-    "and run-length encodings ": ("encode", PHOTO),
-    "and a picture ": ("draw", PHOTO),
+CASES = {  # what is done, on which size of image, and the rows of the table: its stages
+    "train": ("train", SCREEN, ["training step, 2 images of 800 x 1120"]),
+    "screen": ("detect", SCREEN, ["100 detections, 800 x 1120", "and run-length encodings", "and a picture"]),
+    "photo": ("detect", PHOTO, ["100 detections, 3000 x 4000", "and run-length encodings", "and a picture"]),
 }
 LIBRARIES = ("regio", "torchvision")
 
@@ -59,7 +56,7 @@ def main() -> None:
     """Measure all in processes of their own and print a table, or one of them here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--one", nargs=2, metavar=("ROW", "LIBRARY"))
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "LIBRARY"))
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(*arguments.one, torch.device(arguments.device))))
@@ -70,9 +67,10 @@ def main() -> None:
     print(f"regio {regio.__version__} ({_commit()}), {versions}, {torch.get_num_threads()} threads, {where}")
     print("MiB above the model and the input\n")
     print("| | " + " | ".join(LIBRARIES) + " |\n|---|---|---|")
-    for row in STEPS:
-        cells = [_cell(row, library, arguments.device) for library in LIBRARIES]
-        print(f"| {row.strip()} | {' | '.join(cells)} |", flush=True)
+    for case, (_, _, rows) in CASES.items():
+        columns = [_peaks(case, library, arguments.device) for library in LIBRARIES]
+        for row, *cells in itertools.zip_longest(rows, *columns, fillvalue=""):
+            print(f"| {row} | {' | '.join(cells)} |", flush=True)
 
 
 def _commit() -> str:
@@ -81,34 +79,31 @@ def _commit() -> str:
     return called.stdout.strip() or "no commit"
 
 
-def _cell(row: str, library: str, device: str) -> str:
-    if STEPS[row][0] == "draw" and library == "torchvision":
-        return ""
-    words = [sys.executable, __file__, "--device", device, "--one", row, library]
+def _peaks(case: str, library: str, device: str) -> list[str]:
+    """The peak of each stage, measured in a process of its own."""
+    words = [sys.executable, __file__, "--device", device, "--one", case, library]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
     if ended.returncode < 0:
-        return f"ended by signal {-ended.returncode}"
+        return [f"ended by signal {-ended.returncode}"]
     if ended.returncode:
         sys.exit(ended.stderr)
-    result = json.loads(ended.stdout)
-    return f"{result['peak'] / MIB:,.0f}"
+    return [f"{peak / MIB:,.0f}" for peak in json.loads(ended.stdout)]
 
 
-def measure(row: str, library: str, device: torch.device) -> dict[str, float]:
-    """Bytes at the peak, above those before."""
-    what, size = STEPS[row]
+def measure(case: str, library: str, device: torch.device) -> list[int]:
+    """Bytes at the peak, above those before, up to the end of each stage: what one leaves is held in the next."""
+    what, size, _ = CASES[case]
     torch.manual_seed(0)
     peer = torchvision_model()
     model: nn.Module = peer if library == "torchvision" else same_model(peer)
     del peer
     model.to(device)
-    action = {"train": train, "detect": detect, "encode": encode, "draw": draw}[what]
-    run = action(model, library, SMALL, device)
-    run()
-    run = action(model, library, size, device)
+    prepare = {"train": train, "detect": detect}[what]
+    for _ in prepare(model, library, SMALL, device):
+        pass
+    stages = prepare(model, library, size, device)
     before = _begin(device)
-    run()
-    return {"peak": _peak(device) - before}
+    return [_peak(device) - before for _ in stages]
 
 
 def torchvision_model() -> MaskRCNN:
@@ -136,7 +131,7 @@ def images_of(library: str, size: tuple[int, int], count: int, device: torch.dev
     return images if library == "regio" else [each.float() / 255 for each in images]
 
 
-def train(model: Any, library: str, size: tuple[int, int], device: torch.device) -> Callable[[], None]:
+def train(model: Any, library: str, size: tuple[int, int], device: torch.device) -> Iterator[None]:
     """A training step of two images; objects are ellipses, large and small."""
     images = images_of(library, size, 2, device)
     centre = torch.linspace(0.3, 0.7, OBJECTS)[:, None] * torch.tensor([size[1], size[0]])
@@ -154,55 +149,40 @@ def train(model: Any, library: str, size: tuple[int, int], device: torch.device)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
     model.train()
 
-    def run() -> None:
+    def stages() -> Iterator[None]:
         losses = model.losses(images, targets) if library == "regio" else model(images, targets)
         sum(losses.values()).backward()
         optimizer.step()
-        optimizer.zero_grad()
+        yield
 
-    return run
+    return stages()
 
 
-def detect(model: Any, library: str, size: tuple[int, int], device: torch.device) -> Callable[[], Any]:
-    """One image; returns what is found."""
+def detect(model: Any, library: str, size: tuple[int, int], device: torch.device) -> Iterator[None]:
+    """Detection in one image, then its masks as run-length encodings, then, of regio, the picture."""
     images = images_of(library, size, 1, device)
+    pixels = images[0].cpu()
     model.eval()
 
-    def run() -> Any:
+    def stages() -> Iterator[None]:
         with torch.inference_mode():
             (found,) = model(images)
         count = len(found["boxes"]) if library == "torchvision" else len(found)
         if size != SMALL and count != 100:
             raise ValueError(f"expected 100 detections, got {count}")
-        return found
-
-    return run
-
-
-def encode(model: Any, library: str, size: tuple[int, int], device: torch.device) -> Callable[[], Any]:
-    """And its masks as run-length encodings."""
-    find = detect(model, library, size, device)
-
-    def run() -> Any:
-        found = find()
+        yield
+        if library == "torchvision":
+            encoded = [encode_mask(np.asarray((mask[0] >= 0.5).cpu())) for mask in found["masks"]]
+        else:
+            found = found.to("cpu")
+            encoded = detections_to_coco(found, 1, range(1, CLASSES), size)
+        assert len(encoded) == count
+        yield
         if library == "regio":
-            return detections_to_coco(found.to("cpu"), 1, range(1, CLASSES + 1), size)
-        return [encode_mask(np.asarray((mask[0] >= 0.5).cpu())) for mask in found["masks"]]
+            draw_detections(pixels, found, [str(i) for i in range(1, CLASSES)], 0.0)
+            yield
 
-    return run
-
-
-def draw(model: Any, library: str, size: tuple[int, int], device: torch.device) -> Callable[[], Any]:
-    """And encoded, and drawn."""
-    find, names = detect(model, library, size, device), [str(i) for i in range(1, CLASSES)]
-    pixels = images_of("regio", size, 1, torch.device("cpu"))[0]
-
-    def run() -> Any:
-        found = find().to("cpu")
-        rows = detections_to_coco(found, 1, range(1, CLASSES), size)
-        return rows, draw_detections(pixels, found, names, 0.0)
-
-    return run
+    return stages()
 
 
 def _begin(device: torch.device) -> int:
