@@ -7,8 +7,8 @@ the process held before, with the model built, everything imported and compiled 
 in memory in the form that the library takes: uint8 for regio, floating point for torchvision. In MiB.
 
 - a training step: two images of 800 x 1120 with ten objects, each with a mask; forward, losses, backward, SGD;
-- detection of 100 objects with masks in one image: what the detector returns; then COCO's run-length encodings of it; and,
-  of regio alone, the annotated picture. A row's peak is that up to its end. Pixels count as objects from 0.5 on.
+- detection of 100 objects with masks in one image: what the detector returns; then COCO's run-length encodings of it;
+  and, of regio alone, the annotated picture. A row's peak is that up to its end. Pixels count as objects from 0.5 on.
 """
 
 from __future__ import annotations
