@@ -101,8 +101,6 @@ class System(ABC):
 class Proposing(System):
     """Those of all systems with a proposal network."""
 
-    channels: int = setting(128, "of the maps that proposals and region features are made from", ge=1)
-    norm: Literal["none", "batch", "group"] = setting("none", "normalisation in the neck")
     anchor_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "height / width of anchors")
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
@@ -119,6 +117,14 @@ class Proposing(System):
         """All that a proposal network finds are objects."""
         return ("object",)
 
+
+@dataclass(frozen=True)
+class Necked(Proposing):
+    """Those of the systems with a neck between the backbone and the proposals."""
+
+    channels: int = setting(128, "of the maps that proposals and region features are made from", ge=1)
+    norm: Literal["none", "batch", "group"] = setting("none", "normalisation in the neck")
+
     def make_norm(self) -> Norm | None:
         """The normalisation of the neck."""
         from torch import nn
@@ -128,7 +134,7 @@ class Proposing(System):
 
 
 @dataclass(frozen=True)
-class OneMap(Proposing):
+class OneMap(Necked):
     """Those of the systems on one map."""
 
     level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
@@ -153,7 +159,7 @@ class OneMap(Proposing):
 
 
 @dataclass(frozen=True)
-class Pyramid(Proposing):
+class Pyramid(Necked):
     """Those of the systems on a feature pyramid."""
 
     levels: tuple[int, ...] = setting((3, 4, 5), "of the backbone, which the pyramid is made of")
@@ -181,10 +187,9 @@ class Pyramid(Proposing):
 
 @dataclass(frozen=True)
 class BoxHead(System):
-    """Those of the second stage of Fast R-CNN."""
+    """Those of the systems whose second stage classifies boxes."""
 
     extractor: Extractor = setting(RoIAlign(), "what reads region features", choices=EXTRACTORS)
-    hidden: int = setting(512, "width of the two layers of the box head", ge=1)
     regions_per_image: int = setting(128, "in the mini-batch of the head", ge=1)
     beta: float = setting(1.0, "where the box loss turns from a square to a line", ge=0)
     score_threshold: float = setting(0.05, "lowest score of a detection", ge=0, le=1)
@@ -212,11 +217,50 @@ class BoxHead(System):
         from regio.postprocess import Postprocess
 
         return {
-            "hidden": self.hidden,
             "regions_per_image": self.regions_per_image,
             "beta": self.beta,
             "postprocess": Postprocess(self.score_threshold, self.nms_threshold, self.detections_per_image),
         }
+
+
+@dataclass(frozen=True)
+class FullyConnectedHead(BoxHead):
+    """Those of the second stage of Fast R-CNN."""
+
+    hidden: int = setting(512, "width of the two layers of the box head", ge=1)
+
+    def head(self) -> dict[str, Any]:
+        return {"hidden": self.hidden, **super().head()}
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Those of a mask head; no system by itself, so that its fields alone are added to those of a system."""
+
+    mask_channels: int = setting(128, "of the convolutions of the mask head", ge=1)
+    mask_output: Literal["sigmoid", "class-agnostic", "softmax"] = setting(
+        "sigmoid", "a mask for each class on its own; one for all; or classes that compete at each cell"
+    )
+
+    def masks(self) -> dict[str, Any]:
+        """The arguments of the mask head."""
+        from regio.roi_heads import SigmoidMasks, SoftmaxMasks
+
+        outputs = {"sigmoid": SigmoidMasks(), "class-agnostic": SigmoidMasks(True), "softmax": SoftmaxMasks()}
+        return {"mask_channels": self.mask_channels, "output": outputs[self.mask_output]}
+
+    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
+        return dataset.with_known_masks()
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        from regio.evaluate import MaskEvaluator
+
+        return MaskEvaluator(dataset)
+
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        from regio.run_report import MaskResults
+
+        return MaskResults(evaluator, records)
 
 
 @dataclass(frozen=True)
@@ -242,7 +286,7 @@ class RPNOnFPN(Pyramid):
 
 
 @dataclass(frozen=True)
-class FasterRCNN(BoxHead, OneMap):
+class FasterRCNN(FullyConnectedHead, OneMap):
     """Faster R-CNN on one map."""
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
@@ -253,7 +297,7 @@ class FasterRCNN(BoxHead, OneMap):
 
 
 @dataclass(frozen=True)
-class FasterRCNNOnFPN(BoxHead, Pyramid):
+class FasterRCNNOnFPN(FullyConnectedHead, Pyramid):
     """Faster R-CNN on a feature pyramid."""
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
@@ -264,7 +308,7 @@ class FasterRCNNOnFPN(BoxHead, Pyramid):
 
 
 @dataclass(frozen=True)
-class MaskRCNN(FasterRCNNOnFPN):
+class MaskRCNN(Masks, FasterRCNNOnFPN):
     """Mask R-CNN on a feature pyramid."""
 
     mask_extractor: Extractor = setting(
@@ -272,48 +316,75 @@ class MaskRCNN(FasterRCNNOnFPN):
         "what reads the features of masks, which have twice the cells a side",
         choices=EXTRACTORS,
     )
-    mask_channels: int = setting(128, "of the convolutions of the mask head", ge=1)
     mask_layers: int = setting(4, "convolutions before the one that doubles the size", ge=0)
-    mask_output: Literal["sigmoid", "class-agnostic", "softmax"] = setting(
-        "sigmoid", "a mask for each class on its own; one for all; or classes that compete at each cell"
-    )
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
-        from regio.roi_heads import SigmoidMasks, SoftmaxMasks
         from regio.systems import mask_rcnn_fpn
 
-        outputs = {"sigmoid": SigmoidMasks(), "class-agnostic": SigmoidMasks(True), "softmax": SoftmaxMasks()}
         backbone, stage = self.stage(pretrained)
         return mask_rcnn_fpn(
             classes + 1,
             backbone,
             self.extractor.build(self.channels),
             self.mask_extractor.build(self.channels),
-            mask_channels=self.mask_channels,
             mask_layers=self.mask_layers,
-            output=outputs[self.mask_output],
+            **self.masks(),
             **stage,
             **self.head(),
         )
 
-    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
-        return dataset.with_known_masks()
 
-    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
-        from regio.evaluate import MaskEvaluator
+@dataclass(frozen=True)
+class FasterRCNNOnC4(BoxHead, Proposing):
+    """Faster R-CNN on C4, with the stage after it as the head."""
 
-        return MaskEvaluator(dataset)
+    backbone: str = setting("torchvision:resnet50", "a chain of stages: a ResNet as torchvision:NAME, timm:NAME")
+    level: int = setting(4, "of the backbone that is read; the stage to the next one is the head", ge=2, le=4)
+    anchor_sizes: tuple[float, ...] = setting((32.0, 64.0, 128.0, 256.0), "in pixels of the scaled image")
+    proposal_channels: int = setting(256, "of the convolution of the proposal network", ge=1)
+    extractor: Extractor = setting(
+        RoIAlign((14, 14)), "what reads region features, whose bins the stage halves", choices=EXTRACTORS
+    )
+    regions_per_image: int = setting(64, "in the mini-batch of the head", ge=1)
 
-    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
-        from regio.run_report import MaskResults
+    def stage(self, pretrained: bool) -> tuple[Backbone, dict[str, Any]]:
+        """The backbone, with the stage that becomes the head, and the other arguments of the system."""
+        from regio.proposals import Anchors
 
-        return MaskResults(evaluator, records)
+        backbone = self.make_backbone((self.level, self.level + 1), 32, pretrained=pretrained)
+        return backbone, {
+            "extractor": self.extractor.build(backbone.channels[0]),
+            "proposal_channels": self.proposal_channels,
+            "short_side": self.short_side,
+            "long_side": self.long_side,
+            "anchors": Anchors((self.anchor_sizes,), self.anchor_ratios),
+            **self.head(),
+        }
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import faster_rcnn_c4
+
+        backbone, stage = self.stage(pretrained)
+        return faster_rcnn_c4(classes + 1, backbone, **stage)
+
+
+@dataclass(frozen=True)
+class MaskRCNNOnC4(Masks, FasterRCNNOnC4):
+    """Mask R-CNN on C4, whose mask head shares the extractor and the stage of the box head."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import mask_rcnn_c4
+
+        backbone, stage = self.stage(pretrained)
+        return mask_rcnn_c4(classes + 1, backbone, **self.masks(), **stage)
 
 
 SYSTEMS: dict[str, type[System]] = {
     "faster-rcnn-fpn": FasterRCNNOnFPN,
     "faster-rcnn": FasterRCNN,
     "mask-rcnn": MaskRCNN,
+    "faster-rcnn-c4": FasterRCNNOnC4,
+    "mask-rcnn-c4": MaskRCNNOnC4,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
 }

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from regio.backbones import Backbone, Level
+from regio.backbones import Backbone, Chain, Level
 from regio.detector import TwoStageDetector
 from regio.masks import PasteRounded
 from regio.necks import FPN, Norm
@@ -182,50 +182,18 @@ class _FinestMap(Levels):
         return [*of_finest, *(of_finest[0].new_zeros((*of_finest[0].shape[:3], *x.size)) for x in maps[1:])]
 
 
-class _ResNetBody(nn.Module):
-    """The stages of a ResNet under torchvision's names, giving C2 to C5."""
-
-    def __init__(self, resnet: nn.Module) -> None:
-        super().__init__()
-        for name, child in resnet.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for name, child in self.named_children():
-            x = child(x)
-            if name.startswith("layer"):
-                outputs.append(x)
-        return outputs
-
-
-class _MobileNetBody(nn.Module):
-    """The blocks of MobileNetV3-Large under torchvision's names, giving two maps at stride 32."""
-
-    def __init__(self, features: nn.Sequential) -> None:
-        super().__init__()
-        for name, child in features.named_children():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for name, child in self.named_children():
-            x = child(x)
-            if name in ("13", "16"):
-                outputs.append(x)
-        return outputs
-
-
 def _resnet50(eps: float) -> Backbone:
     body = torchvision.models.resnet50(norm_layer=lambda width: FrozenBatchNorm2d(width, eps=eps))
     levels = [Level(2, 256, 4), Level(3, 512, 8), Level(4, 1024, 16), Level(5, 2048, 32)]
-    return Backbone(_ResNetBody(body), levels, levels=(2, 3, 4, 5), frozen=2)
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    layers = {name: child for name, child in body.named_children() if name not in ("avgpool", "fc")}
+    return Backbone(Chain(layers, stages), levels, levels=(2, 3, 4, 5), frozen=2)
 
 
 def _mobilenet(eps: float) -> Backbone:
     net = torchvision.models.mobilenet_v3_large(norm_layer=lambda width: FrozenBatchNorm2d(width, eps=eps))
-    return Backbone(_MobileNetBody(net.features), [Level(4, 160, 32), Level(5, 960, 32)], levels=(4, 5), frozen=0)
+    body = Chain(dict(net.features.named_children()), ("13", "16"))  # which give two maps at stride 32
+    return Backbone(body, [Level(4, 160, 32), Level(5, 960, 32)], levels=(4, 5), frozen=0)
 
 
 _ONE_EACH = tuple((float(size),) for size in (32, 64, 128, 256, 512))
