@@ -31,6 +31,7 @@ __all__ = [
     "load_weights",
     "read_card",
     "read_resume",
+    "read_weights",
     "save",
     "save_resume",
     "write_json",
@@ -134,29 +135,33 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
             f"{path}: a checkpoint of {len(card.class_names)} classes ({_some(card.class_names)}), "
             f"expected these {len(class_names)}: {_some(class_names)}"
         )
-    _load(path, detector, frozenset())
+    load_exactly(detector, read_weights(path), f"{path}: does not fit this detector")
     return card
 
 
-def load_all_but_classes(path: Path | str, detector: nn.Module) -> list[str]:
-    """As `load_weights`, of a checkpoint for other classes: the layers of `detector` that depend on the classes keep
-    what they have; returns their names. A module names those of its own in an attribute `class_layers`."""
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The state dict of a checkpoint. Raises FileNotFoundError or ValueError naming the file."""
+    version = _read_header(Path(path), "card")["version"]
+    state = load_file(path)
+    return format_1.tensors(state) if version == 1 else state
+
+
+def load_all_but_classes(state: Mapping[str, Tensor], detector: nn.Module, what: str) -> list[str]:
+    """Load the state dict of a detector for other classes: the layers of `detector` that depend on the classes keep
+    what they have; returns their names. A module names those of its own in an attribute `class_layers`.
+
+    Raises ValueError, its message beginning with `what`, naming the first tensors that are missing, unexpected or of
+    another shape.
+    """
     own = [
         f"{name}.{layer}" if name else layer
         for name, module in detector.named_modules()
         for layer in getattr(module, "class_layers", ())
     ]
-    _load(path, detector, frozenset(own))
+    kept = {name for name in detector.state_dict() if name.rpartition(".")[0] in own}
+    given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in own}
+    load_exactly(detector, given, what, kept)
     return own
-
-
-def _load(path: Path | str, detector: nn.Module, but: frozenset[str]) -> None:
-    state = load_file(path)
-    if _read_header(Path(path), "card")["version"] == 1:
-        state = format_1.tensors(state)
-    kept = {name for name in detector.state_dict() if name.rpartition(".")[0] in but}
-    given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in but}
-    load_exactly(detector, given, f"{path}: does not fit this detector", kept)
 
 
 def _some(items: tuple[str, ...] | list[str], count: int = 5) -> str:

@@ -129,6 +129,8 @@ class PillowPreprocess(Preprocess):
     Floating point images are scaled by the same filter without rounding.
     """
 
+    antialias: bool = True  # that of floating point images
+
     def size_of(self, size: Size) -> Size:
         scale = self.short_side / min(size)
         sides = [self.short_side if side == min(size) else scale * side for side in size]
@@ -147,7 +149,7 @@ class PillowPreprocess(Preprocess):
         if size == image.shape[1:]:
             return image
         if image.dtype != torch.uint8:
-            return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+            return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         scaled = np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
         return torch.from_numpy(scaled).permute(2, 0, 1).to(image.device)

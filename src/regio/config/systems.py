@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from regio.evaluate import Evaluator
     from regio.necks import Norm
     from regio.run_report import Results
+    from regio.weights import Architecture
 
-__all__ = ["BACKBONES", "SYSTEMS", "System"]
+__all__ = ["BACKBONES", "SYSTEMS", "Published", "System"]
 
 BACKBONES = {
     "efficientnet_lite0": "efficientnet_lite0",
@@ -37,16 +38,6 @@ BACKBONES = {
 class System(ABC):
     """The settings of a system."""
 
-    backbone: str = setting(
-        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
-    )
-    backbone_weights: str | None = setting(
-        None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
-    )
-    frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
-    short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
-    long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
-
     @abstractmethod
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
         """The model for `classes` classes, not counting the background.
@@ -56,13 +47,12 @@ class System(ABC):
         """
 
     def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
-        """`dataset` with what this system is trained on, and measured by: masks, for some. Raises ValueError where it
-        has none."""
+        """`dataset` with what this system is trained on: masks, for some. Raises ValueError where it has none."""
         return dataset
 
     @abstractmethod
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
-        """What measures the model on `dataset`."""
+        """What measures the model on `dataset`, as far as that is annotated: its notes say what is not measured."""
 
     @abstractmethod
     def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
@@ -75,6 +65,21 @@ class System(ABC):
     def with_score_threshold(self, threshold: float) -> System:
         """The same with another lowest score of a detection, for a system whose detections have one."""
         return self
+
+
+@dataclass(frozen=True)
+class OnBackbone(System):
+    """Those of the systems that are put together around a backbone."""
+
+    backbone: str = setting(
+        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
+    )
+    backbone_weights: str | None = setting(
+        None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
+    )
+    frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
+    short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
+    long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
 
     def make_backbone(self, levels: Sequence[int], output_stride: int, *, pretrained: bool) -> Backbone:
         """The backbone, which gives these levels."""
@@ -98,7 +103,7 @@ class System(ABC):
 
 
 @dataclass(frozen=True)
-class Proposing(System):
+class Proposing(OnBackbone):
     """Those of all systems with a proposal network."""
 
     anchor_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "height / width of anchors")
@@ -186,7 +191,7 @@ class Pyramid(Necked):
 
 
 @dataclass(frozen=True)
-class BoxHead(System):
+class BoxHead(OnBackbone):
     """Those of the systems whose second stage classifies boxes."""
 
     extractor: Extractor = setting(RoIAlign(), "what reads region features", choices=EXTRACTORS)
@@ -197,14 +202,10 @@ class BoxHead(System):
     detections_per_image: int = setting(100, "at most", ge=1)
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
-        from regio.evaluate import BoxEvaluator
-
-        return BoxEvaluator(dataset)
+        return _of_boxes(dataset)
 
     def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
-        from regio.run_report import BoxResults
-
-        return BoxResults(evaluator, records)
+        return _results(evaluator, records)
 
     def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
         return tuple(class_names)
@@ -253,14 +254,7 @@ class Masks:
         return dataset.with_known_masks()
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
-        from regio.evaluate import MaskEvaluator
-
-        return MaskEvaluator(dataset)
-
-    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
-        from regio.run_report import MaskResults
-
-        return MaskResults(evaluator, records)
+        return _of_masks(dataset)
 
 
 @dataclass(frozen=True)
@@ -379,6 +373,92 @@ class MaskRCNNOnC4(Masks, FasterRCNNOnC4):
         return mask_rcnn_c4(classes + 1, backbone, **self.masks(), **stage)
 
 
+@dataclass(frozen=True)
+class Published(System):
+    """Those of the detectors that other libraries have trained, to begin a training with their weights."""
+
+    detector: str = setting("", "its name there")
+    short_side: int | None = setting(None, "of the scaled image, in pixels; null for as published", ge=1)
+    long_side: int | None = setting(None, "at most, of the scaled image, in pixels; null for as published", ge=1)
+    score_threshold: float = setting(0.05, "lowest score of a detection", ge=0, le=1)
+
+    @abstractmethod
+    def architecture(self) -> Architecture:
+        """What the detector is made of. Raises ValueError for a name that the library does not have."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        """Its weights are random: those of the library are loaded by `regio.weights`."""
+        made = self.architecture().build(classes + 1)
+        self.adjust(made)
+        return made
+
+    def adjust(self, detector: TwoStageDetector) -> None:
+        """Give `detector` the sizes and the threshold of these settings."""
+        own = detector.preprocess
+        detector.preprocess = replace(
+            own, short_side=self.short_side or own.short_side, long_side=self.long_side or own.long_side
+        )
+        head: Any = detector.roi_heads[0]
+        head.postprocess = replace(head.postprocess, score_threshold=self.score_threshold)
+
+    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
+        return dataset.with_known_masks() if self.architecture().masks else dataset
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        return _of_masks(dataset) if self.architecture().masks else _of_boxes(dataset)
+
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        return _results(evaluator, records)
+
+    def with_score_threshold(self, threshold: float) -> System:
+        return replace(self, score_threshold=threshold)
+
+
+@dataclass(frozen=True)
+class Torchvision(Published):
+    """A detector of torchvision."""
+
+    detector: str = setting("fasterrcnn_resnet50_fpn_v2", "one of regio.weights.TORCHVISION")
+
+    def architecture(self) -> Architecture:
+        from regio.weights import TORCHVISION
+
+        return named(TORCHVISION, self.detector, "torchvision")
+
+
+@dataclass(frozen=True)
+class Detectron2(Published):
+    """A detector of detectron2's model zoo."""
+
+    detector: str = setting("faster_rcnn_R_50_FPN_3x", "one of regio.weights.DETECTRON2")
+
+    def architecture(self) -> Architecture:
+        from regio.weights import DETECTRON2
+
+        return named(DETECTRON2, self.detector, "detectron2")
+
+
+def _of_boxes(dataset: DetectionDataset) -> Evaluator:
+    from regio.evaluate import BoxEvaluator
+
+    return BoxEvaluator(dataset)
+
+
+def _of_masks(dataset: DetectionDataset) -> Evaluator:
+    from regio.evaluate import MaskEvaluator
+
+    if dataset.has_masks:
+        return MaskEvaluator(dataset.with_known_masks())
+    return _of_boxes(dataset.with_note("no object has a segmentation: boxes are measured, masks are not"))
+
+
+def _results(evaluator: Any, records: Sequence[Any]) -> Results:
+    from regio.evaluate import MaskEvaluator
+    from regio.run_report import BoxResults, MaskResults
+
+    return MaskResults(evaluator, records) if isinstance(evaluator, MaskEvaluator) else BoxResults(evaluator, records)
+
+
 SYSTEMS: dict[str, type[System]] = {
     "faster-rcnn-fpn": FasterRCNNOnFPN,
     "faster-rcnn": FasterRCNN,
@@ -387,5 +467,7 @@ SYSTEMS: dict[str, type[System]] = {
     "mask-rcnn-c4": MaskRCNNOnC4,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
+    "torchvision": Torchvision,
+    "detectron2": Detectron2,
 }
 """By the name on the command line and in files."""

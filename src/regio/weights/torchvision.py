@@ -8,7 +8,7 @@ anchors inferred from sizes, batch normalisation without `eps` in the oldest, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torchvision
@@ -50,9 +50,9 @@ class Architecture:
     long_side: int = 1333
     test: ProposalFilter = ProposalFilter(pre_nms_top_n=1000, post_nms_top_n=1000)  # noqa: RUF009 (frozen)
 
-    def build(self, num_classes: int, eps: float) -> TwoStageDetector:
+    def build(self, num_classes: int) -> TwoStageDetector:
         """The detector for so many classes, the background among them, with random weights."""
-        backbone = self.backbone(eps)
+        backbone = self.backbone(self.eps)
         levels = _FinestMap if len(set(backbone.strides)) == 1 else Levels
         if self.norm is None:
             trunk: nn.Module = FullyConnected(256, (7, 7), 1024)
@@ -126,8 +126,8 @@ def from_torchvision(name: str, state: Mapping[str, Tensor], *, eps: float | Non
     what, bias = f"{name}: not torchvision's", "roi_heads.box_predictor.cls_score.bias"
     if bias not in state:
         raise ValueError(f"{what}: {bias} is missing")
-    kind = TORCHVISION[name]
-    detector = kind.build(len(state[bias]), kind.eps if eps is None else eps)
+    kind = TORCHVISION[name] if eps is None else replace(TORCHVISION[name], eps=eps)
+    detector = kind.build(len(state[bias]))
     given = renamed(state, kind.rules(), lambda key: key.endswith("num_batches_tracked"))
     for key in [key for key in given if key.startswith("roi_heads.1.mask_logits.")]:
         given[key] = given[key][1:]
@@ -147,11 +147,15 @@ def torchvision_detector(name: str, file: Path | None = None) -> tuple[TwoStageD
         raise ValueError(f"torchvision: expected one of {', '.join(TORCHVISION)}, got '{name}'")
     weights = torchvision.models.get_weight(f"{TORCHVISION[name].weights}.DEFAULT")
     state = published_state(weights.url, name) if file is None else read_state(file, f"weights of {name}")
+    names = tuple(weights.meta["categories"][1:])
     try:
         detector = from_torchvision(name, state)
+        classes = len(detector.roi_heads[0].class_logits.bias) - 1  # type: ignore[union-attr, arg-type]
+        if classes != len(names):
+            raise ValueError(f"{name}: expected weights for COCO's {len(names)} categories, got {classes}")
     except ValueError as error:
         raise ValueError(f"{file}: {error}" if file else str(error)) from error
-    return detector.eval(), tuple(weights.meta["categories"][1:])
+    return detector.eval(), names
 
 
 @dataclass(frozen=True)
