@@ -1,11 +1,13 @@
 """Detectors whose head is the stage of the backbone after the map that they read."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
@@ -19,6 +21,8 @@ from regio.masks import GridMasks
 from regio.postprocess import Postprocess
 from regio.systems import faster_rcnn_c4, mask_rcnn_c4
 from regio.types import Regions, Targets
+from tests.test_cli import regio
+from tests.test_cli_weights import data
 
 SMALL = MaskRCNNOnC4(
     "torchvision:resnet18", "none", short_side=64, long_side=96, proposal_channels=8, mask_channels=8,
@@ -144,3 +148,21 @@ def test_a_stage_before_the_last_as_the_head() -> None:
     detector.roi_heads[0].postprocess = Postprocess(0.0, detections_per_image=2)
     (found,) = detector([photo()])
     assert isinstance(found.masks, GridMasks) and found.masks.values.shape == (2, 14, 14)
+
+
+@pytest.mark.slow
+def test_from_training_to_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = str(data(tmp_path, ("cat", "dog"), masks=True))
+    sizes = ["short_side=64", "long_side=96", "proposal_channels=8", "mask_channels=8", "regions_per_image=8"]
+    words = ["--model", "mask-rcnn-c4", "--backbone", "torchvision:resnet18", "backbone_weights=none", *sizes]
+    quick = ["--batch-size", "2", "--steps", "2", "ema=0.9", "workers=0", "device=cpu", "--name", "a"]
+    assert regio("train", source, "--validation", source, *words, *quick) == 0
+    assert regio("train", source, "--name", "a", "--resume") == 0
+    weights = tmp_path / "runs" / "a" / "weights" / "last.safetensors"
+    assert not any(name.startswith("roi_heads.1.trunk.0.") for name in load_file(weights))  # once, of the box head
+    assert regio("val", source, "--output", "out") == 0
+    assert "masks" in json.loads((tmp_path / "out" / "results.json").read_text())
+    assert regio("detect", "0.png", "--score", "0", "--output", "found") == 0
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())[0]["detections"]
+    assert found and all("segmentation" in each for each in found)

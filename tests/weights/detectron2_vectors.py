@@ -9,7 +9,7 @@ Its sources are needed, at the commit below, but not its compiled part, in which
 
 All is computed in float64: what makes float32 of a tensor leaves it as it is. Photos go the way
 of `DefaultPredictor`: blue, green, red, scaled as bytes. Fewer proposals than usual are kept, so that a test takes
-seconds. Written with torch 2.11, torchvision 0.26 and Pillow 12.
+seconds. Written with PyTorch 2.15, torchvision 0.29 and Pillow 13.
 """
 
 from __future__ import annotations
