@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from regio.config.systems import Detectron2
 from regio.data.masks import decode_masks
 from regio.preprocess import PillowPreprocess
+from regio.types import Targets
 from regio.weights import DETECTRON2, detectron2_detector, from_detectron2, load_trained
 from regio.weights.detectron2 import COCO
 from tests.photos import photo
@@ -183,3 +185,20 @@ def test_files_and_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.Mon
         detectron2_detector(name)
     (tmp_path / "a.pkl").rename(tmp_path / "hub" / "checkpoints" / "model_final_280758.pkl")
     assert len(load_trained(f"detectron2:{name}").labels) == 80
+
+
+@pytest.mark.slow
+def test_its_system_trains() -> None:
+    system = Detectron2("mask_rcnn_R_50_C4_1x", short_side=64, long_side=96)
+    torch.manual_seed(0)
+    detector = system.build(3)
+    assert detector.roi_heads[0].class_logits.out_features == 4  # type: ignore[union-attr]
+    masks = torch.zeros(1, 60, 80, dtype=torch.bool)
+    masks[0, 10:40, 10:50] = True
+    target = Targets(torch.tensor([[10.0, 10, 50, 40]]), torch.tensor([2]), masks=masks)
+    losses = detector.losses([torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)], [target])
+    assert set(losses) == {"rpn_objectness", "rpn_box", "class", "box", "mask"}
+    torch.stack([*losses.values()]).sum().backward()
+    stage = detector.roi_heads[1].trunk[0]  # type: ignore[union-attr, index]
+    assert float(stage.layer4[0].conv1.weight.grad.abs().sum()) > 0
+    assert detector.backbone.body.layer1[0].conv1.weight.grad is None  # frozen, as there
