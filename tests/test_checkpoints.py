@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume, write_json
@@ -35,7 +35,7 @@ def test_weights_and_card_come_back(tmp_path: Path) -> None:
         assert torch.equal(second.state_dict()[name], tensor)
 
 
-def test_a_shared_tensor_is_saved_under_both_names(tmp_path: Path) -> None:
+def test_a_shared_tensor_is_saved_once_and_comes_back_under_both_names(tmp_path: Path) -> None:
     first, second = model(), model()
     first[2].bias = second[2].bias = nn.Parameter(torch.ones(2))
     first.also = first[2]
@@ -43,6 +43,14 @@ def test_a_shared_tensor_is_saved_under_both_names(tmp_path: Path) -> None:
     save(tmp_path / "a.safetensors", first, CARD)
     load_weights(tmp_path / "a.safetensors", second)
     assert torch.equal(second.also.weight, first[2].weight)
+    names = load_file(tmp_path / "a.safetensors").keys()
+    assert {"2.weight", "2.bias"} <= names and not {"also.weight", "also.bias"} & names
+    optimizer = torch.optim.SGD(first.parameters(), 0.1, momentum=0.9)
+    save_resume(tmp_path / "r.safetensors", {"model": first}, optimizer, {"step": 1}, SAME)
+    third = model()
+    third.also = third[2]
+    read_resume(tmp_path / "r.safetensors", {"model": third}, torch.optim.SGD(third.parameters(), 0.1), SAME)
+    assert torch.equal(third.also.bias, first[2].bias) and third.also.bias is third[2].bias
 
 
 def test_other_classes(tmp_path: Path) -> None:

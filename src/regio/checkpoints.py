@@ -31,6 +31,7 @@ __all__ = [
     "load_weights",
     "read_card",
     "read_resume",
+    "read_weights",
     "save",
     "save_resume",
     "write_json",
@@ -84,8 +85,22 @@ def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    metadata = {"format": "pt", "regio": json.dumps({"version": FORMAT, **header})}
-    _replace(path, to_bytes(_own(tensors), metadata))
+    """Tensors that share memory, as those of a module that is in two places, are written once."""
+    first: dict[tuple[Any, ...], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            where = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            if first.setdefault(where, name) != name:
+                tied[name] = first[where]
+    metadata = {"format": "pt", "regio": json.dumps({"version": FORMAT, "tied": tied, **header})}
+    _replace(path, to_bytes(_own({name: t for name, t in tensors.items() if name not in tied}), metadata))
+
+
+def _read_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The inverse of `_write`."""
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors | {name: tensors[same] for name, same in header.get("tied", {}).items()}
 
 
 def _read_header(path: Path, kind: str) -> dict[str, Any]:
@@ -134,29 +149,33 @@ def load_weights(path: Path | str, detector: nn.Module, class_names: tuple[str, 
             f"{path}: a checkpoint of {len(card.class_names)} classes ({_some(card.class_names)}), "
             f"expected these {len(class_names)}: {_some(class_names)}"
         )
-    _load(path, detector, frozenset())
+    load_exactly(detector, read_weights(path), f"{path}: does not fit this detector")
     return card
 
 
-def load_all_but_classes(path: Path | str, detector: nn.Module) -> list[str]:
-    """As `load_weights`, of a checkpoint for other classes: the layers of `detector` that depend on the classes keep
-    what they have; returns their names. A module names those of its own in an attribute `class_layers`."""
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The state dict of a checkpoint. Raises FileNotFoundError or ValueError naming the file."""
+    header = _read_header(Path(path), "card")
+    state = _read_tensors(Path(path), header)
+    return format_1.tensors(state) if header["version"] == 1 else state
+
+
+def load_all_but_classes(state: Mapping[str, Tensor], detector: nn.Module, what: str) -> list[str]:
+    """Load the state dict of a detector for other classes: the layers of `detector` that depend on the classes keep
+    what they have; returns their names. A module names those of its own in an attribute `class_layers`.
+
+    Raises ValueError, its message beginning with `what`, naming the first tensors that are missing, unexpected or of
+    another shape.
+    """
     own = [
         f"{name}.{layer}" if name else layer
         for name, module in detector.named_modules()
         for layer in getattr(module, "class_layers", ())
     ]
-    _load(path, detector, frozenset(own))
+    kept = {name for name in detector.state_dict() if name.rpartition(".")[0] in own}
+    given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in own}
+    load_exactly(detector, given, what, kept)
     return own
-
-
-def _load(path: Path | str, detector: nn.Module, but: frozenset[str]) -> None:
-    state = load_file(path)
-    if _read_header(Path(path), "card")["version"] == 1:
-        state = format_1.tensors(state)
-    kept = {name for name in detector.state_dict() if name.rpartition(".")[0] in but}
-    given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in but}
-    load_exactly(detector, given, f"{path}: does not fit this detector", kept)
 
 
 def _some(items: tuple[str, ...] | list[str], count: int = 5) -> str:
@@ -198,7 +217,8 @@ def read_resume(
     other names or shapes; for an optimizer of other parameters. Nothing has been loaded then.
     """
     path = Path(path)
-    state: dict[str, Any] = _read_header(path, "resume")["resume"]
+    header = _read_header(path, "resume")
+    state: dict[str, Any] = header["resume"]
     if "identity" not in state:
         raise ValueError(f"{path}: written by an earlier version of regio; go on with that one, or start again")
     different = differences(state.pop("identity"), identity)
@@ -212,7 +232,7 @@ def read_resume(
         changed = [f"{name} is trained no more" for name in sorted(was - now)]
         changed += [f"{name} was not trained" for name in sorted(now - was)] or ["its groups of parameters differ"]
         raise ValueError(f"{path}: does not fit this run's optimizer: {_some(changed)}")
-    tensors = load_file(path)
+    tensors = _read_tensors(path, header)
     parameters = dict(_parameters(modules))
     entries: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

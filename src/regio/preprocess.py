@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from regio.boxes import resize_boxes
 from regio.types import Detections, Targets
 
-__all__ = ["ImageBatch", "Preprocess"]
+__all__ = ["ImageBatch", "PillowPreprocess", "Preprocess"]
 
 Size = tuple[int, int]
 
@@ -71,7 +73,7 @@ class Preprocess:
             raise ValueError("images: expected at least one image, got an empty list")
         for i, image in enumerate(images):
             _require_image(f"images[{i}]", image)
-        scaled = [self._scale(self._normalise(image)) for image in images]
+        scaled = [self.prepare(image) for image in images]
         sizes = [(image.shape[1], image.shape[2]) for image in scaled]
         height, width = (math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True))
         data = torch.zeros((len(scaled), 3, height, width), dtype=scaled[0].dtype, device=scaled[0].device).contiguous(
@@ -80,6 +82,10 @@ class Preprocess:
         for row, image in zip(data, scaled, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
         return ImageBatch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """One image [3, H, W], normalised and scaled."""
+        return self._scale(self._normalise(image))
 
     def targets(self, targets: Sequence[Targets], batch: ImageBatch) -> list[Targets]:
         """`targets`, annotated on the images as given, in pixels of the `batch`. Masks stay on the
@@ -116,6 +122,40 @@ class Preprocess:
         if size == image.shape[1:]:
             return image
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
+
+
+@dataclass(frozen=True)
+class PillowPreprocess(Preprocess):
+    """As `Preprocess`, but images of bytes are scaled as bytes, by Pillow's bilinear filter with antialiasing, before
+    they are normalised; and sides are rounded to the nearest whole number, halves up. So detectron2 feeds its models.
+
+    Floating point images are scaled by the same filter without rounding.
+    """
+
+    antialias: bool = True  # that of floating point images
+
+    def size_of(self, size: Size) -> Size:
+        scale = self.short_side / min(size)
+        sides = [self.short_side if side == min(size) else scale * side for side in size]
+        if max(sides) > self.long_side:
+            scale = self.long_side / max(sides)
+            sides = [side * scale for side in sides]
+        height, width = (max(1, int(side + 0.5)) for side in sides)
+        return height, width
+
+    def prepare(self, image: Tensor) -> Tensor:
+        return self._normalise(self.resize(image))
+
+    def resize(self, image: Tensor) -> Tensor:
+        """One image [3, H, W] scaled, in its dtype."""
+        size = self.size_of((image.shape[1], image.shape[2]))
+        if size == image.shape[1:]:
+            return image
+        if image.dtype != torch.uint8:
+            return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+        scaled = np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        return torch.from_numpy(scaled).permute(2, 0, 1).to(image.device)
 
 
 def _resize_target(target: Targets, old: Size, new: Size) -> Targets:

@@ -18,6 +18,7 @@ __all__ = [
     "existing",
     "load_by_name",
     "load_in_order",
+    "published_file",
     "published_state",
     "read_state",
     "require_timm_weights",
@@ -84,16 +85,37 @@ def read_state(file: Path, what: str) -> dict[str, Tensor]:
 def published_state(url: str, what: str) -> dict[str, Tensor]:
     """The state dict published at `url`, from torch.hub's cache or downloaded to it; FileNotFoundError, naming the file
     and where it is wanted, where neither is possible."""
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    cached = _cached(url)
     if cached.is_file():
         return _read(cached)
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except urllib.error.URLError as error:
-        raise FileNotFoundError(
-            f"{cached.name}: weights of {what}, not in {cached.parent} and could not be downloaded from {url} "
-            f"({error.reason}); put the file there"
-        ) from error
+        raise _unreachable(url, what, error) from error
+
+
+def published_file(url: str, what: str) -> Path:
+    """The file published at `url`, in torch.hub's cache or downloaded to it; errors as of `published_state`."""
+    cached = _cached(url)
+    if not cached.is_file():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(cached))
+        except urllib.error.URLError as error:
+            raise _unreachable(url, what, error) from error
+    return cached
+
+
+def _cached(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
+def _unreachable(url: str, what: str, error: urllib.error.URLError) -> FileNotFoundError:
+    cached = _cached(url)
+    return FileNotFoundError(
+        f"{cached.name}: weights of {what}, not in {cached.parent} and could not be downloaded from {url} "
+        f"({error.reason}); put the file there"
+    )
 
 
 def require_timm_weights(name: str) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from regio.checkpoints import load_all_but_classes, load_weights, read_card
-from regio.config import RunConfig, model_to_dict
+from regio.checkpoints import load_all_but_classes, read_card, read_weights
+from regio.config import RunConfig, System, model_to_dict
 from regio.data import (
     Compose,
     DetectionDataset,
@@ -24,16 +25,20 @@ from regio.data import (
     open_undivided,
 )
 from regio.data.loading import without_worker_tracebacks
+from regio.identity import differences
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
 from regio.run_report import Results
 from regio.settings import as_dict
+from regio.state_dicts import load_exactly
 from regio.train import train
 from regio.training_log import TrainingLog
+from regio.weights import load_trained, published
 from regio.yaml_text import as_yaml
 
 __all__ = ["open_splits", "print_problems", "run", "took", "transform"]
 
+FREE = {"backbone_weights", "short_side", "long_side", "score_threshold"}  # settings that no weight depends on
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
 
 
@@ -49,9 +54,9 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
         with together(fabric):
             dataset, validation = open_splits(config, console)
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
-            model = config.model.build(len(dataset.class_names))
+            model = config.model.build(len(dataset.class_names), pretrained=config.weights is None)
             if config.weights is not None and not resume:
-                _begin_from(config.weights, model, dataset.class_names, console)
+                _begin_from(config.weights, config.model, model, dataset.class_names, console)
             if not resume and fabric.is_global_zero:
                 (place / "config.yaml").write_text(as_yaml(as_dict(config)))
         _describe(config, dataset, validation, model, place, fabric.world_size, console)
@@ -80,18 +85,46 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
         return results
 
 
-def _begin_from(weights: str, model: nn.Module, class_names: tuple[str, ...], console: Console) -> None:
-    """Load a checkpoint; of one for other classes, all but the layers that depend on them."""
-    theirs = read_card(weights).class_names
-    if theirs == class_names:
-        load_weights(weights, model, class_names)
-        return
-    layers = load_all_but_classes(weights, model)
+def _begin_from(weights: str, chosen: System, model: nn.Module, class_names: tuple[str, ...], console: Console) -> None:
+    """Load what `weights` names, see `regio.weights.load_trained`; of other classes, all but the layers that depend on
+    them. Raises ValueError naming what differs where it is of another architecture."""
+    found = published(weights)
+    if found is None:
+        card, state = read_card(weights), read_weights(weights)
+        theirs, settings = card.class_names, card.model
+    else:
+        name, own, wanted = weights.partition("=")[0], model_to_dict(chosen), model_to_dict(found[0])
+        if any(own.get(key) != wanted[key] for key in ("name", "detector")):
+            got = " ".join(str(own[key]) for key in ("name", "detector") if key in own)
+            raise ValueError(f"--weights {name}: a detector of that architecture alone; leave --model out, got {got}")
+        trained = load_trained(weights)
+        theirs, state, settings = trained.class_names, trained.detector.state_dict(), {}
+    what = f"{weights}: does not fit this detector"
+    try:
+        if theirs == class_names:
+            load_exactly(model, state, what)
+            return
+        layers = load_all_but_classes(state, model, what)
+    except ValueError as error:
+        was, now = (
+            {name: value for name, value in _flat(each).items() if name not in FREE}
+            for each in (settings, model_to_dict(chosen))
+        )
+        different = differences(was, now) if was else ""
+        raise ValueError(f"{what}: {different}" if different else str(error)) from error
     console.print(
         f"{weights}: of {len(theirs)} classes, these are {len(class_names)} others; {', '.join(layers)} start anew",
         highlight=False,
         markup=False,
     )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by their dotted names."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
+    return found
 
 
 def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
@@ -155,8 +188,9 @@ def _describe(
     images = training.batch_size * training.accumulate * processes
     steps = training.steps or math.ceil(training.epochs * len(dataset) / images)
     reads = f", [bold]{chosen['extractor']['name']}[/]" if "extractor" in chosen else ""
+    base = chosen.get("backbone") or chosen["detector"]
     console.print(
-        f"[bold]{chosen['name']}[/], {chosen['backbone']}{reads}: {trained / 1e6:.1f} M parameters train, "
+        f"[bold]{chosen['name']}[/], {base}{reads}: {trained / 1e6:.1f} M parameters train, "
         f"{len(dataset)} training and {len(validation)} validation images, {len(dataset.class_names)} classes, "
         f"{steps} steps of {images} images; into {escape(str(folder))}",
         highlight=False,

@@ -20,8 +20,8 @@ def detect(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint (default: the newest best.safetensors), or torchvision:NAME such as "
-            "torchvision:maskrcnn_resnet50_fpn_v2; torchvision:NAME=FILE where its weights lie in a file."
+            help="Checkpoint (default: the newest best.safetensors), or torchvision:NAME, detectron2:NAME such as "
+            "torchvision:maskrcnn_resnet50_fpn_v2; NAME=FILE where its weights lie in a file."
         ),
     ] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection, drawn or listed.")] = 0.5,

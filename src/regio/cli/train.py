@@ -46,7 +46,9 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint to start from; of other classes, all but the last layers.", rich_help_panel=MODEL
+            help="Checkpoint to start from, or torchvision:NAME, detectron2:NAME (NAME=FILE where its weights lie in a "
+            "file); of other classes, all but the last layers. Without --model, its model is trained.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     validation: Annotated[
@@ -133,6 +135,10 @@ def train(
             chosen = replace(chosen, validation=validation)
         if weights is not None:
             chosen = replace(chosen, weights=weights)
+            if model is None and config is None and not any(word.startswith("model") for word in words):
+                from regio.weights import system_of
+
+                chosen = replace(chosen, model=system_of(weights))
     given = {
         "model": model, "extractor": extractor, "backbone": backbone, "epochs": epochs, "steps": steps,
         "batch_size": batch_size, "optimizer": optimizer, "optimizer.lr": lr, "schedule": schedule,

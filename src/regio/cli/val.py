@@ -19,7 +19,13 @@ def val(
         str, typer.Argument(help="Folder of a COCO, Pascal VOC or YOLO data set, its JSON or YAML, or 'shapes'.")
     ],
     *,
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint (default: the newest best.safetensors).")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint (default: the newest best.safetensors), or torchvision:NAME, detectron2:NAME; NAME=FILE "
+            "where its weights lie in a file."
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Which images of DATA (default: val, but all of a JSON file).")
     ] = None,
@@ -34,45 +40,45 @@ def val(
 ) -> None:
     """Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, or recall of a proposal network.
 
+    Classes are matched by name: those of the data that the detector knows are measured.
+
     Leaves results.json, predictions.json (COCO results), plots, pictures and report.html in a folder.
     """
-    from regio.config import load_detector, model_from_dict
     from regio.data import open_dataset
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
     from regio.evaluate import evaluate
     from regio.run import print_problems
     from regio.run_folders import latest_checkpoint, new_folder
+    from regio.weights import load_trained
 
     console = Console(stderr=as_json, soft_wrap=True)
     path = weights or latest_checkpoint(project)
-    detector, card = load_detector(path)
-    system = model_from_dict(card.model)
+    trained = load_trained(path)
     place = pick_device(device)
-    detector.to(place).eval()
+    trained.detector.to(place)
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
-    print_problems([dataset], console)
     try:
-        dataset = dataset.keep_classes(card.class_names)
+        dataset = trained.shared(dataset)
     except ValueError as error:
-        expected = f"{data}: expected the classes of {path} ({', '.join(card.class_names)})"
-        raise ValueError(f"{expected}, got {', '.join(dataset.class_names)}") from error
+        raise ValueError(f"{data}, of which {path} knows no class: {error}") from error
+    evaluator = trained.system.evaluator(dataset)
+    print_problems([evaluator.dataset], console)
     folder = new_folder(project, "val") if output is None else output
-    about = f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes"
+    about = f"{path} on {len(dataset)} images of {data}, {split}, {len(dataset.class_names)} classes"
     console.print(about, highlight=False, markup=False)
     with without_worker_tracebacks(), Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
-        evaluator = system.evaluator(system.dataset(dataset))
         records = evaluate(
-            detector,
+            trained.predict(dataset.class_names),
             evaluator,
             batch_size=batch_size,
             workers=workers,
             device=place,
             progress=lambda done, images: bars.update(task, completed=done),
         ).records
-    results = system.results(evaluator, records)
+    results = trained.system.results(evaluator, records)
     results.show(console)
     results.write(folder, {"weights": str(path), "data": data, "split": split})
     console.print(f"Results are in [bold]{escape(str(folder))}[/]: report.html", highlight=False)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from regio.evaluate import Evaluator
     from regio.necks import Norm
     from regio.run_report import Results
+    from regio.weights import Architecture
 
-__all__ = ["BACKBONES", "SYSTEMS", "System"]
+__all__ = ["BACKBONES", "SYSTEMS", "Published", "System"]
 
 BACKBONES = {
     "efficientnet_lite0": "efficientnet_lite0",
@@ -37,16 +38,6 @@ BACKBONES = {
 class System(ABC):
     """The settings of a system."""
 
-    backbone: str = setting(
-        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
-    )
-    backbone_weights: str | None = setting(
-        None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
-    )
-    frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
-    short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
-    long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
-
     @abstractmethod
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
         """The model for `classes` classes, not counting the background.
@@ -56,13 +47,12 @@ class System(ABC):
         """
 
     def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
-        """`dataset` with what this system is trained on, and measured by: masks, for some. Raises ValueError where it
-        has none."""
+        """`dataset` with what this system is trained on: masks, for some. Raises ValueError where it has none."""
         return dataset
 
     @abstractmethod
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
-        """What measures the model on `dataset`."""
+        """What measures the model on `dataset`, as far as that is annotated: its notes say what is not measured."""
 
     @abstractmethod
     def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
@@ -75,6 +65,21 @@ class System(ABC):
     def with_score_threshold(self, threshold: float) -> System:
         """The same with another lowest score of a detection, for a system whose detections have one."""
         return self
+
+
+@dataclass(frozen=True)
+class OnBackbone(System):
+    """Those of the systems that are put together around a backbone."""
+
+    backbone: str = setting(
+        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
+    )
+    backbone_weights: str | None = setting(
+        None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
+    )
+    frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
+    short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
+    long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
 
     def make_backbone(self, levels: Sequence[int], output_stride: int, *, pretrained: bool) -> Backbone:
         """The backbone, which gives these levels."""
@@ -98,11 +103,9 @@ class System(ABC):
 
 
 @dataclass(frozen=True)
-class Proposing(System):
+class Proposing(OnBackbone):
     """Those of all systems with a proposal network."""
 
-    channels: int = setting(128, "of the maps that proposals and region features are made from", ge=1)
-    norm: Literal["none", "batch", "group"] = setting("none", "normalisation in the neck")
     anchor_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "height / width of anchors")
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
@@ -119,6 +122,14 @@ class Proposing(System):
         """All that a proposal network finds are objects."""
         return ("object",)
 
+
+@dataclass(frozen=True)
+class Necked(Proposing):
+    """Those of the systems with a neck between the backbone and the proposals."""
+
+    channels: int = setting(128, "of the maps that proposals and region features are made from", ge=1)
+    norm: Literal["none", "batch", "group"] = setting("none", "normalisation in the neck")
+
     def make_norm(self) -> Norm | None:
         """The normalisation of the neck."""
         from torch import nn
@@ -128,7 +139,7 @@ class Proposing(System):
 
 
 @dataclass(frozen=True)
-class OneMap(Proposing):
+class OneMap(Necked):
     """Those of the systems on one map."""
 
     level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
@@ -153,7 +164,7 @@ class OneMap(Proposing):
 
 
 @dataclass(frozen=True)
-class Pyramid(Proposing):
+class Pyramid(Necked):
     """Those of the systems on a feature pyramid."""
 
     levels: tuple[int, ...] = setting((3, 4, 5), "of the backbone, which the pyramid is made of")
@@ -180,11 +191,10 @@ class Pyramid(Proposing):
 
 
 @dataclass(frozen=True)
-class BoxHead(System):
-    """Those of the second stage of Fast R-CNN."""
+class BoxHead(OnBackbone):
+    """Those of the systems whose second stage classifies boxes."""
 
     extractor: Extractor = setting(RoIAlign(), "what reads region features", choices=EXTRACTORS)
-    hidden: int = setting(512, "width of the two layers of the box head", ge=1)
     regions_per_image: int = setting(128, "in the mini-batch of the head", ge=1)
     beta: float = setting(1.0, "where the box loss turns from a square to a line", ge=0)
     score_threshold: float = setting(0.05, "lowest score of a detection", ge=0, le=1)
@@ -192,14 +202,10 @@ class BoxHead(System):
     detections_per_image: int = setting(100, "at most", ge=1)
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
-        from regio.evaluate import BoxEvaluator
-
-        return BoxEvaluator(dataset)
+        return _of_boxes(dataset)
 
     def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
-        from regio.run_report import BoxResults
-
-        return BoxResults(evaluator, records)
+        return _results(evaluator, records)
 
     def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
         return tuple(class_names)
@@ -212,11 +218,43 @@ class BoxHead(System):
         from regio.postprocess import Postprocess
 
         return {
-            "hidden": self.hidden,
             "regions_per_image": self.regions_per_image,
             "beta": self.beta,
             "postprocess": Postprocess(self.score_threshold, self.nms_threshold, self.detections_per_image),
         }
+
+
+@dataclass(frozen=True)
+class FullyConnectedHead(BoxHead):
+    """Those of the second stage of Fast R-CNN."""
+
+    hidden: int = setting(512, "width of the two layers of the box head", ge=1)
+
+    def head(self) -> dict[str, Any]:
+        return {"hidden": self.hidden, **super().head()}
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Those of a mask head; no system by itself, so that its fields alone are added to those of a system."""
+
+    mask_channels: int = setting(128, "of the convolutions of the mask head", ge=1)
+    mask_output: Literal["sigmoid", "class-agnostic", "softmax"] = setting(
+        "sigmoid", "a mask for each class on its own; one for all; or classes that compete at each cell"
+    )
+
+    def masks(self) -> dict[str, Any]:
+        """The arguments of the mask head."""
+        from regio.roi_heads import SigmoidMasks, SoftmaxMasks
+
+        outputs = {"sigmoid": SigmoidMasks(), "class-agnostic": SigmoidMasks(True), "softmax": SoftmaxMasks()}
+        return {"mask_channels": self.mask_channels, "output": outputs[self.mask_output]}
+
+    def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
+        return dataset.with_known_masks()
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        return _of_masks(dataset)
 
 
 @dataclass(frozen=True)
@@ -242,7 +280,7 @@ class RPNOnFPN(Pyramid):
 
 
 @dataclass(frozen=True)
-class FasterRCNN(BoxHead, OneMap):
+class FasterRCNN(FullyConnectedHead, OneMap):
     """Faster R-CNN on one map."""
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
@@ -253,7 +291,7 @@ class FasterRCNN(BoxHead, OneMap):
 
 
 @dataclass(frozen=True)
-class FasterRCNNOnFPN(BoxHead, Pyramid):
+class FasterRCNNOnFPN(FullyConnectedHead, Pyramid):
     """Faster R-CNN on a feature pyramid."""
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
@@ -264,7 +302,7 @@ class FasterRCNNOnFPN(BoxHead, Pyramid):
 
 
 @dataclass(frozen=True)
-class MaskRCNN(FasterRCNNOnFPN):
+class MaskRCNN(Masks, FasterRCNNOnFPN):
     """Mask R-CNN on a feature pyramid."""
 
     mask_extractor: Extractor = setting(
@@ -272,49 +310,164 @@ class MaskRCNN(FasterRCNNOnFPN):
         "what reads the features of masks, which have twice the cells a side",
         choices=EXTRACTORS,
     )
-    mask_channels: int = setting(128, "of the convolutions of the mask head", ge=1)
     mask_layers: int = setting(4, "convolutions before the one that doubles the size", ge=0)
-    mask_output: Literal["sigmoid", "class-agnostic", "softmax"] = setting(
-        "sigmoid", "a mask for each class on its own; one for all; or classes that compete at each cell"
-    )
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
-        from regio.roi_heads import SigmoidMasks, SoftmaxMasks
         from regio.systems import mask_rcnn_fpn
 
-        outputs = {"sigmoid": SigmoidMasks(), "class-agnostic": SigmoidMasks(True), "softmax": SoftmaxMasks()}
         backbone, stage = self.stage(pretrained)
         return mask_rcnn_fpn(
             classes + 1,
             backbone,
             self.extractor.build(self.channels),
             self.mask_extractor.build(self.channels),
-            mask_channels=self.mask_channels,
             mask_layers=self.mask_layers,
-            output=outputs[self.mask_output],
+            **self.masks(),
             **stage,
             **self.head(),
         )
 
+
+@dataclass(frozen=True)
+class FasterRCNNOnC4(BoxHead, Proposing):
+    """Faster R-CNN on C4, with the stage after it as the head."""
+
+    backbone: str = setting("torchvision:resnet50", "a chain of stages: a ResNet as torchvision:NAME, timm:NAME")
+    level: int = setting(4, "of the backbone that is read; the stage to the next one is the head", ge=2, le=4)
+    anchor_sizes: tuple[float, ...] = setting((32.0, 64.0, 128.0, 256.0), "in pixels of the scaled image")
+    proposal_channels: int = setting(256, "of the convolution of the proposal network", ge=1)
+    extractor: Extractor = setting(
+        RoIAlign((14, 14)), "what reads region features, whose bins the stage halves", choices=EXTRACTORS
+    )
+    regions_per_image: int = setting(64, "in the mini-batch of the head", ge=1)
+
+    def stage(self, pretrained: bool) -> tuple[Backbone, dict[str, Any]]:
+        """The backbone, with the stage that becomes the head, and the other arguments of the system."""
+        from regio.proposals import Anchors
+
+        backbone = self.make_backbone((self.level, self.level + 1), 32, pretrained=pretrained)
+        return backbone, {
+            "extractor": self.extractor.build(backbone.channels[0]),
+            "proposal_channels": self.proposal_channels,
+            "short_side": self.short_side,
+            "long_side": self.long_side,
+            "anchors": Anchors((self.anchor_sizes,), self.anchor_ratios),
+            **self.head(),
+        }
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import faster_rcnn_c4
+
+        backbone, stage = self.stage(pretrained)
+        return faster_rcnn_c4(classes + 1, backbone, **stage)
+
+
+@dataclass(frozen=True)
+class MaskRCNNOnC4(Masks, FasterRCNNOnC4):
+    """Mask R-CNN on C4, whose mask head shares the extractor and the stage of the box head."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.systems import mask_rcnn_c4
+
+        backbone, stage = self.stage(pretrained)
+        return mask_rcnn_c4(classes + 1, backbone, **self.masks(), **stage)
+
+
+@dataclass(frozen=True)
+class Published(System):
+    """Those of the detectors that other libraries have trained, to begin a training with their weights."""
+
+    detector: str = setting("", "its name there")
+    short_side: int | None = setting(None, "of the scaled image, in pixels; null for as published", ge=1)
+    long_side: int | None = setting(None, "at most, of the scaled image, in pixels; null for as published", ge=1)
+    score_threshold: float = setting(0.05, "lowest score of a detection", ge=0, le=1)
+
+    @abstractmethod
+    def architecture(self) -> Architecture:
+        """What the detector is made of. Raises ValueError for a name that the library does not have."""
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        """Its weights are random: those of the library are loaded by `regio.weights`."""
+        made = self.architecture().build(classes + 1)
+        self.adjust(made)
+        return made
+
+    def adjust(self, detector: TwoStageDetector) -> None:
+        """Give `detector` the sizes and the threshold of these settings."""
+        own = detector.preprocess
+        detector.preprocess = replace(
+            own, short_side=self.short_side or own.short_side, long_side=self.long_side or own.long_side
+        )
+        head: Any = detector.roi_heads[0]
+        head.postprocess = replace(head.postprocess, score_threshold=self.score_threshold)
+
     def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
-        return dataset.with_known_masks()
+        return dataset.with_known_masks() if self.architecture().masks else dataset
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
-        from regio.evaluate import MaskEvaluator
-
-        return MaskEvaluator(dataset)
+        return _of_masks(dataset) if self.architecture().masks else _of_boxes(dataset)
 
     def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
-        from regio.run_report import MaskResults
+        return _results(evaluator, records)
 
-        return MaskResults(evaluator, records)
+    def with_score_threshold(self, threshold: float) -> System:
+        return replace(self, score_threshold=threshold)
+
+
+@dataclass(frozen=True)
+class Torchvision(Published):
+    """A detector of torchvision."""
+
+    detector: str = setting("fasterrcnn_resnet50_fpn_v2", "one of regio.weights.TORCHVISION")
+
+    def architecture(self) -> Architecture:
+        from regio.weights import TORCHVISION
+
+        return named(TORCHVISION, self.detector, "torchvision")
+
+
+@dataclass(frozen=True)
+class Detectron2(Published):
+    """A detector of detectron2's model zoo."""
+
+    detector: str = setting("faster_rcnn_R_50_FPN_3x", "one of regio.weights.DETECTRON2")
+
+    def architecture(self) -> Architecture:
+        from regio.weights import DETECTRON2
+
+        return named(DETECTRON2, self.detector, "detectron2")
+
+
+def _of_boxes(dataset: DetectionDataset) -> Evaluator:
+    from regio.evaluate import BoxEvaluator
+
+    return BoxEvaluator(dataset)
+
+
+def _of_masks(dataset: DetectionDataset) -> Evaluator:
+    from regio.evaluate import MaskEvaluator
+
+    if dataset.has_masks:
+        return MaskEvaluator(dataset.with_known_masks())
+    return _of_boxes(dataset.with_note("no object has a segmentation: boxes are measured, masks are not"))
+
+
+def _results(evaluator: Any, records: Sequence[Any]) -> Results:
+    from regio.evaluate import MaskEvaluator
+    from regio.run_report import BoxResults, MaskResults
+
+    return MaskResults(evaluator, records) if isinstance(evaluator, MaskEvaluator) else BoxResults(evaluator, records)
 
 
 SYSTEMS: dict[str, type[System]] = {
     "faster-rcnn-fpn": FasterRCNNOnFPN,
     "faster-rcnn": FasterRCNN,
     "mask-rcnn": MaskRCNN,
+    "faster-rcnn-c4": FasterRCNNOnC4,
+    "mask-rcnn-c4": MaskRCNNOnC4,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
+    "torchvision": Torchvision,
+    "detectron2": Detectron2,
 }
 """By the name on the command line and in files."""

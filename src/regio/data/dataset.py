@@ -116,6 +116,11 @@ class DetectionDataset(Dataset[Sample]):
         """(height, width) of each image in pixels, without reading any."""
         return [record.size for record in self.records]
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a segmentation."""
+        return any(each is not None for record in self.records for each in record.segmentations)
+
     def subset(self, indices: Iterable[int]) -> Self:
         """The images at `indices`, in that order."""
         return self._with(records=tuple(self.records[index] for index in indices))
@@ -184,7 +189,7 @@ class DetectionDataset(Dataset[Sample]):
 
         Raises ValueError when no object has a segmentation.
         """
-        if all(each is None for record in self.records for each in record.segmentations):
+        if not self.has_masks:
             raise ValueError(
                 f"masks: expected segmentations, and none of {sum(map(len, self.records))} objects has one"
             )

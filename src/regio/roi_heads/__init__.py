@@ -7,7 +7,7 @@ from regio.roi_heads.base import RoIHead
 from regio.roi_heads.box import BoxHead, BoxOutput, FastRCNNHead
 from regio.roi_heads.mask import MaskConvolutions, MaskHead, MaskOutput, SigmoidMasks, SoftmaxMasks
 from regio.roi_heads.scores import Margins, Scores, Sigmoid, Softmax
-from regio.roi_heads.trunks import ConvolutionsAndLinear, FullyConnected
+from regio.roi_heads.trunks import ConvolutionsAndLinear, FullyConnected, StageAverage
 
 __all__ = [
     "BoxHead",
@@ -25,4 +25,5 @@ __all__ = [
     "SigmoidMasks",
     "Softmax",
     "SoftmaxMasks",
+    "StageAverage",
 ]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from regio.necks import Norm
 
-__all__ = ["ConvolutionsAndLinear", "FullyConnected"]
+__all__ = ["ConvolutionsAndLinear", "FullyConnected", "StageAverage"]
 
 
 class FullyConnected(nn.Module):
@@ -51,3 +51,12 @@ class ConvolutionsAndLinear(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """[R, hidden] from region features [R, channels, *bins]."""
         return F.relu(self.fc(self.convolutions(y).flatten(1)))
+
+
+class StageAverage(nn.Sequential):
+    """A stage of a backbone, then the mean over its cells (He et al. 2016, section 3): from region features
+    [R, channels, B, B] to [R, width], where `width` is that of the stage's outputs. With the fifth stage of a ResNet it
+    is the head of C4 detectors."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__(stage, nn.AdaptiveAvgPool2d(1), nn.Flatten())

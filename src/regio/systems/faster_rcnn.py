@@ -2,21 +2,28 @@
 
 Ren, He, Girshick, Sun: Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, NIPS 2015. The
 numbers are the paper's and, where it gives none, those of its released code (py-faster-rcnn, joint training).
+
+With the fifth stage of a ResNet as the head: He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR
+2016, appendix A. The numbers of that form are those of Mask R-CNN (He et al., ICCV 2017), its later description.
 """
 
 from __future__ import annotations
 
+from torch import nn
+
 from regio.backbones import Backbone
 from regio.detector import TwoStageDetector
+from regio.matching import BalancedSampler, Matcher, RegionSampler
 from regio.necks import Norm, SingleMap
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
 from regio.proposals import RPN, Anchors, ProposalFilter
-from regio.regions import RoIPool
+from regio.regions import Levels, RoIAlign, RoIPool
 from regio.regions.base import RegionExtractor
+from regio.roi_heads import FastRCNNHead, StageAverage
 from regio.systems.fast_rcnn import fast_rcnn_head
 
-__all__ = ["faster_rcnn", "rpn"]
+__all__ = ["faster_rcnn", "faster_rcnn_c4", "rpn"]
 
 
 def rpn(
@@ -93,3 +100,54 @@ def faster_rcnn(
     )
     detector.roi_heads.append(head)
     return detector
+
+
+def faster_rcnn_c4(
+    num_classes: int,
+    backbone: Backbone,
+    extractor: RegionExtractor | None = None,
+    *,
+    proposal_channels: int = 1024,
+    short_side: int = 800,
+    long_side: int = 1333,
+    anchors: Anchors = Anchors(((32.0, 64.0, 128.0, 256.0, 512.0),)),  # noqa: B008 (frozen)
+    straddle_threshold: float | None = None,
+    regions_per_image: int = 64,
+    beta: float = 1.0,
+    postprocess: Postprocess = Postprocess(nms_threshold=0.5),  # noqa: B008 (frozen)
+) -> TwoStageDetector:
+    """Proposals and region features from the last but one level of `backbone` (C4), and the stage from there to the
+    last (C5) as the head, on each region.
+
+    num_classes: with the background. backbone: of two levels, (4, 5) in the paper, whose last stage can be split off.
+    extractor: RoIAlign to 14 x 14 unless given; it reads the map as it is, and the stage halves its bins.
+    proposal_channels: of the convolution of the proposal network. The others: see `rpn` and `faster_rcnn`.
+
+    Raises ValueError for a backbone that cannot be split.
+    """
+    width = backbone.channels[-1]
+    backbone, stage = backbone.split()
+    channels = backbone.channels[-1]
+    head = FastRCNNHead(
+        Levels(RoIAlign((14, 14), samples=2) if extractor is None else extractor),
+        StageAverage(stage),
+        width,
+        num_classes,
+        sampler=RegionSampler(Matcher(positive=0.5, background=0.5), BalancedSampler(regions_per_image, 0.25)),
+        beta=beta,
+        postprocess=postprocess,
+    )
+    return TwoStageDetector(
+        preprocess=Preprocess(short_side, long_side, backbone.mean, backbone.std, divisor=backbone.strides[-1]),
+        backbone=backbone,
+        neck=nn.Identity(),
+        proposals=RPN(
+            channels,
+            anchors,
+            hidden=proposal_channels,
+            test=ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=300, nms_threshold=0.7),
+            train=ProposalFilter(pre_nms_top_n=12000, post_nms_top_n=2000, nms_threshold=0.7),
+            straddle_threshold=straddle_threshold,
+        ),
+        roi_heads=[head],
+    )

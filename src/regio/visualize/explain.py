@@ -90,7 +90,7 @@ def read_trained(pixels: Tensor, box: Box, name: str | None, weights: Path, devi
     level = int(levels.assign(maps, r)) if len(maps) > 1 else 0
     extractor = levels.extractors[level if len(levels.extractors) > 1 else 0]
     assert isinstance(extractor, RegionExtractor)
-    return _scaled(pixels, box, size, maps[level], extractor, str(own), str(weights))
+    return _scaled(pixels, box, size, maps[level], extractor, own or type(extractor).__name__, str(weights))
 
 
 def _scaled(

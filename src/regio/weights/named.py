@@ -2,40 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from regio.checkpoints import read_card
 from regio.config import load_detector, model_from_dict
+from regio.config.systems import Detectron2, Published, System, Torchvision
+from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
-from regio.postprocess import Postprocess
+from regio.evaluate import Predict
+from regio.types import Detections
+from regio.weights.detectron2 import detectron2_detector
 from regio.weights.torchvision import torchvision_detector
 
-__all__ = ["Trained", "load_trained"]
+__all__ = ["Trained", "load_trained", "published", "system_of"]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A detector in evaluation mode, and the names of the labels 1, 2, ... of what it finds."""
+    """A detector in evaluation mode, the settings of its system, and the names of the classes it was trained on."""
 
     detector: TwoStageDetector
-    labels: tuple[str, ...]
+    system: System
+    class_names: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels 1, 2, ... of what it finds."""
+        return self.system.labels(self.class_names)
+
+    def shared(self, dataset: DetectionDataset) -> DetectionDataset:
+        """The classes of `dataset` that the detector was trained on, with a note on the others. Raises ValueError where
+        there is none."""
+        names = [name for name in dict.fromkeys(self.class_names) if name in dataset.class_names]
+        unknown = [name for name in dataset.class_names if name not in names]
+        if not names:
+            raise ValueError(f"expected classes among {_some(self.class_names)}, got {_some(dataset.class_names)}")
+        kept = dataset.keep_classes(names)
+        if not unknown:
+            return kept
+        return kept.with_note(f"not measured, since the detector does not know them: {_some(unknown)}")
+
+    def predict(self, class_names: Sequence[str]) -> Predict:
+        """What the detector finds of the classes `class_names`, with labels 1, 2, ... in that order."""
+        if self.labels != self.class_names or tuple(class_names) == self.class_names:
+            return self.detector
+        label = torch.zeros(len(self.class_names) + 1, dtype=torch.int64)
+        for i, name in enumerate(class_names, 1):
+            label[self.class_names.index(name) + 1] = i
+
+        def predict(images: Sequence[Tensor], *proposals: Sequence[Tensor]) -> list[Detections]:
+            return [_relabelled(found, label) for found in self.detector(images, *proposals)]
+
+        return predict
+
+
+class _Library(NamedTuple):
+    """How a library's detectors are described and read."""
+
+    system: Callable[..., Published]
+    read: Callable[[str, Path | None], tuple[TwoStageDetector, tuple[str, ...]]]
+
+
+_LIBRARIES = {
+    "torchvision": _Library(Torchvision, torchvision_detector),
+    "detectron2": _Library(Detectron2, detectron2_detector),
+}
 
 
 def load_trained(weights: str | Path, *, score_threshold: float | None = None) -> Trained:
-    """The detector that `weights` names: the path of a checkpoint; `torchvision:NAME` for one that torchvision
-    published, NAME one of `regio.weights.TORCHVISION`; or `torchvision:NAME=FILE` where its weights lie in FILE.
+    """The detector that `weights` names: the path of a checkpoint; `torchvision:NAME` or `detectron2:NAME` for one that
+    these published, NAME one of `regio.weights.TORCHVISION` or `DETECTRON2`; or `torchvision:NAME=FILE`,
+    `detectron2:NAME=FILE` where its weights lie in FILE.
 
     score_threshold: lowest score of a detection, in place of the detector's own. Raises FileNotFoundError or ValueError
     naming the file, and for a published one where it is wanted.
     """
-    library, _, rest = str(weights).partition(":")
-    if library != "torchvision" or Path(weights).exists():
+    found = published(weights)
+    if found is None:
         detector, card = load_detector(weights, score_threshold=score_threshold)
-        return Trained(detector.eval(), model_from_dict(card.model).labels(card.class_names))
-    name, _, file = rest.partition("=")
-    detector, names = torchvision_detector(name, Path(file) if file else None)
+        own = model_from_dict(card.model)
+        own = own if score_threshold is None else own.with_score_threshold(score_threshold)
+        return Trained(detector.eval(), own, card.class_names)
+    system, file = found
     if score_threshold is not None:
-        head = detector.roi_heads[0]
-        assert isinstance(head.postprocess, Postprocess)
-        head.postprocess = replace(head.postprocess, score_threshold=score_threshold)
-    return Trained(detector, names)
+        system = replace(system, score_threshold=score_threshold)
+    detector, names = _library(weights).read(system.detector, file)
+    system.adjust(detector)
+    return Trained(detector, system, names)
+
+
+def published(weights: str | Path) -> tuple[Published, Path | None] | None:
+    """The settings of the published detector that `weights` names, and the file of its weights where one is named; None
+    for a checkpoint. Raises ValueError for a detector that the library does not have."""
+    library, colon, rest = str(weights).partition(":")
+    if not colon or library not in _LIBRARIES or Path(weights).exists():
+        return None
+    name, _, file = rest.partition("=")
+    system = _library(weights).system(detector=name)
+    system.architecture()
+    return system, Path(file) if file else None
+
+
+def system_of(weights: str | Path) -> System:
+    """The settings of the system of what `weights` names, see `load_trained`, without reading the weights."""
+    found = published(weights)
+    if found is not None:
+        return found[0]
+    card = read_card(weights)
+    if not card.model:
+        raise ValueError(f"{weights}: its card has no configuration; name the system with --model")
+    return model_from_dict(card.model)
+
+
+def _library(weights: str | Path) -> _Library:
+    return _LIBRARIES[str(weights).partition(":")[0]]
+
+
+def _relabelled(found: Detections, label: Tensor) -> Detections:
+    """Those of `found` that have a new `label`, by the old one; 0 for none."""
+    labels = label.to(found.labels.device)[found.labels]
+    kept = found[labels > 0]
+    return replace(kept, labels=labels[labels > 0])
+
+
+def _some(names: Sequence[str], count: int = 8) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -8,14 +8,14 @@ anchors inferred from sizes, batch normalisation without `eps` in the oldest, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from regio.backbones import Backbone, Level
+from regio.backbones import Backbone, Chain, Level
 from regio.detector import TwoStageDetector
 from regio.masks import PasteRounded
 from regio.necks import FPN, Norm
@@ -50,9 +50,9 @@ class Architecture:
     long_side: int = 1333
     test: ProposalFilter = ProposalFilter(pre_nms_top_n=1000, post_nms_top_n=1000)  # noqa: RUF009 (frozen)
 
-    def build(self, num_classes: int, eps: float) -> TwoStageDetector:
+    def build(self, num_classes: int) -> TwoStageDetector:
         """The detector for so many classes, the background among them, with random weights."""
-        backbone = self.backbone(eps)
+        backbone = self.backbone(self.eps)
         levels = _FinestMap if len(set(backbone.strides)) == 1 else Levels
         if self.norm is None:
             trunk: nn.Module = FullyConnected(256, (7, 7), 1024)
@@ -126,8 +126,8 @@ def from_torchvision(name: str, state: Mapping[str, Tensor], *, eps: float | Non
     what, bias = f"{name}: not torchvision's", "roi_heads.box_predictor.cls_score.bias"
     if bias not in state:
         raise ValueError(f"{what}: {bias} is missing")
-    kind = TORCHVISION[name]
-    detector = kind.build(len(state[bias]), kind.eps if eps is None else eps)
+    kind = TORCHVISION[name] if eps is None else replace(TORCHVISION[name], eps=eps)
+    detector = kind.build(len(state[bias]))
     given = renamed(state, kind.rules(), lambda key: key.endswith("num_batches_tracked"))
     for key in [key for key in given if key.startswith("roi_heads.1.mask_logits.")]:
         given[key] = given[key][1:]
@@ -147,11 +147,15 @@ def torchvision_detector(name: str, file: Path | None = None) -> tuple[TwoStageD
         raise ValueError(f"torchvision: expected one of {', '.join(TORCHVISION)}, got '{name}'")
     weights = torchvision.models.get_weight(f"{TORCHVISION[name].weights}.DEFAULT")
     state = published_state(weights.url, name) if file is None else read_state(file, f"weights of {name}")
+    names = tuple(weights.meta["categories"][1:])
     try:
         detector = from_torchvision(name, state)
+        classes = len(detector.roi_heads[0].class_logits.bias) - 1  # type: ignore[union-attr, arg-type]
+        if classes != len(names):
+            raise ValueError(f"{name}: expected weights for COCO's {len(names)} categories, got {classes}")
     except ValueError as error:
         raise ValueError(f"{file}: {error}" if file else str(error)) from error
-    return detector.eval(), tuple(weights.meta["categories"][1:])
+    return detector.eval(), names
 
 
 @dataclass(frozen=True)
@@ -182,50 +186,18 @@ class _FinestMap(Levels):
         return [*of_finest, *(of_finest[0].new_zeros((*of_finest[0].shape[:3], *x.size)) for x in maps[1:])]
 
 
-class _ResNetBody(nn.Module):
-    """The stages of a ResNet under torchvision's names, giving C2 to C5."""
-
-    def __init__(self, resnet: nn.Module) -> None:
-        super().__init__()
-        for name, child in resnet.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for name, child in self.named_children():
-            x = child(x)
-            if name.startswith("layer"):
-                outputs.append(x)
-        return outputs
-
-
-class _MobileNetBody(nn.Module):
-    """The blocks of MobileNetV3-Large under torchvision's names, giving two maps at stride 32."""
-
-    def __init__(self, features: nn.Sequential) -> None:
-        super().__init__()
-        for name, child in features.named_children():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for name, child in self.named_children():
-            x = child(x)
-            if name in ("13", "16"):
-                outputs.append(x)
-        return outputs
-
-
 def _resnet50(eps: float) -> Backbone:
     body = torchvision.models.resnet50(norm_layer=lambda width: FrozenBatchNorm2d(width, eps=eps))
     levels = [Level(2, 256, 4), Level(3, 512, 8), Level(4, 1024, 16), Level(5, 2048, 32)]
-    return Backbone(_ResNetBody(body), levels, levels=(2, 3, 4, 5), frozen=2)
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    layers = {name: child for name, child in body.named_children() if name not in ("avgpool", "fc")}
+    return Backbone(Chain(layers, stages), levels, levels=(2, 3, 4, 5), frozen=2)
 
 
 def _mobilenet(eps: float) -> Backbone:
     net = torchvision.models.mobilenet_v3_large(norm_layer=lambda width: FrozenBatchNorm2d(width, eps=eps))
-    return Backbone(_MobileNetBody(net.features), [Level(4, 160, 32), Level(5, 960, 32)], levels=(4, 5), frozen=0)
+    body = Chain(dict(net.features.named_children()), ("13", "16"))  # which give two maps at stride 32
+    return Backbone(body, [Level(4, 160, 32), Level(5, 960, 32)], levels=(4, 5), frozen=0)
 
 
 _ONE_EACH = tuple((float(size),) for size in (32, 64, 128, 256, 512))
