@@ -71,15 +71,20 @@ class Preprocess:
             raise ValueError("images: expected at least one image, got an empty list")
         for i, image in enumerate(images):
             _require_image(f"images[{i}]", image)
-        scaled = [self._scale(self._normalise(image)) for image in images]
+        scaled = [self._normalise(self._scale(image), 255 if image.dtype == torch.uint8 else 1) for image in images]
         sizes = [(image.shape[1], image.shape[2]) for image in scaled]
-        height, width = (math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        height, width = self.padded(sizes)
         data = torch.zeros((len(scaled), 3, height, width), dtype=scaled[0].dtype, device=scaled[0].device).contiguous(
             memory_format=torch.channels_last
         )
         for row, image in zip(data, scaled, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
         return ImageBatch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
+
+    def padded(self, sizes: Sequence[Size]) -> Size:
+        """The (height, width) of a batch of images of these sizes, which are those after scaling."""
+        height, width = (math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        return height, width
 
     def targets(self, targets: Sequence[Targets], batch: ImageBatch) -> list[Targets]:
         """`targets`, annotated on the images as given, in pixels of the `batch`. Masks stay on the
@@ -103,16 +108,19 @@ class Preprocess:
         """How images are scaled and normalised, in plain values, as a checkpoint records it."""
         return asdict(self)
 
-    def _normalise(self, image: Tensor) -> Tensor:
-        if image.dtype == torch.uint8:
-            image = image.to(torch.float32).div_(255)
-        return (image - image.new_tensor(self.mean)[:, None, None]).div_(image.new_tensor(self.std)[:, None, None])
-
     def _scale(self, image: Tensor) -> Tensor:
+        """`image` in its new size, floating point, in the range it came in."""
+        if image.dtype == torch.uint8:
+            image = image.to(torch.float32)
         size = self.size_of((image.shape[1], image.shape[2]))
         if size == image.shape[1:]:
             return image
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
+
+    def _normalise(self, image: Tensor, largest: float) -> Tensor:
+        """Scaling is linear and its weights sum to 1, so it may come first, when there may be fewer pixels."""
+        mean, std = (image.new_tensor(each)[:, None, None] * largest for each in (self.mean, self.std))
+        return (image - mean) / std
 
 
 def _resize_target(target: Targets, old: Size, new: Size) -> Targets:

@@ -26,6 +26,9 @@ def val(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="32-true or bf16-mixed (default: bf16-mixed where the device is fast in it).")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results (default: a new one in --project).")
     ] = None,
@@ -41,6 +44,7 @@ def val(
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
     from regio.evaluate import evaluate
+    from regio.ready import ReadyDetector, inference_precision
     from regio.run_folders import latest_checkpoint, new_folder
 
     console = Console(stderr=as_json, soft_wrap=True)
@@ -48,7 +52,7 @@ def val(
     detector, card = load_detector(path)
     system = model_from_dict(card.model)
     place = pick_device(device)
-    detector.to(place).eval()
+    ready = ReadyDetector(detector, place, inference_precision(place, precision))
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
     for note in dataset.notes:
@@ -59,13 +63,13 @@ def val(
         expected = f"{data}: expected the classes of {path} ({', '.join(card.class_names)})"
         raise ValueError(f"{expected}, got {', '.join(dataset.class_names)}") from error
     folder = new_folder(project, "val") if output is None else output
-    about = f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes"
+    about = f"{path} on {len(dataset)} images of {data}, {split}, {len(card.class_names)} classes, in {ready.precision}"
     console.print(about, highlight=False, markup=False)
     with without_worker_tracebacks(), Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
         evaluator = system.evaluator(system.dataset(dataset))
         records = evaluate(
-            detector,
+            ready,
             evaluator,
             batch_size=batch_size,
             workers=workers,

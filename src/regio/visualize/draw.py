@@ -106,7 +106,8 @@ def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     """The picture with `marks`, the first in front."""
     picture = _picture(image)
     factor = -(-LEAST_SIDE // max(picture.size))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BILINEAR)
     line, text_size = max(2, round(max(picture.size) / 250)), max(13, round(max(picture.size) / 50))
     picture = _blend_masks(picture, marks, factor, line)
     boxes = [_rectangle(mark.box, factor, picture.size) for mark in marks]
@@ -163,7 +164,7 @@ def _blend_masks(picture: Image.Image, marks: list[_Mark], factor: int, line: in
     """The picture tinted where masks are, with an opaque rim."""
     if all(mark.mask is None for mark in marks):
         return picture
-    pixels = np.array(picture, dtype=np.float32)
+    pixels = np.array(picture)
     for mark in reversed(marks):
         if mark.mask is None:
             continue
@@ -171,9 +172,9 @@ def _blend_masks(picture: Image.Image, marks: list[_Mark], factor: int, line: in
         mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
         window = pixels[rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor]
         colour = np.array(mark.colour, dtype=np.float32)
-        window[mask] += MASK_OPACITY * (colour - window[mask])
-        window[mask & ~_eroded(mask, max(1, line // 2))] = colour
-    return Image.fromarray(pixels.round().astype(np.uint8))
+        window[mask] = (window[mask] * (1 - MASK_OPACITY) + (MASK_OPACITY * colour + 0.5)).astype(np.uint8)
+        window[mask & ~_eroded(mask, max(1, line // 2))] = mark.colour
+    return Image.fromarray(pixels)
 
 
 def _eroded(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:
