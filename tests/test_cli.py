@@ -25,6 +25,7 @@ from regio.config.extractors import Learned
 from regio.config.systems import FasterRCNN, FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes, open_dataset
 from regio.inference import detect_files, find_images
+from regio.ready import ReadyDetector
 from regio.run_folders import locked, new_folder, new_run
 from regio.settings import as_dict
 from regio.yaml_text import as_yaml
@@ -314,13 +315,43 @@ def test_detect_files_is_what_the_command_calls(here: Path, weights: Path) -> No
     files = [photo(here / "a.jpg"), here / "gone.jpg", photo(here / "x" / "a.jpg")]
     detector, card = load_detector(weights)
     done: list[int] = []
-    result = detect_files(detector.eval(), files, card.class_names, here / "out", progress=done.append)
+    ready = ReadyDetector(detector)
+    result = detect_files(ready, files, card.class_names, here / "out", progress=done.append)
     assert [one["file"] for one in result.found] == [str(files[0]), str(files[2])]
     assert result.unreadable == [f"{files[1]}: no such image file"]
     assert result.objects == sum(len(one["detections"]) for one in result.found) > 0
-    assert done == [1, 2, 3]
+    assert done == [1, 2, 3]  # the missing one is known first
     assert json.loads((here / "out" / "detections.json").read_text()) == result.found
     assert sorted(path.name for path in (here / "out" / "pictures").iterdir()) == ["a-2.jpg", "a.jpg"]
+
+
+def test_images_of_one_size_go_together(here: Path, weights: Path) -> None:
+    """Many of one size go in batches and others alone; the order of the files stays, and so does what is found."""
+    files = [photo(here / f"{i:02}.jpg", size=(60, 90) if i % 5 else (90, 60)) for i in range(30)]
+    (here / "12.jpg").write_bytes((here / "12.jpg").read_bytes()[:300])
+    ready = ReadyDetector(load_detector(weights)[0], precision="32-true")
+    names = read_card(weights).class_names
+    sizes: list[int] = []
+    ready.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    result = detect_files(ready, files, names, here / "out", batch_size=2, pictures=False)
+    assert set(sizes) == {1, 2}
+    assert sum(sizes) == len(files) - 1
+    assert [one["file"] for one in result.found] == [str(file) for file in files if file.name != "12.jpg"]
+    assert len(result.unreadable) == 1
+    assert str(here / "12.jpg") in result.unreadable[0]
+    alone = detect_files(ready, files, names, here / "alone", batch_size=1, pictures=False)
+    for ours, theirs in zip(result.found, alone.found, strict=True):
+        assert len(ours["detections"]) == len(theirs["detections"])
+        for a, b in zip(ours["detections"], theirs["detections"], strict=True):
+            assert a["score"] == pytest.approx(b["score"], abs=1e-3)
+
+
+def test_detect_and_val_say_their_precision(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(here / "a.jpg")
+    assert regio("detect", "a.jpg", "--precision", "32-true") == 0
+    assert " on cpu in 32-true, " in capsys.readouterr().out
+    assert regio("detect", "a.jpg", "--precision", "half") == 2
+    assert "precision: expected 32-true or bf16-mixed, got 'half'" in capsys.readouterr().err
 
 
 def test_find_images(here: Path) -> None:

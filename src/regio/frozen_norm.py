@@ -77,11 +77,14 @@ class FoldedConv(nn.Conv2d):
         self.__dict__["norm"] = norm  # not a child: it has one parent already
         norm.folded = True
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """The weight [out, in, h, w] and the bias [out] of both together."""
+        scale, shift = self.__dict__["norm"].affine()
+        return self.weight * scale[:, None, None, None], shift if self.bias is None else shift + self.bias * scale
+
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of `x` [N, C, H, W], normalised."""
-        scale, shift = self.__dict__["norm"].affine()
-        weight = self.weight * scale[:, None, None, None]
-        bias = shift if self.bias is None else shift + self.bias * scale
+        weight, bias = self.folded()
         if self.pads_like_tensorflow:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         if self.depthwise:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import glob
+import os
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+from torch import Tensor
 
 from regio.checkpoints import write_json
-from regio.data import read_image
-from regio.detector import TwoStageDetector
+from regio.data.images import image_size, read_image
 from regio.evaluate import detections_to_coco
+from regio.ready import ReadyDetector
 from regio.types import Detections
 from regio.visualize import draw_detections
 
 __all__ = ["FileDetections", "detect_files", "find_images"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -63,47 +71,116 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 
 
 def detect_files(
-    detector: TwoStageDetector,
+    detector: ReadyDetector,
     files: Sequence[Path],
     class_names: Sequence[str],
     folder: Path,
     *,
     score_threshold: float = 0.0,
+    batch_size: int = 4,
     pictures: bool = True,
-    bf16: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> FileDetections:
-    """Detect in each of `files`, one at a time, and write ``detections.json`` into `folder`, and with `pictures` also
+    """Detect in each of `files`, and write ``detections.json`` into `folder`, and with `pictures` also
     ``pictures/NAME.jpg`` with the detections drawn.
 
-    detector: in evaluation mode, on the device to use. score_threshold: lowest score of what is kept. bf16: run under
-    bfloat16 autocast. progress: called with the number of files done after each. A file that cannot be read as an image
-    is listed in `unreadable`.
+    score_threshold: lowest score of what is kept. batch_size: images at once at most; only images that come to one
+    size are, so that none is padded for another. progress: called with the number of files done after each batch. A
+    file that cannot be read as an image is listed in `unreadable`.
+
+    While the detector works on some images, the next ones are read and those before are drawn.
     """
-    place = next(detector.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
     if pictures:
         (folder / "pictures").mkdir(exist_ok=True)
-    found: list[dict[str, Any]] = []
-    unreadable: list[str] = []
+    names = _picture_names(files)
+    found: dict[int, dict[str, Any]] = {}
+    unreadable: dict[int, str] = {}
     began = time.perf_counter()
-    for number, (file, picture_name) in enumerate(zip(files, _picture_names(files), strict=True), start=1):
-        try:
-            image = read_image(file)
-        except (ValueError, OSError) as error:
-            unreadable.append(str(error))
-        else:
-            with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=bf16):
-                detections = detector([image.to(place)])[0].to("cpu")
-            detections = detections[detections.scores >= score_threshold]
-            found.append(_as_dict(file, image, detections, class_names))
-            if pictures:
-                picture = draw_detections(image, detections, class_names, 0.0)
-                picture.save(folder / "pictures" / picture_name)
-        progress(number)
-    result = FileDetections(found, unreadable, time.perf_counter() - began)
-    write_json(folder / "detections.json", found)
+
+    def finish(number: int, image: Tensor, detections: Detections) -> None:
+        if pictures:
+            draw_detections(image, detections, class_names, 0.0).save(folder / "pictures" / names[number])
+        found[number] = _as_dict(files[number], image, detections, class_names)
+
+    with _background() as reader, _background() as drawer:
+        batches = _of_one_size(files, detector.padded_size, batch_size, unreadable)
+        done, drawn = len(unreadable), deque[Future[None]]()
+        progress(done)
+        for batch, reading in zip(batches, _ahead(reader, partial(_read, files), batches), strict=True):
+            images, errors = reading.result()
+            unreadable |= errors
+            results = detector(list(images.values())) if images else []
+            for (number, image), each in zip(images.items(), results, strict=True):
+                detections = each.to("cpu")
+                drawn.append(drawer.submit(finish, number, image, detections[detections.scores >= score_threshold]))
+            while len(drawn) > 2 * batch_size:
+                drawn.popleft().result()
+            done += len(batch)
+            progress(done)
+        for last in drawn:
+            last.result()
+    in_order = [found[number] for number in sorted(found)]
+    result = FileDetections(in_order, [unreadable[i] for i in sorted(unreadable)], time.perf_counter() - began)
+    write_json(folder / "detections.json", in_order)
     return result
+
+
+def _of_one_size(
+    files: Sequence[Path],
+    padded_size: Callable[[tuple[int, int]], tuple[int, int]],
+    most: int,
+    unreadable: dict[int, str],
+) -> list[list[int]]:
+    """The numbers of the files, up to `most` images of one padded size together; of what is no image, why in
+    `unreadable`. Sizes of few images go one by one: what oneDNN builds for a new number of images takes as long as two
+    images do."""
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for number, file in enumerate(files):
+        try:
+            sizes.setdefault(padded_size(image_size(file)), []).append(number)
+        except (ValueError, OSError) as error:
+            unreadable[number] = str(error)
+    batches = []
+    for numbers in sizes.values():
+        count = most if len(numbers) >= 2 * most else 1
+        batches += [numbers[i : i + count] for i in range(0, len(numbers), count)]
+    return batches
+
+
+def _read(files: Sequence[Path], numbers: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, str]]:
+    """The images of these numbers, and why of those that cannot be read."""
+    images, errors = {}, {}
+    for number in numbers:
+        try:
+            images[number] = read_image(files[number])
+        except (ValueError, OSError) as error:
+            errors[number] = str(error)
+    return images, errors
+
+
+def _background() -> ThreadPoolExecutor:
+    """A thread of its own, of the lowest priority where threads have one."""
+    return ThreadPoolExecutor(1, initializer=_yield_to_detector)
+
+
+def _yield_to_detector() -> None:
+    """Give this thread the lowest priority, where threads have one of their own. The detector's threads work in steps
+    of a fraction of a millisecond; one that finds its processor taken keeps the others waiting."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Sequence[_Item]
+) -> Iterator[Future[_Result]]:
+    """``function(item)`` of each of `items`, in order, each begun when the one before is given."""
+    futures = deque[Future[_Result]]()
+    for item in items:
+        futures.append(pool.submit(function, item))
+        if len(futures) > 1:
+            yield futures.popleft()
+    yield from futures
 
 
 def _picture_names(files: Sequence[Path]) -> list[str]:
@@ -118,7 +195,7 @@ def _picture_names(files: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-def _as_dict(file: Path, image: torch.Tensor, detections: Detections, names: Sequence[str]) -> dict[str, Any]:
+def _as_dict(file: Path, image: Tensor, detections: Detections, names: Sequence[str]) -> dict[str, Any]:
     rows = zip(detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True)
     found: list[dict[str, Any]] = [
         {"name": names[label - 1], "label": label, "score": round(score, 5), "box": [round(v, 2) for v in box]}

@@ -58,14 +58,16 @@ class FPN(nn.Module):
             raise ValueError(f"maps: expected {len(self.lateral)}, got {len(maps)}")
         merged: list[Tensor] = []
         for lateral, fine in zip(reversed(self.lateral), reversed(maps), strict=True):
-            here = lateral(fine.data)
-            if merged:
-                here = here + F.interpolate(merged[-1], size=here.shape[-2:], mode="nearest")
-            merged.append(here)
+            merged.append(self.merge(lateral, fine.data, merged[-1]) if merged else lateral(fine.data))
         return tuple(
             replace(fine, data=output(each))
             for output, each, fine in zip(self.output, reversed(merged), maps, strict=True)
         )
+
+    def merge(self, lateral: nn.Module, fine: Tensor, coarser: Tensor) -> Tensor:
+        """The lateral convolution of a map, and the next coarser one, scaled to its size, added to it."""
+        here = lateral(fine)
+        return here + F.interpolate(coarser, size=here.shape[-2:], mode="nearest")
 
 
 def _conv(in_channels: int, channels: int, size: int, norm: Norm | None) -> nn.Module:

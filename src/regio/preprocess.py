@@ -75,7 +75,7 @@ class Preprocess:
             _require_image(f"images[{i}]", image)
         scaled = [self.prepare(image) for image in images]
         sizes = [(image.shape[1], image.shape[2]) for image in scaled]
-        height, width = (math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        height, width = self.padded(sizes)
         data = torch.zeros((len(scaled), 3, height, width), dtype=scaled[0].dtype, device=scaled[0].device).contiguous(
             memory_format=torch.channels_last
         )
@@ -84,8 +84,17 @@ class Preprocess:
         return ImageBatch(data, sizes, [(image.shape[1], image.shape[2]) for image in images])
 
     def prepare(self, image: Tensor) -> Tensor:
-        """One image [3, H, W], normalised and scaled."""
-        return self._scale(self._normalise(image))
+        """One image [3, H, W], scaled and normalised. Scaling is linear and its weights sum to 1, so it may come first,
+        and then there are as a rule fewer pixels to normalise."""
+        scaled, largest = self.resize(image), 255 if image.dtype == torch.uint8 else 1
+        scaled = scaled if scaled.dtype.is_floating_point else scaled.to(torch.float32)
+        mean, std = (scaled.new_tensor(each)[:, None, None] * largest for each in (self.mean, self.std))
+        return (scaled - mean).div_(std)
+
+    def padded(self, sizes: Sequence[Size]) -> Size:
+        """The (height, width) of a batch of images of these sizes, which are those after scaling."""
+        height, width = (math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        return height, width
 
     def targets(self, targets: Sequence[Targets], batch: ImageBatch) -> list[Targets]:
         """`targets`, annotated on the images as given, in pixels of the `batch`. Masks stay on the
@@ -109,18 +118,12 @@ class Preprocess:
         """How images are scaled and normalised, in plain values, as a checkpoint records it."""
         return asdict(self)
 
-    def _normalise(self, image: Tensor) -> Tensor:
-        if image.dtype == torch.uint8:
-            image = image.to(torch.float32).div_(255)  # a photo of 12 megapixels takes 144 MB: once is enough
-            image.sub_(image.new_tensor(self.mean)[:, None, None])
-        else:
-            image = image - image.new_tensor(self.mean)[:, None, None]
-        return image.div_(image.new_tensor(self.std)[:, None, None])
-
-    def _scale(self, image: Tensor) -> Tensor:
+    def resize(self, image: Tensor) -> Tensor:
+        """One image [3, H, W] scaled, in its range."""
         size = self.size_of((image.shape[1], image.shape[2]))
         if size == image.shape[1:]:
             return image
+        image = image if image.dtype.is_floating_point else image.to(torch.float32)
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
 
 
@@ -143,16 +146,11 @@ class PillowPreprocess(Preprocess):
         height, width = (max(1, int(side + 0.5)) for side in sides)
         return height, width
 
-    def prepare(self, image: Tensor) -> Tensor:
-        return self._normalise(self.resize(image))
-
     def resize(self, image: Tensor) -> Tensor:
         """One image [3, H, W] scaled, in its dtype."""
         size = self.size_of((image.shape[1], image.shape[2]))
-        if size == image.shape[1:]:
-            return image
-        if image.dtype != torch.uint8:
-            return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
+        if image.dtype != torch.uint8 or size == image.shape[1:]:
+            return super().resize(image)
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         scaled = np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
         return torch.from_numpy(scaled).permute(2, 0, 1).to(image.device)

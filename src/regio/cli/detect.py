@@ -26,9 +26,10 @@ def detect(
     ] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection, drawn or listed.")] = 0.5,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Convolve in bfloat16: faster where the processor has it.")
-    ] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true or bf16-mixed (default: bf16-mixed where the device is fast in it).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once, of those that have one size.")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results (default: a new one in --project).")
@@ -42,6 +43,7 @@ def detect(
     """
     from regio.devices import pick_device
     from regio.inference import detect_files, find_images
+    from regio.ready import ReadyDetector, inference_precision
     from regio.run_folders import latest_checkpoint, new_folder
     from regio.weights import load_trained
 
@@ -49,23 +51,25 @@ def detect(
     files = find_images(inputs)
     path = weights or latest_checkpoint(project)
     place = pick_device(device)
+    chosen = inference_precision(place, precision)
     trained = load_trained(path, score_threshold=score)
+    detector = ReadyDetector(trained.detector, place, chosen)
     folder = new_folder(project, "detect") if output is None else output
     console.print(
-        f"{path}, {_count(len(trained.labels), 'label')}, on {place}, {_count(len(files), 'image')}",
+        f"{path}, {_count(len(trained.labels), 'label')}, on {place} in {chosen}, {_count(len(files), 'image')}",
         highlight=False,
         markup=False,
     )
     with Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("detect", total=len(files))
         result = detect_files(
-            trained.detector.to(place),
+            detector,
             files,
             trained.labels,
             folder,
             score_threshold=score,
             pictures=pictures,
-            bf16=bf16,
+            batch_size=batch_size,
             progress=lambda done: bars.update(task, completed=done),
         )
     if as_json:

@@ -32,6 +32,9 @@ def val(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="32-true or bf16-mixed (default: bf16-mixed where the device is fast in it).")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results (default: a new one in --project).")
     ] = None,
@@ -48,15 +51,17 @@ def val(
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
     from regio.evaluate import evaluate
+    from regio.ready import ReadyDetector, inference_precision
     from regio.run import print_problems
     from regio.run_folders import latest_checkpoint, new_folder
     from regio.weights import load_trained
 
     console = Console(stderr=as_json, soft_wrap=True)
     path = weights or latest_checkpoint(project)
-    trained = load_trained(path)
     place = pick_device(device)
-    trained.detector.to(place)
+    chosen = inference_precision(place, precision)
+    trained = load_trained(path)
+    ready = ReadyDetector(trained.detector, place, chosen)
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
     try:
@@ -66,12 +71,12 @@ def val(
     evaluator = trained.system.evaluator(dataset)
     print_problems([evaluator.dataset], console)
     folder = new_folder(project, "val") if output is None else output
-    about = f"{path} on {len(dataset)} images of {data}, {split}, {len(dataset.class_names)} classes"
+    about = f"{path} on {len(dataset)} images of {data}, {split}, {len(dataset.class_names)} classes, in {chosen}"
     console.print(about, highlight=False, markup=False)
     with without_worker_tracebacks(), Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("evaluate", total=len(dataset))
         records = evaluate(
-            trained.predict(dataset.class_names),
+            trained.predict(dataset.class_names, ready),
             evaluator,
             batch_size=batch_size,
             workers=workers,

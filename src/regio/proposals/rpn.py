@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regio.boxes import BoxCoder, clip, sides
+from regio.convolutions import ConvReLU
 from regio.kernels.nms import batched_nms
 from regio.losses import smooth_l1
 from regio.matching import IGNORED, BalancedSampler, Matcher
@@ -105,7 +106,7 @@ class RPN(nn.Module):
         """For each map, objectness logits [N, H * W * A] and deltas [N, H * W * A, 4], in the order of the anchors."""
         objectness, deltas = [], []
         for x in maps:
-            hidden = F.relu(self.conv(x.data), inplace=True)
+            hidden = self.conv(x.data)
             logits, delta = self.objectness(hidden), self.deltas(hidden)
             precise = torch.promote_types(logits.dtype, torch.float32)
             objectness.append(logits.permute(0, 2, 3, 1).flatten(1).to(precise))
@@ -166,10 +167,8 @@ class RPN(nn.Module):
 
 
 def _convolutions(channels: int, hidden: int, layers: int) -> nn.Module:
-    """One convolution, or several with ReLUs between them."""
-    made: list[nn.Module] = [nn.Conv2d(channels, hidden, 3, padding=1)]
-    for _ in range(layers - 1):
-        made += [nn.ReLU(inplace=True), nn.Conv2d(hidden, hidden, 3, padding=1)]
+    """One convolution, or several, each with a ReLU."""
+    made = [ConvReLU(channels if i == 0 else hidden, hidden, 3, padding=1) for i in range(layers)]
     return made[0] if layers == 1 else nn.Sequential(*made)
 
 

@@ -110,7 +110,8 @@ def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     """The picture with `marks`, the first in front."""
     picture = _picture(image)
     factor = -(-LEAST_SIDE // max(picture.size))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BILINEAR)
     line, text_size = max(2, round(max(picture.size) / 250)), max(13, round(max(picture.size) / 50))
     picture = _blend_masks(picture, marks, factor, line)
     boxes = [_rectangle(mark.box, factor, picture.size) for mark in marks]

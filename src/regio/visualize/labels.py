@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from regio.visualize.colours import Colour, ink_on
 
@@ -79,11 +79,23 @@ def draw_chip(draw: ImageDraw.ImageDraw, chip: Chip, place: Rectangle, text_size
     """Draw `chip` at `place`, its text cut to the width of it."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=chip.colour)
-    middle = left + _padding(text_size), (top + bottom) / 2
-    text = shorten(chip.text, right - left - 2 * _padding(text_size), font(text_size))
-    draw.text(middle, text, font=font(text_size), fill=ink_on(chip.colour), anchor="lm")
+    text = chip.text
+    if right - left < chip_size(text, text_size)[0]:
+        text = shorten(text, right - left - 2 * _padding(text_size), font(text_size))
+    letters, shift = _letters(text, text_size)
+    draw.bitmap((left + _padding(text_size), (top + bottom) // 2 + shift), letters, fill=ink_on(chip.colour))
 
 
+@lru_cache(maxsize=1024)
+def _letters(text: str, text_size: int) -> tuple[Image.Image, int]:
+    """How much of each pixel `text` covers, and how far its upper edge is below the middle of its line."""
+    left, top, right, bottom = font(text_size).getbbox(text, anchor="lm")
+    picture = Image.new("L", (math.ceil(right - min(left, 0)) or 1, math.ceil(bottom - top) or 1))
+    ImageDraw.Draw(picture).text((-min(left, 0), -top), text, font=font(text_size), fill=255, anchor="lm")
+    return picture, math.floor(top)
+
+
+@lru_cache(maxsize=4096)
 def chip_size(text: str, text_size: int) -> tuple[int, int]:
     """(width, height) in pixels of the chip of `text`."""
     return math.ceil(font(text_size).getlength(text)) + 2 * _padding(text_size), round(1.4 * text_size)

@@ -48,16 +48,18 @@ class Trained:
             return kept
         return kept.with_note(f"not measured, since the detector does not know them: {_some(unknown)}")
 
-    def predict(self, class_names: Sequence[str]) -> Predict:
-        """What the detector finds of the classes `class_names`, with labels 1, 2, ... in that order."""
+    def predict(self, class_names: Sequence[str], model: Predict | None = None) -> Predict:
+        """What the detector finds of the classes `class_names`, with labels 1, 2, ... in that order. model: another form
+        of the detector to ask, such as a `regio.ready.ReadyDetector`."""
+        ask: Predict = self.detector if model is None else model
         if self.labels != self.class_names or tuple(class_names) == self.class_names:
-            return self.detector
+            return ask
         label = torch.zeros(len(self.class_names) + 1, dtype=torch.int64)
         for i, name in enumerate(class_names, 1):
             label[self.class_names.index(name) + 1] = i
 
         def predict(images: Sequence[Tensor], *proposals: Sequence[Tensor]) -> list[Detections]:
-            return [_relabelled(found, label) for found in self.detector(images, *proposals)]
+            return [_relabelled(found, label) for found in ask(images, *proposals)]
 
         return predict
 

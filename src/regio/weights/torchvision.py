@@ -102,7 +102,7 @@ class Architecture:
         for i in range(4):
             of_mask = f"roi_heads.1.trunk.{i * layers}"
             rules += [
-                (rf"rpn\.head\.conv\.{i}\.0", f"proposals.conv.{2 * i}"),
+                (rf"rpn\.head\.conv\.{i}\.0", f"proposals.conv.{i}"),
                 (rf"roi_heads\.box_head\.{i}\.0", f"roi_heads.0.trunk.convolutions.{i * layers}"),
                 (rf"roi_heads\.box_head\.{i}\.1", f"roi_heads.0.trunk.convolutions.{i * layers + 1}"),
                 (rf"roi_heads\.mask_head\.(?:mask_fcn{i + 1}|{i}\.0)", of_mask),

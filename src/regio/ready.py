@@ -1,0 +1,113 @@
+"""A detector made ready for inference on a device: fused, laid out, and in the precision that the device is fast in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regio.backbones import Backbone
+from regio.detector import TwoStageDetector
+from regio.fused import fuse
+from regio.necks import FPN
+from regio.types import Detections
+
+__all__ = ["InferencePrecision", "ReadyDetector", "inference_precision"]
+
+InferencePrecision = Literal["32-true", "bf16-mixed"]
+"""Convolutions and hidden layers in float32, or in bfloat16. Boxes, scores and what extractors learn are float32."""
+
+
+def inference_precision(device: torch.device, wanted: str | None = None) -> InferencePrecision:
+    """`wanted`, or where nothing is wanted that in which convolutions are fast on `device`: bfloat16 where it
+    multiplies matrices of them (AMX and AVX-512 with BF16 on a CPU, Ampere and later of CUDA).
+
+    Raises ValueError for any other word.
+    """
+    if wanted is not None:
+        if wanted not in get_args(InferencePrecision):
+            raise ValueError(f"precision: expected {' or '.join(get_args(InferencePrecision))}, got '{wanted}'")
+        return wanted  # type: ignore[return-value]
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return "bf16-mixed" if has.get("amx_bf16") or has.get("avx512_bf16") else "32-true"
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16-mixed" if fast else "32-true"
+
+
+class ReadyDetector(nn.Module):
+    """`detector` for inference only, on `device`: what it was given stays as it is.
+
+    Norms are folded into convolutions, activations and sums fused with them, weights cast and laid out for the device,
+    all once. precision: None is `inference_precision`. What it finds differs from what `detector` finds by rounding;
+    `forward` has the same arguments and result, and records nothing for gradients.
+    """
+
+    def __init__(
+        self,
+        detector: TwoStageDetector,
+        device: torch.device | str = "cpu",
+        precision: InferencePrecision | None = None,
+    ) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.precision = inference_precision(self.device, precision)
+        self.detector = _fused(copy.deepcopy(detector).to(self.device).eval(), self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the convolutions."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) of the batch that an image of `size` makes alone."""
+        return self.detector.preprocess.padded([self.detector.preprocess.size_of(size)])
+
+    @torch.inference_mode()
+    def forward(self, images: Sequence[Tensor], proposals: Sequence[Tensor] | None = None) -> list[Detections]:
+        """What is in each of `images`, best first, as `TwoStageDetector.forward`."""
+        images = [image.to(self.device) for image in images]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            found: list[Detections] = self.detector(images, proposals)
+        return found
+
+
+class _FusedFPN(FPN):
+    """The pyramid whose sums are carried out by the lateral convolutions."""
+
+    def __init__(self, fpn: FPN, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.channels = fpn.channels
+        self.lateral, self.output = (
+            nn.ModuleList(fuse(each, dtype) for each in some) for some in (fpn.lateral, fpn.output)
+        )
+
+    def merge(self, lateral: nn.Module, fine: Tensor, coarser: Tensor) -> Tensor:
+        height, width = fine.shape[-2:]
+        return lateral(fine, F.interpolate(coarser, size=(height, width), mode="nearest"))
+
+
+@torch.no_grad()
+def _fused(detector: TwoStageDetector, dtype: torch.dtype) -> TwoStageDetector:
+    device = next(detector.parameters()).device
+    if isinstance(detector.backbone, Backbone):
+        example = torch.rand(1, 3, 128, 160, device=device).contiguous(memory_format=torch.channels_last)
+        detector.backbone.body = fuse(detector.backbone.body, dtype, example)
+    else:
+        detector.backbone = fuse(detector.backbone, dtype)
+    neck = detector.neck
+    if type(neck) is FPN and all(type(each) is nn.Conv2d for each in neck.lateral):
+        detector.neck = _FusedFPN(neck, dtype)
+    else:
+        detector.neck = fuse(neck, dtype)
+    for head in detector.roi_heads:
+        for name, child in head.named_children():
+            # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
+            setattr(head, name, fuse(child, torch.float32 if name == "class_logits" else dtype))
+    if isinstance(detector.proposals, nn.Module):
+        detector.proposals = fuse(detector.proposals, dtype)
+    return detector
