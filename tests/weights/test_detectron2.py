@@ -34,8 +34,8 @@ FAST = "mask_rcnn_R_50_FPN_3x"
 class InDouble(PillowPreprocess):
     """In float64 from the scaled bytes on."""
 
-    def prepare(self, image: Tensor) -> Tensor:
-        return self._normalise(self.resize(image).double() / 255)
+    def resize(self, image: Tensor) -> Tensor:
+        return super().resize(image).double()
 
 
 @cache

@@ -49,8 +49,8 @@ class Trained:
         return kept.with_note(f"not measured, since the detector does not know them: {_some(unknown)}")
 
     def predict(self, class_names: Sequence[str], model: Predict | None = None) -> Predict:
-        """What the detector finds of the classes `class_names`, with labels 1, 2, ... in that order. model: another form
-        of the detector to ask, such as a `regio.ready.ReadyDetector`."""
+        """What the detector finds of the classes `class_names`, with labels 1, 2, ... in that order. model: another
+        form of the detector to ask, such as a `regio.ready.ReadyDetector`."""
         ask: Predict = self.detector if model is None else model
         if self.labels != self.class_names or tuple(class_names) == self.class_names:
             return ask
