@@ -68,7 +68,7 @@ def test_predictions_and_anchors_are_in_one_order() -> None:
         rpn.deltas.bias.zero_()
         rpn.deltas.bias[8] = 0.5  # dx of the third
     x = maps((3, 5))
-    objectness, deltas = rpn._predict(x)
+    objectness, deltas = rpn.predict(x)
     assert objectness[0].shape == (2, 45) and deltas[0].shape == (2, 45, 4)
     assert objectness[0][1].tolist() == [0.0, 1.0, 2.0] * 15
     assert deltas[0][1, 2].tolist() == [0.5, 0, 0, 0]
@@ -100,7 +100,7 @@ def test_training_and_detection_have_their_own_filters() -> None:
 
 def test_the_extra_level_is_every_second_cell() -> None:
     x = maps((5, 7))
-    levels = network(2, extra_level=True)._levels(x)
+    levels = network(2, extra_level=True).levels(x)
     assert [level.stride for level in levels] == [8, 16]
     assert levels[1].size == (3, 4)
     assert torch.equal(levels[1].data, x[0].data[:, :, [0, 2, 4]][:, :, :, [0, 2, 4, 6]])
@@ -109,7 +109,7 @@ def test_the_extra_level_is_every_second_cell() -> None:
 def test_loss_pushes_objectness_up_on_the_object_only() -> None:
     rpn = network()
     x, target = maps((8, 8)), Targets(torch.tensor([[16.0, 16, 32, 32]]), torch.tensor([1]))
-    objectness, deltas = (part[0].detach().requires_grad_() for part in rpn._predict(x))
+    objectness, deltas = (part[0].detach().requires_grad_() for part in rpn.predict(x))
     losses = rpn._compare(objectness, deltas, rpn.anchors(x)[0], [(64, 64)] * 2, [target, target])
     sum(losses.values()).backward()  # type: ignore[union-attr]
     overlap = iou(rpn.anchors(x)[0], target.boxes)[:, 0]

@@ -9,8 +9,10 @@ gradients and the names of the tensors in the state dict are those of the two se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from timm.layers import Conv2dSame, pad_same
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
@@ -90,6 +92,20 @@ class FoldedConv(nn.Conv2d):
         if self.depthwise:
             return depthwise_conv(x, weight, bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """`x` [N, C, H, W] with the zeros that TensorFlow's padding "SAME" adds before a convolution: of an odd number, one
+    more at the right and at the bottom.
+
+    In whole numbers, so that for a side which is known to divide by the stride the padding is known too when a graph of
+    images of any size is exported.
+    """
+    padding: list[int] = []
+    for side, kernel, step, apart in zip(x.shape[2:], kernel_size, stride, dilation, strict=True):
+        zeros = max((kernel - 1) * apart + 1 - (side % step or step), 0)
+        padding = [zeros // 2, zeros - zeros // 2, *padding]
+    return F.pad(x, padding)
 
 
 def freeze_batch_norm(body: nn.Module, images: Tensor) -> None:

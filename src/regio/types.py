@@ -96,6 +96,12 @@ class FeatureMap:
         sides = [[math.ceil(side / self.stride) for side in size] for size in self.image_sizes]
         return [(min(height, self.size[0]), min(width, self.size[1])) for height, width in sides]
 
+    def extents_of(self, image: Tensor) -> Tensor:
+        """The (height, width) in cells [R, 2] int64 of the images [R] of the batch."""
+        if self.sizes is None:
+            return torch.tensor([self.size], device=image.device).expand(image.shape[0], 2)
+        return torch.tensor(self.extents, device=image.device)[image]
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -140,7 +146,7 @@ class Regions:
         """
         if x.data.device != self.boxes.device:
             raise ValueError(f"boxes: expected device {x.data.device}, that of the features, got {self.boxes.device}")
-        if self.boxes.shape[0] == 0 or not has_values(self.boxes):
+        if not has_values(self.boxes) or self.boxes.shape[0] == 0:
             return
         boxes = self.boxes.detach()
         # Four numbers in one tensor, so that the usual case costs a single synchronisation on an accelerator. A side of

@@ -109,7 +109,7 @@ def test_maps_made_from_others_keep_the_sizes() -> None:
     assert SingleMap(12, 4)(maps)[0].sizes == SIZES
     few = ProposalFilter(pre_nms_top_n=9, post_nms_top_n=9)
     anchors = Anchors(((32.0,), (64.0,), (128.0,)), ratios=(1.0,))
-    extra = RPN(12, anchors, extra_level=True, test=few, train=few)._levels(maps)[2]
+    extra = RPN(12, anchors, extra_level=True, test=few, train=few).levels(maps)[2]
     assert extra.sizes == SIZES
     assert extra.extents == [(3, 5), (4, 2), (4, 5)]
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "config": "Print every setting of a training: its value, its type and what it means.",
     "val": "Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, or recall of a proposal network.",
     "detect": "Detect objects in photos: annotated pictures, and detections.json with boxes in pixels.",
+    "export": "Write a trained detector as one file that other programs run: ONNX, or an exported program of PyTorch.",
     "explain": "Draw which cells of the feature map an extractor reads for a box, and with what weight.",
 }
 """The first line of each command's help. The command NAME is the function NAME of the module `regio.cli.NAME`."""

@@ -129,7 +129,7 @@ def _check(
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.dtype != kind:
             raise TypeError(f"{name}: expected dtype {kind}, got {tensor.dtype}")
-    if boxes == 0 or not has_values(x):
+    if not has_values(x) or boxes == 0:
         return
     if bool(((image < 0) | (image >= images)).any()):
         raise ValueError(f"image: expected indices in [0, {images}), got {image.min().item()} to {image.max().item()}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from regio.boxes import iou
 from regio.kernels.arguments import check_rows
 
-__all__ = ["batched_nms", "nms", "nms_reference"]
+__all__ = ["batched_nms", "floor_to", "nms", "nms_reference"]
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -76,7 +76,7 @@ def _nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> 
     starts = np.flatnonzero(sorted_group[1:] != sorted_group[:-1]) + 1
     begins = np.concatenate([[0], starts, [len(score)]]).astype(np.int64)
     # An overlap is compared in its own precision: above the largest value that does not exceed the threshold.
-    threshold = _floor_to(iou_threshold, np.float64 if dtype == torch.float64 else np.float32)
+    threshold = floor_to(iou_threshold, np.float64 if dtype == torch.float64 else np.float32)
     keep = np.empty(len(score), np.bool_)
     suppress(corners[by_group], begins, threshold, keep)
     stays = np.empty(len(score), np.bool_)
@@ -84,7 +84,7 @@ def _nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> 
     return torch.from_numpy(by_score[stays[by_score]])
 
 
-def _floor_to(value: float, dtype: type[np.floating]) -> np.floating:
+def floor_to(value: float, dtype: type[np.floating]) -> np.floating:
     """The largest number of `dtype` that is at most `value`."""
     rounded = dtype(value)
     return np.nextafter(rounded, dtype(-np.inf)) if float(rounded) > value else rounded

@@ -84,25 +84,26 @@ class RPN(nn.Module):
     def forward(self, maps: Sequence[FeatureMap]) -> list[Detections]:
         """Proposals of each image, best first, clipped to it, in pixels of the batch: label 1 is "object", the score is
         its probability."""
-        levels = self._levels(maps)
-        return self._propose(*self._predict(levels), self.anchors(levels), maps[0].image_sizes, self.test_filter)
+        levels = self.levels(maps)
+        return self._propose(*self.predict(levels), self.anchors(levels), maps[0].image_sizes, self.test_filter)
 
     def losses(self, maps: Sequence[FeatureMap], targets: Sequence[Targets]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Boxes [P_i, 4] of each image to train the heads on, and the losses `rpn_objectness` and `rpn_box`."""
-        sizes, levels = maps[0].image_sizes, self._levels(maps)
-        objectness, deltas = self._predict(levels)
+        sizes, levels = maps[0].image_sizes, self.levels(maps)
+        objectness, deltas = self.predict(levels)
         anchors = self.anchors(levels)
         proposals = self._propose(objectness, deltas, anchors, sizes, self.train_filter)
         losses = self._compare(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, targets)
         return [each.boxes for each in proposals], losses
 
-    def _levels(self, maps: Sequence[FeatureMap]) -> Sequence[FeatureMap]:
+    def levels(self, maps: Sequence[FeatureMap]) -> Sequence[FeatureMap]:
+        """The maps that are looked at: `maps`, and the extra level."""
         if not self.extra_level:
             return maps
         last = maps[-1]
         return (*maps, replace(last, data=last.data[:, :, ::2, ::2], stride=last.stride * 2))
 
-    def _predict(self, maps: Sequence[FeatureMap]) -> tuple[list[Tensor], list[Tensor]]:
+    def predict(self, maps: Sequence[FeatureMap]) -> tuple[list[Tensor], list[Tensor]]:
         """For each map, objectness logits [N, H * W * A] and deltas [N, H * W * A, 4], in the order of the anchors."""
         objectness, deltas = [], []
         for x in maps:
@@ -110,7 +111,7 @@ class RPN(nn.Module):
             logits, delta = self.objectness(hidden), self.deltas(hidden)
             precise = torch.promote_types(logits.dtype, torch.float32)
             objectness.append(logits.permute(0, 2, 3, 1).flatten(1).to(precise))
-            deltas.append(delta.permute(0, 2, 3, 1).reshape(len(hidden), -1, 4).to(precise))
+            deltas.append(delta.permute(0, 2, 3, 1).reshape(hidden.shape[0], -1, 4).to(precise))
         return objectness, deltas
 
     @torch.no_grad()

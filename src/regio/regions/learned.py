@@ -83,7 +83,7 @@ class GridPrior:
         """The terms [R, K, W] of the columns and [R, K, H] of the rows, for K = prod(bins) parts."""
         x1, y1, x2, y2 = (r.boxes.to(coordinate_dtype(x.data)) / x.stride).unbind(1)
         down, across = self._term(y1, y2, bins[0], x.size[0]), self._term(x1, x2, bins[1], x.size[1])
-        return across.repeat(1, bins[0], 1), down.repeat_interleave(bins[1], 1)
+        return across.repeat(1, bins[0], 1), down[:, :, None].expand(-1, -1, bins[1], -1).flatten(1, 2)
 
     def _term(self, low: Tensor, high: Tensor, bins: int, length: int) -> Tensor:
         """Along one axis, [R, bins, length], for boxes from `low` [R] to `high` [R] in cells."""
@@ -312,7 +312,7 @@ class LearnedRegionFeatures(RegionExtractor):
         boxes, positions = code.shape[0], keys.shape[0]
         compiling = torch.compiler.is_compiling()  # then the choice must not depend on the number of boxes
         if compiling or positions * c_e * (c_g + boxes) < boxes * c_g * (c_e + positions):  # multiplications, by part
-            probes = keys @ part_weight  # [K, L, C_E]
+            probes = keys.expand(parts, -1, -1) @ part_weight  # [K, L, C_E]
             return (code @ probes.flatten(0, 1).t()).unflatten(1, (parts, positions))
         return (code @ part_weight.flatten(0, 1).t()).unflatten(1, (parts, c_g)) @ keys.t()
 

@@ -161,10 +161,9 @@ def boxes_in_cells(maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tup
     in cells and in the dtype of coordinates."""
     boxes = r.boxes.to(coordinate_dtype(maps[0].data))
     if len(maps) == 1:
-        return boxes * (1 / maps[0].stride), boxes.new_tensor([maps[0].size])
-    return boxes * boxes.new_tensor([1 / x.stride for x in maps])[level, None], boxes.new_tensor(
-        [x.size for x in maps]
-    )[level]
+        return boxes * (1 / maps[0].stride), torch.tensor([maps[0].size], dtype=boxes.dtype, device=boxes.device)
+    sizes = torch.tensor([x.size for x in maps], dtype=boxes.dtype, device=boxes.device)
+    return boxes * boxes.new_tensor([1 / x.stride for x in maps])[level, None], sizes[level]
 
 
 def bilinear_weight(positions: Tensor, size: int) -> Tensor:

@@ -16,14 +16,7 @@ from torch import Tensor
 
 from regio.types import FeatureMap, Regions
 
-__all__ = ["BoxSupport", "Support", "WholeImage", "image_extents"]
-
-
-def image_extents(x: FeatureMap, r: Regions) -> Tensor:
-    """The (columns, rows) [R, 2] int64 that the image of each box takes of the map."""
-    if x.sizes is None:
-        return torch.tensor([x.size[::-1]], device=r.boxes.device).expand(r.boxes.shape[0], 2)
-    return torch.tensor([extent[::-1] for extent in x.extents], device=r.boxes.device)[r.image]
+__all__ = ["BoxSupport", "Support", "WholeImage"]
 
 
 class Support(ABC):
@@ -42,7 +35,7 @@ class WholeImage(Support):
     """Every cell of the box's image."""
 
     def __call__(self, x: FeatureMap, r: Regions) -> Tensor:
-        stop = image_extents(x, r)
+        stop = x.extents_of(r.image).flip(1)
         return torch.cat([torch.zeros_like(stop), stop], 1)
 
 
@@ -60,7 +53,7 @@ class BoxSupport(Support):
             raise ValueError(f"area: expected a positive number, got {self.area}")
 
     def __call__(self, x: FeatureMap, r: Regions) -> Tensor:
-        boxes, size = r.boxes.detach(), image_extents(x, r)
+        boxes, size = r.boxes.detach(), x.extents_of(r.image).flip(1)
         corner, opposite = boxes[:, :2], boxes[:, 2:]
         margin = (opposite - corner) * ((math.sqrt(self.area) - 1) / 2)
         start = ((corner - margin) / x.stride).floor().clamp(min=0).minimum(size - 1)

@@ -54,7 +54,7 @@ class SigmoidMasks(MaskOutput):
         return F.binary_cross_entropy_with_logits(chosen, covered.to(chosen.dtype), reduction="none").mean((1, 2))
 
     def _of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        rows = torch.arange(len(logits), device=logits.device)
+        rows = torch.arange(logits.shape[0], device=logits.device)
         return logits[rows, torch.zeros_like(labels) if self.class_agnostic else labels - 1]
 
 
@@ -67,11 +67,11 @@ class SoftmaxMasks(MaskOutput):
         return num_classes
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        rows = torch.arange(len(logits), device=logits.device)
+        rows = torch.arange(logits.shape[0], device=logits.device)
         return logits.softmax(1)[rows, labels]
 
     def losses(self, logits: Tensor, labels: Tensor, covered: Tensor) -> Tensor:
-        logs, rows = logits.log_softmax(1), torch.arange(len(logits), device=logits.device)
+        logs, rows = logits.log_softmax(1), torch.arange(logits.shape[0], device=logits.device)
         share = covered.to(logs.dtype)
         return -(share * logs[rows, labels] + (1 - share) * logs[:, 0]).mean((1, 2))
 

@@ -1,0 +1,141 @@
+"""The graph of a detector written to a file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from regio import __version__
+from regio.detector import TwoStageDetector
+from regio.export.graph import DetectorGraph
+from regio.export.onnx_forms import OPSET, forms, require_onnx_forms, translations, with_onnx_pooling
+from regio.masks import GridMasks
+from regio.roi_heads import MaskHead
+
+__all__ = ["INPUTS", "OUTPUTS", "export_onnx", "export_torch"]
+
+INPUTS = ("images", "sizes")
+OUTPUTS = ("boxes", "labels", "scores", "image", "masks")
+"""The last one of a detector with a mask head."""
+
+
+def export_onnx(detector: TwoStageDetector, file: Path | str, labels: Sequence[str] = ()) -> None:
+    """Write `detector` as ONNX (operator set 18) to `file`, in one piece.
+
+    Inputs and outputs: see `DetectorGraph.forward`. labels: the names of the labels 1, 2, ... They, the preprocessing
+    and how masks become pixels are in the metadata of the file.
+
+    Raises FileExistsError for a file that exists, OSError for one that cannot be written, and ValueError for a part of
+    the detector that has no form in ONNX, and where the packages onnx and onnxscript are missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f'{error.name}: is not installed, which ONNX needs; pip install "regio[export]"') from error
+    path = _new(file)
+    require_onnx_forms(detector)
+    own = _own(detector)
+    with_onnx_pooling(own)
+    graph = DetectorGraph(own)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of what PyTorch and onnxscript use
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        program = torch.onnx.export(
+            _recorded(graph).run_decompositions(forms()),
+            input_names=list(INPUTS),
+            output_names=list(_outputs(detector)),
+            opset_version=OPSET,
+            dynamo=True,
+            custom_translation_table=translations(),
+            verbose=False,
+        )
+        assert program is not None
+        for output in program.model.graph.outputs:
+            assert output.shape is not None
+            output.shape = type(output.shape)(["detections", *output.shape[1:]])
+        program.model.metadata_props.update(
+            {key: value if isinstance(value, str) else json.dumps(value) for key, value in _about(detector, labels)}
+        )
+        _write(path, lambda temporary: program.save(temporary, external_data=False))
+
+
+def export_torch(detector: TwoStageDetector, file: Path | str, labels: Sequence[str] = ()) -> None:
+    """Write `detector` as an exported program of PyTorch to `file`, by custom ``.pt2``.
+
+    ``torch.export.load(file).module()(images, sizes)`` runs it, see `DetectorGraph.forward`, after ``import
+    regio.export``: region features and suppression are operations of this library. Gradients are not recorded. The
+    extra file `regio.json` holds what the metadata of an ONNX file does.
+
+    Raises FileExistsError for a file that exists, OSError for one that cannot be written, and ValueError for a part of
+    the detector that cannot be recorded.
+    """
+    path = _new(file)
+    about = json.dumps(dict(_about(detector, labels)))
+    with torch.no_grad():
+        program = _recorded(DetectorGraph(_own(detector)))
+        _write(path, lambda temporary: torch.export.save(program, temporary, extra_files={"regio.json": about}))
+
+
+def _recorded(graph: DetectorGraph) -> ExportedProgram:
+    images, height, width = Dim("images"), Dim("height"), Dim("width")
+    example = (torch.zeros((2, 3, 100, 90), dtype=torch.uint8), torch.tensor([[100, 90], [70, 80]]))
+    shapes = ({0: images, 2: height, 3: width}, {0: images})
+    return torch.export.export(graph.eval(), example, dynamic_shapes=shapes, strict=False)
+
+
+def _own(detector: TwoStageDetector) -> TwoStageDetector:
+    """A copy on the CPU whose tensors share no memory, as files of exported programs want them."""
+    own = copy.deepcopy(detector).cpu()
+    for tensor in (*own.parameters(), *own.buffers()):
+        tensor.data = tensor.data.clone()
+    return own
+
+
+def _outputs(detector: TwoStageDetector) -> tuple[str, ...]:
+    return OUTPUTS if any(isinstance(head, MaskHead) for head in detector.roi_heads) else OUTPUTS[:-1]
+
+
+def _about(detector: TwoStageDetector, labels: Sequence[str]) -> list[tuple[str, Any]]:
+    """What the file says of itself, by name: words, and other values to be written as JSON."""
+    about: list[tuple[str, Any]] = [
+        ("regio_version", __version__),
+        ("opset", OPSET),
+        ("labels", list(labels)),
+        ("preprocess", detector.preprocess.normalisation()),
+        ("scaled_by", "graph" if DetectorGraph(detector).scales else "caller"),
+    ]
+    for head in detector.roi_heads:
+        if isinstance(head, MaskHead):
+            empty = GridMasks(torch.zeros((0, 1, 1)), head.pasting)
+            about += [("mask_pasting", type(head.pasting).__name__), ("mask_threshold", empty.threshold)]
+    return about
+
+
+def _new(file: Path | str) -> Path:
+    """The path, of a file that does not exist, in a folder that does."""
+    path = Path(file)
+    if path.exists():
+        raise FileExistsError(f"{path}: exists already; name another file, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: its folder cannot be written to")
+    return path
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` a file beside `path`, then move it there, so that no half of it is left."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
