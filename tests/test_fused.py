@@ -116,10 +116,12 @@ def test_a_sum_is_written_over_its_other_term(any_backend: str) -> None:
     torch.testing.assert_close(added, y)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [0, 1, 37])
-def test_a_linear_layer(rows: int, any_backend: str) -> None:
-    linear = nn.Linear(40, 24)
-    x = torch.randn(rows, 40)
+@pytest.mark.parametrize("size", [(40, 24), (2100, 2000)], ids=["small", "large"])
+def test_a_linear_layer(size: tuple[int, int], rows: int, bias: bool, any_backend: str) -> None:
+    linear = nn.Linear(*size, bias=bias)
+    x = torch.randn(rows, size[0])
     with torch.no_grad():
         y = FusedLinear(linear, torch.float32, fused._RELU)(x)
         torch.testing.assert_close(y, F.relu(linear(x)), rtol=1e-4, atol=1e-5)

@@ -11,6 +11,10 @@ import sys
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+# oneDNN builds a program for each convolution and size of image, and by default forgets all but a thousand: as many as
+# thirteen sizes of a ResNet-50 have.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+
 # glibc gives memory of more than some megabytes back to the system as soon as it is freed, and the next map of a layer
 # has to be mapped and zeroed again page by page: a detection took a tenth longer. Kept, it is used again.
 if sys.platform == "linux":

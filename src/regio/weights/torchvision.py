@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -169,7 +170,7 @@ class InferredStrideAnchors(Anchors):
     def __call__(self, maps: Sequence[FeatureMap]) -> list[Tensor]:
         """As `Anchors`; `maps` are finest first, and the finest covers the image exactly."""
         height, width = (round(cells * maps[0].stride) for cells in maps[0].size)
-        strides = [(float(height // x.size[0]), float(width // x.size[1])) for x in maps]
+        strides = [(torch.sym_float(height // x.size[0]), torch.sym_float(width // x.size[1])) for x in maps]
         return self.on_grids([x.size for x in maps], strides, maps[0].data.device)
 
 
