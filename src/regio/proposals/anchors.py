@@ -12,8 +12,6 @@ from regio.types import FeatureMap
 
 __all__ = ["Anchors"]
 
-Stride = float | torch.SymFloat  # the latter where a detector is being exported
-
 
 @dataclass(frozen=True)
 class Anchors:
@@ -63,7 +61,7 @@ class Anchors:
         return self.on_grids([x.size for x in maps], strides, maps[0].data.device)
 
     def on_grids(
-        self, sizes: Sequence[tuple[int, int]], strides: Sequence[tuple[Stride, Stride]], device: torch.device
+        self, sizes: Sequence[tuple[int, int]], strides: Sequence[tuple[float, float]], device: torch.device
     ) -> list[Tensor]:
         """The same from the (height, width) of each map in cells, and its strides along (y, x) in pixels."""
         anchors = []
