@@ -174,7 +174,7 @@ def baselines(training: Sequence[Image], validation: Sequence[Image]) -> dict[st
     }
 
 
-def row(name: str, seed: str, found: Tensor, rest: str = " | | ") -> str:
+def row(name: str, seed: str, found: Tensor, rest: str = "|") -> str:
     """A row of the table."""
     shares = [float((found >= least).float().mean()) for least in (0.5, 0.75)]
     return f"| {name} | {seed} | {found.mean():.4f} | {shares[0]:.3f} | {shares[1]:.3f} | {rest} |"
