@@ -40,7 +40,7 @@ pytest.importorskip("onnxscript", reason='ONNX is exported with the packages of 
 onnxruntime = pytest.importorskip("onnxruntime", reason="exported files are run by onnxruntime")
 
 LABELS = ("a", "b", "c", "d")
-SIZES = [[[100, 90], [77, 60]], [[61, 203]], [[128, 128], [50, 50], [199, 30]]]
+SIZES = [[[100, 90], [77, 60]], [[61, 203]], [[128, 128], [48, 48], [199, 30]]]
 """Of the images of three batches. None is a multiple of 32 but one, some are scaled up and some down."""
 
 

@@ -1,14 +1,16 @@
 """Frozen normalisation, apart and folded into convolutions."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers import pad_same as timm_pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.frozen_norm import FoldedConv, FrozenBatchNorm, freeze_batch_norm
+from regio.frozen_norm import FoldedConv, FrozenBatchNorm, freeze_batch_norm, pad_same
 
 
 def randomise(body: nn.Module) -> nn.Module:
@@ -122,3 +124,11 @@ def test_what_cannot_be_folded_is_not(kind: type[nn.Module]) -> None:
     body.load_state_dict({name: value for name, value in plain.state_dict().items() if "num_batches" not in name})
     x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(body(x)[0], plain(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_tensorflows() -> None:
+    """As timm computes it in floating point, for sides longer and shorter than the kernel's reach."""
+    for size, kernel, stride, dilation in product(((1, 9), (8, 5), (13, 2)), (1, 2, 3, 5), (1, 2, 3), (1, 2)):
+        x = torch.rand(1, 1, *size)
+        arguments = ([kernel, kernel + 1], [stride, stride], [dilation, 1])
+        assert torch.equal(pad_same(x, *arguments), timm_pad_same(x, *arguments))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from regio.export.graph import SizedMap
 from regio.types import Detections, FeatureMap, Regions, Targets
 
 
@@ -108,7 +109,13 @@ def test_columns_of_targets_and_detections() -> None:
 def test_extents_are_the_cells_that_an_image_covers() -> None:
     data = torch.zeros(3, 1, 6, 8)
     assert FeatureMap(data, 16).extents == [(6, 8)] * 3
-    assert FeatureMap(data, 16, ((96, 128), (81, 1), (80, 127))).extents == [(6, 8), (6, 1), (5, 8)]
+    sized = FeatureMap(data, 16, ((96, 128), (81, 1), (80, 127)))
+    assert sized.extents == [(6, 8), (6, 1), (5, 8)]
+    image = torch.tensor([2, 0, 1, 2])
+    assert FeatureMap(data, 16).extents_of(image).tolist() == [[6, 8]] * 4
+    assert sized.extents_of(image).tolist() == [[5, 8], [6, 8], [6, 1], [5, 8]]
+    table = torch.tensor([[96, 128], [81, 1], [80, 127]])
+    assert SizedMap(data, 16, table=table).extents_of(image).tolist() == sized.extents_of(image).tolist()
 
 
 @pytest.mark.parametrize(

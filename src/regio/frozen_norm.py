@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from regio.kernels.depthwise import depthwise_conv
 
-__all__ = ["FoldedConv", "FrozenBatchNorm", "freeze_batch_norm"]
+__all__ = ["FoldedConv", "FrozenBatchNorm", "freeze_batch_norm", "pad_same"]
 
 
 class FrozenBatchNorm(nn.Module):

@@ -38,6 +38,7 @@ def export_onnx(detector: TwoStageDetector, file: Path | str, labels: Sequence[s
     """
     try:
         import onnx  # noqa: F401
+        import onnx_ir
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f'{error.name}: is not installed, which ONNX needs; pip install "regio[export]"') from error
@@ -59,9 +60,10 @@ def export_onnx(detector: TwoStageDetector, file: Path | str, labels: Sequence[s
             verbose=False,
         )
         assert program is not None
-        for output in program.model.graph.outputs:
-            assert output.shape is not None
-            output.shape = type(output.shape)(["detections", *output.shape[1:]])
+        model = program.model.graph
+        named = [(model.inputs[0], ["images", 3, "height", "width"]), (model.inputs[1], ["images", 2])]
+        for value, shape in named + [(each, ["detections", *(each.shape or ())[1:]]) for each in model.outputs]:
+            value.shape = onnx_ir.Shape(shape)
         program.model.metadata_props.update(
             {key: value if isinstance(value, str) else json.dumps(value) for key, value in _about(detector, labels)}
         )
@@ -93,10 +95,10 @@ def _recorded(graph: DetectorGraph) -> ExportedProgram:
 
 
 def _own(detector: TwoStageDetector) -> TwoStageDetector:
-    """A copy on the CPU whose tensors share no memory, as files of exported programs want them."""
-    own = copy.deepcopy(detector).cpu()
+    """A copy on the CPU whose tensors are contiguous and share no memory, as files of exported programs want them."""
+    own = copy.deepcopy(detector).cpu().requires_grad_(False)
     for tensor in (*own.parameters(), *own.buffers()):
-        tensor.data = tensor.data.clone()
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return own
 
 
