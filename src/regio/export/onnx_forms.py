@@ -64,7 +64,7 @@ def forms() -> dict[Any, Callable[..., Tensor]]:
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """Functions of onnxscript that write an operation, for ``torch.onnx.export(custom_translation_table=...)``."""
-    return {torch.ops.regio.nms.default: _nms, operator.le: _at_most}
+    return {torch.ops.regio.nms.default: _nms, operator.le: _at_most, operator.floordiv: _quotient}
 
 
 def _nms(boxes: Any, scores: Any, group: Any, iou_threshold: float) -> Any:
@@ -101,6 +101,18 @@ def _at_most(a: Any, b: Any) -> Any:
     from onnxscript import opset18 as op
 
     return op.LessOrEqual(*(min(each, 2**63 - 1) if isinstance(each, int) else each for each in (a, b)))
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    """``a // b`` of sizes, which are not negative. OpenVINO divides whole numbers in floating point and rounds, so the
+    quotient is kept half a unit of `a` from the next whole number."""
+    import onnx
+    from onnxscript import opset18 as op
+
+    double, whole = onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
+    a, b = (op.Constant(value_int=each) if isinstance(each, int) else each for each in (a, b))
+    half = op.CastLike(op.Constant(value_float=0.5), op.Cast(a, to=double))
+    return op.Cast(op.Floor(op.Div(op.Add(op.Cast(a, to=double), half), op.Cast(b, to=double))), to=whole)
 
 
 class _ByLevel(RegionExtractor):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -171,8 +170,7 @@ class InferredStrideAnchors(Anchors):
     def __call__(self, maps: Sequence[FeatureMap]) -> list[Tensor]:
         """As `Anchors`; `maps` are finest first, and the finest covers the image exactly."""
         height, width = (round(cells * maps[0].stride) for cells in maps[0].size)
-        # Plain numbers, or symbols of them where a detector is being exported.
-        strides: list[Any] = [(torch.sym_float(height // x.size[0]), torch.sym_float(width // x.size[1])) for x in maps]
+        strides = [(height // x.size[0], width // x.size[1]) for x in maps]
         return self.on_grids([x.size for x in maps], strides, maps[0].data.device)
 
 
