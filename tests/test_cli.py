@@ -218,8 +218,9 @@ def test_a_proposal_network_is_a_model_like_any_other(here: Path, capsys: pytest
     recall = json.loads((run / "results.json").read_text())
     assert recall["recall50_1000"] > 0.2 and recall["recall50_100"] < recall["recall50_300"]
     capsys.readouterr()
-    assert regio("val", "shapes", "--json", "--batch-size", "2") == 0
-    assert json.loads(capsys.readouterr().out) == recall
+    assert regio("val", "shapes", "--json", "--batch-size", "2", "--precision", "32-true") == 0
+    again = json.loads(capsys.readouterr().out)  # equal but for rounding, which moves single ones of 500 objects
+    assert again == pytest.approx(recall, abs=5e-3)
     assert regio("detect", str(photo(here / "a.png")), "--score", "0", "--output", "out") == 0
     found = json.loads((here / "out" / "detections.json").read_text())[0]["detections"]
     assert {each["name"] for each in found} == {"object"}

@@ -252,7 +252,7 @@ def test_learns_two_photos_by_heart(make, shared_data: Path) -> None:  # type: i
     detector = make(side=160)
     optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=1e-3)
     history = []
-    for _ in range(50):
+    for _ in range(80):
         losses = detector.losses(photos, annotated)
         optimizer.zero_grad()
         total(losses).backward()
