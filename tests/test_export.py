@@ -311,7 +311,9 @@ def test_torchvisions_mask_rcnn(shared_data: Path, tmp_path: Path) -> None:
     for runtime in RUNTIMES.values():
         size = np.array([image.shape[1:]])
         found = [torch.from_numpy(each) for each in runtime(tmp_path / "model.onnx")(image[None].numpy(), size)]
-        same(Detections(*found[:3], GridMasks(found[4])), expected, pixels=1e-4 * max(image.shape))
+        same(Detections(*found[:3]), replace(expected, masks=None), pixels=1e-4 * max(image.shape))
+        # float32 through the mask head of these weights leaves a thousandth of a probability
+        torch.testing.assert_close(found[4], expected.masks.values, rtol=0, atol=2e-3)
 
 
 @pytest.mark.slow

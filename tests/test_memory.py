@@ -25,6 +25,7 @@ from regio.config.systems import MaskRCNN
 from regio.data import read_coco
 from regio.evaluate import evaluate
 from regio.inference import detect_files
+from regio.ready import ReadyDetector
 
 folder = Path(sys.argv[1])
 
@@ -42,11 +43,12 @@ torch.manual_seed(0)
 sizes = dict(short_side=64, long_side=96, channels=16, hidden=32, mask_channels=8, mask_layers=1, levels=(3, 4, 5))
 system = MaskRCNN(score_threshold=0.0, nms_threshold=0.9, **sizes)
 detector = system.build(3, pretrained=False).eval()
+ReadyDetector(detector)([torch.zeros(3, 60, 80, dtype=torch.uint8)])
 detector([torch.zeros(3, 60, 80, dtype=torch.uint8)])  # what is imported and compiled at the first call
 data = system.dataset(read_coco(folder / "data.json", [folder]))
 photos = [record.path for record in data.records]
 names = data.class_names
-found, detected = peak(lambda: detect_files(detector, photos, names, folder / "detected"))
+found, detected = peak(lambda: detect_files(ReadyDetector(detector), photos, names, folder / "detected"))
 evaluator = system.evaluator(data)
 evaluation, evaluated = peak(lambda: evaluate(detector, evaluator, batch_size=1))
 results = system.results(evaluator, evaluation.records)
