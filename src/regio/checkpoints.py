@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ class Card:
     normalisation: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        model: nn.Module, class_names: Sequence[str], category_ids: Sequence[int], settings: Mapping[str, Any] | None
+    ) -> Card:
+        """The card of `model`, trained on these classes; `settings` build it again."""
+        preprocess = getattr(model, "preprocess", None)
+        normalisation = asdict(preprocess) if is_dataclass(preprocess) and not isinstance(preprocess, type) else {}
+        return Card(tuple(class_names), tuple(category_ids), dict(settings or {}), normalisation)
 
 
 def _replace(path: Path, content: bytes) -> None:

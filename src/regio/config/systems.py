@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from regio.detector import TwoStageDetector
     from regio.evaluate import Evaluator
     from regio.necks import Norm
+    from regio.recipes import Recipe
     from regio.run_report import Results
     from regio.weights import Architecture
 
@@ -57,6 +58,12 @@ class System(ABC):
     @abstractmethod
     def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
         """What a run leaves for people to look at, of the records of this system's evaluator."""
+
+    def recipe(self) -> Recipe:
+        """How the model is trained."""
+        from regio.recipes import Joint
+
+        return Joint()
 
     def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
         """The names of the labels 1, 2, ... of what the model finds."""
