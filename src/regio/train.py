@@ -103,7 +103,13 @@ def train(
         fabric = launch(config.device, config.devices, config.precision)
     preprocess = getattr(model, "preprocess", None)
     normalisation = asdict(preprocess) if is_dataclass(preprocess) and not isinstance(preprocess, type) else {}
-    card = Card(dataset.class_names, dataset.category_ids, dict(configuration or {}), normalisation)
+    card = Card(
+        dataset.class_names,
+        dataset.category_ids,
+        dict(configuration or {}),
+        normalisation,
+        proposals=dataset.proposal_source,
+    )
     run = _Run(fabric, model, dataset, transform, evaluator, config, folder, card, progress or SilentProgress())
     if resume:
         with together(fabric):
