@@ -48,7 +48,7 @@ def opencv(method: SelectiveSearch) -> Callable[[Tensor], Found]:
 
     def search(image: Tensor) -> Found:
         height, width = image.shape[1:]
-        scaled = method._scaled(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        scaled = method.scaled(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
         bgr = np.ascontiguousarray(scaled[:, :, ::-1])
         planes = {
             "hsv": lambda: [cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)],
