@@ -224,6 +224,11 @@ class DetectionDataset(Dataset[Sample]):
                 )
         return self._with(_proposals=proposals)
 
+    def proposals_of(self, index: int) -> NDArray[np.float32] | None:
+        """The boxes [P, 4] that image `index` starts from, without reading it, if this is a dataset `with_proposals`;
+        None if it is not."""
+        return None if self._proposals is None else self._proposals[self.records[index].id]
+
     def with_note(self, note: str) -> Self:
         """The same dataset with one more of `notes`."""
         return self._with(notes=(*self.notes, note))

@@ -94,7 +94,7 @@ class WarpedCrop(SamplingExtractor):
         reach = self.shape(half) * dilation
         read = _rounded if self.rounded else _exact
         (u, column_weight), (v, row_weight) = (
-            read(*axis, bins) for *axis, bins in zip(centre, reach, size, (columns, rows), strict=True)
+            read(c, h, cells, n) for c, h, cells, n in zip(centre, reach, size, (columns, rows), strict=True)
         )
         return SampleGrid(v[..., None], u[..., None], row_weight[..., None], column_weight[..., None])
 
