@@ -176,12 +176,14 @@ def load_all_but_classes(state: Mapping[str, Tensor], detector: nn.Module, what:
     Raises ValueError, its message beginning with `what`, naming the first tensors that are missing, unexpected or of
     another shape.
     """
-    own = [
+    layers = [
         f"{name}.{layer}" if name else layer
         for name, module in detector.named_modules()
         for layer in getattr(module, "class_layers", ())
     ]
-    kept = {name for name in detector.state_dict() if name.rpartition(".")[0] in own}
+    state_of = {name: name.rpartition(".")[0] for name in detector.state_dict()}
+    own = [layer for layer in layers if layer in state_of.values()]
+    kept = {name for name, layer in state_of.items() if layer in own}
     given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in own}
     load_exactly(detector, given, what, kept)
     return own

@@ -104,7 +104,8 @@ class DetectionDataset(Dataset[Sample]):
             torch.from_numpy(record.difficult.copy()),
             _masks_of(record) if self._masks else None,
         )
-        proposals = None if self._proposals is None else torch.from_numpy(self._proposals[record.id].copy())
+        boxes = self.proposals_of(index)
+        proposals = None if boxes is None else torch.from_numpy(boxes.copy())
         return Sample(image, targets, record.id, record.name, proposals)
 
     def __repr__(self) -> str:
@@ -225,8 +226,8 @@ class DetectionDataset(Dataset[Sample]):
         return self._with(_proposals=proposals)
 
     def proposals_of(self, index: int) -> NDArray[np.float32] | None:
-        """The boxes [P, 4] that image `index` starts from, without reading it, if this is a dataset `with_proposals`;
-        None if it is not."""
+        """The boxes [P, 4] to start from in the image of record `index`, if this is a dataset `with_proposals`; None if
+        it is not. The image is not read."""
         return None if self._proposals is None else self._proposals[self.records[index].id]
 
     def with_note(self, note: str) -> Self:

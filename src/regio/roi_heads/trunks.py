@@ -31,7 +31,7 @@ class FullyConnected(LayeredTrunk):
 
     channels, bins: those of the region features. hidden: width of both layers. dropout: share of the outputs of each
     layer that are set to zero in training mode, 0.5 in AlexNet and VGG, whose layers these are in R-CNN, SPPnet and
-    Fast R-CNN. Raises ValueError unless dropout is in [0, 1).
+    Fast R-CNN. `channels`, `bins` and `width` are attributes. Raises ValueError unless dropout is in [0, 1).
     """
 
     def __init__(self, channels: int, bins: tuple[int, int], hidden: int = 1024, *, dropout: float = 0.0) -> None:
