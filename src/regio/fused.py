@@ -207,8 +207,8 @@ def fuse(module: nn.Module, dtype: torch.dtype, example: Tensor | None = None) -
 
     Where its forward is a fixed sequence of operations on tensors, what each layer feeds is seen in its graph
     (`torch.fx`). Otherwise its children are treated in the same way, one by one, in place. Extractors of region
-    features stay as they are: their numbers say where is read. Trunks keep the layers that they can give. example: an input of a module that maps a batch of
-    images to maps; where it is given sums are fused too.
+    features stay as they are: their numbers say where is read. Trunks keep the layers that they can give.
+    example: an input of a module that maps a batch of images to maps; where it is given sums are fused too.
     """
     if isinstance(module, RegionExtractor):
         return module

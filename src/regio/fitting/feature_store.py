@@ -166,7 +166,7 @@ class Layer(NamedTuple):
 
     def of_image(self, image: int) -> Floats:
         """Those of one image, [R, width] float32."""
-        return np.asarray(self.values[self.offsets[image] : self.offsets[image + 1]], dtype=np.float32)
+        return np.array(self.values[self.offsets[image] : self.offsets[image + 1]], dtype=np.float32)
 
     def mean_norm(self, images: int = 200, regions: int = 200, seed: int = 0) -> float:
         """The mean length of the features of up to `regions` random regions of up to `images` random images."""

@@ -28,7 +28,7 @@ def rcnn(
     *,
     crop: int = 227,
     context: int = 16,
-    shape: CropShape = Warp(),
+    shape: CropShape = Warp(),  # noqa: B008 (frozen)
     bins: tuple[int, int] = (6, 6),
     hidden: int = 4096,
     layer: str = "fc7",
@@ -38,7 +38,7 @@ def rcnn(
     chunk: int = 32,
     postprocess: Postprocess = Postprocess(-torch.inf, nms_threshold=0.3),  # noqa: B008 (frozen)
 ) -> TwoStageDetector:
-    """A detector for boxes that are given, `detector(images, proposals)`: the crop of each goes through a whole network.
+    """A detector for boxes that are given, `detector(images, proposals)`: each one's crop goes through a whole network.
 
     num_classes: with the background, 21 for Pascal VOC. backbone: the convolutions of that network. fully_connected:
     its layers fc6 and fc7 (`regio.classifiers.split_classifier` of AlexNet or VGG); unless given, new ones on `bins`
