@@ -25,6 +25,7 @@ from regio.data import (
     open_undivided,
 )
 from regio.data.loading import without_worker_tracebacks
+from regio.given_proposals import source_named
 from regio.identity import differences
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
@@ -52,7 +53,7 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
     console.quiet = not fabric.is_global_zero
     with entered_by_first(fabric, folder) as place:
         with together(fabric):
-            dataset, validation = open_splits(config, console)
+            dataset, validation = open_splits(config, console, place.parent)
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
             model = config.model.build(len(dataset.class_names), pretrained=config.weights is None)
             if config.weights is not None and not resume:
@@ -128,10 +129,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
+def open_splits(
+    config: RunConfig, console: Console, project: Path = Path("runs")
+) -> tuple[DetectionDataset, DetectionDataset]:
     """The data sets that the system of `config` is trained and evaluated on; prints the problems found in them.
 
-    Two data sets are used whole where they have no splits of their own; one data set is divided.
+    Two data sets are used whole where they have no splits of their own; one data set is divided. For a system that
+    needs boxes with its images, both have them: they are found at the first call and kept in a folder of `project`, see
+    `regio.given_proposals`.
     """
     if config.validation is None or Path(config.validation).resolve() == Path(config.data).resolve():
         dataset, validation = (open_dataset(config.data, split) for split in ("train", "val"))
@@ -142,7 +147,23 @@ def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, 
     if not config.difficult:
         dataset = dataset.without_difficult()
     print_problems([dataset, validation], console)
-    return _for_system(config, config.data, dataset), _for_system(config, config.validation or config.data, validation)
+    dataset = _for_system(config, config.data, dataset)
+    validation = _for_system(config, config.validation or config.data, validation)
+    given = config.proposals, config.validation_proposals or config.proposals
+    if not config.model.needs_proposals:
+        if given != (None, None):
+            raise ValueError(
+                f"proposals: expected null for a model that finds its own boxes, got {given[0] or given[1]}"
+            )
+        return dataset, validation
+    train, val = (source_named(word, config.proposals_per_image) for word in given)
+    names = _name(config.data, "train"), _name(config.validation or config.data, "val")
+    return train.attached(dataset, names[0], project, console), val.attached(validation, names[1], project, console)
+
+
+def _name(path: str, split: str) -> str:
+    """A data set, in the name of a file."""
+    return f"{Path(path).resolve().stem}-{split}"
 
 
 def _for_system(config: RunConfig, path: str, dataset: DetectionDataset) -> DetectionDataset:

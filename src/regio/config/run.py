@@ -24,6 +24,13 @@ class RunConfig:
     validation: str | None = setting(None, "the data set to evaluate on; null for the val split of data")
     classes: tuple[str, ...] = setting((), "those to train on; [] for all")
     weights: str | None = setting(None, "checkpoint to start from")
+    proposals: str | None = setting(
+        None,
+        "boxes for a model that finds none itself: selective-search, selective-search:quality, grid, a file of boxes, "
+        "or a checkpoint with a proposal network; null for selective-search",
+    )
+    validation_proposals: str | None = setting(None, "those of the validation images; null for the same")
+    proposals_per_image: int = setting(2000, "boxes of an image that are used, the best, at most", ge=1)
     flip: float = setting(0.5, "probability of a mirrored image", ge=0, le=1)
     jitter: bool = setting(False, "whether colours are varied")
     difficult: bool = setting(

@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 from lightning_fabric import Fabric
 from torch import nn
 
-from regio.checkpoints import Card, read_weights, save, write_json
+from regio.checkpoints import Card, read_weights, save
 from regio.config.training import TrainConfig
 from regio.data import DetectionDataset, Transform
 from regio.evaluate import Evaluation, Evaluator
@@ -31,6 +31,7 @@ from regio.progress import Progress, SilentProgress
 from regio.state_dicts import load_exactly
 from regio.train import FREE, Trainable, evaluate_together, train
 from regio.training_log import TrainingLog
+from regio.whole_files import write_json
 
 __all__ = ["Recipe", "StagedRun"]
 
@@ -166,8 +167,7 @@ class StagedRun:
         )
 
     def _card(self, model: nn.Module, numbers: Mapping[str, float]) -> Card:
-        card = Card.of(model, self.dataset.class_names, self.dataset.category_ids, self.configuration)
-        return replace(card, metrics=dict(numbers))
+        return replace(Card.of(model, self.dataset, self.configuration), metrics=dict(numbers))
 
     def _log(self, numbers: Mapping[str, float]) -> None:
         """metrics.csv of the run: one row, with the time and the steps of all stages."""
