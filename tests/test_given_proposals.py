@@ -35,7 +35,7 @@ class GivenBoxes(FullyConnectedHead):
 
     needs_proposals: ClassVar[bool] = True
 
-    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+    def whole(self, classes: int, *, pretrained: bool) -> TwoStageDetector:
         backbone = self.make_backbone((4,), 16, pretrained=pretrained)
         head = fast_rcnn_head(self.extractor.build(8), 8, self.hidden, classes + 1, **_without_hidden(self.head()))
         return TwoStageDetector(

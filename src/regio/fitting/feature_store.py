@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from regio.checkpoints import write_json
+from regio.whole_files import write_json
 
 __all__ = ["FeatureStore", "Layer"]
 
