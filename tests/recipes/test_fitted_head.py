@@ -196,7 +196,7 @@ def test_a_class_without_an_example_is_said_and_not_detected(tmp_path: Path) -> 
     lines: list[str] = []
     (name, *_), box = Shapes(1).class_names, np.array([[1, 1, 30, 30]], np.float32)
     records = [record.select(np.zeros(0, int), record.labels[:0]) for record in Shapes(2).records]
-    empty = DetectionDataset((name,), (1,), records, read=Shapes(2)._read)
+    empty = DetectionDataset((name,), (1,), records, read=lambda record: Shapes(2).read_image(record.id - 1))
     empty = empty.with_proposals({record.id: box for record in records})
     evaluator = BoxEvaluator(with_boxes(2).keep_classes((name,)))
     here = replace(run(tmp_path, lines=lines), dataset=empty, evaluator=evaluator)

@@ -386,8 +386,8 @@ class SplitBackbone(OnBackbone):
     )
 
     def parts(self, pretrained: bool, *, centred: bool = True) -> tuple[Backbone, FullyConnected | None]:
-        """The backbone, and the layers fc6 and fc7 that come with it; centred: see `split_classifier`. Raises ValueError
-        for one that has none."""
+        """The backbone, and the layers fc6 and fc7 that come with it. centred: see `split_classifier`. Raises
+        ValueError for one that has none."""
         if self.fc == "new":
             return self.make_backbone((self.level,), self.output_stride, pretrained=pretrained), None
         from regio.classifiers import split_classifier

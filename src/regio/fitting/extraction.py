@@ -65,7 +65,7 @@ def store_features(
                 return False
             boxes = label_regions(dataset, index).boxes.to(device)
             if len(boxes):
-                batch, maps = detector.features([dataset[index].image.to(device)])
+                batch, maps = detector.features([dataset.read_image(index).to(device)])
                 features = head.layers(maps, Regions.from_list(detector.preprocess.boxes([boxes], batch)))
             else:
                 features = {name: torch.zeros(0, width) for name, width in store.widths.items()}

@@ -5,6 +5,7 @@ from regio.systems.faster_rcnn import faster_rcnn, faster_rcnn_c4, rpn
 from regio.systems.fpn import faster_rcnn_fpn, rpn_fpn
 from regio.systems.mask_rcnn import mask_rcnn_c4, mask_rcnn_fpn
 from regio.systems.rcnn import rcnn
+from regio.systems.sppnet import sppnet
 
 __all__ = [
     "fast_rcnn",
@@ -17,4 +18,5 @@ __all__ = [
     "rcnn",
     "rpn",
     "rpn_fpn",
+    "sppnet",
 ]
