@@ -41,7 +41,7 @@ def convert(
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="Link images by their paths instead of copying them.")] = False,
 ) -> None:
-    """Write a data set in another format, and print what that format cannot hold; or a checkpoint with smaller layers.
+    """Write a data set in another format, and print what that cannot hold; or a checkpoint made smaller.
 
     A data set: writes the splits train, val and test; one without splits is divided as regio train does. A checkpoint:
     layers fc6 and fc7 become two thin layers each, with the largest singular values of their weights (Fast R-CNN,
