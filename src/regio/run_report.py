@@ -180,7 +180,7 @@ class ProposalResults:
 
     def show(self, console: Console) -> None:
         """Print recall by the number of proposals."""
-        console.print(recall_table({"": self.numbers}, self.evaluator.limits))
+        console.print(recall_table(self.numbers, self.evaluator.limits))
 
     def to_json(self) -> dict[str, Any]:
         """The numbers by name; null where nothing is defined."""
@@ -215,14 +215,12 @@ class ProposalResults:
         return contact_sheet(pictures, 2, captions, ["annotated", "best proposals"])
 
 
-def recall_table(numbers: Mapping[str, Mapping[str, float]], limits: Sequence[int]) -> Table:
-    """The numbers of `ProposalRecall`, of several methods by their names."""
-    names = ["method"] if len(numbers) > 1 else []
-    table = _table(*names, "proposals", "average recall", "at IoU 0.5", "at IoU 0.7", "average best overlap")
-    for name, own in numbers.items():
-        for limit in limits:
-            row = (own[f"{what}_{limit}"] for what in ("ar", "recall50", "recall70", "abo"))
-            table.add_row(*([escape(name)] if names else []), str(limit), *map(_written, row))
+def recall_table(numbers: Mapping[str, float], limits: Sequence[int]) -> Table:
+    """The numbers of `ProposalRecall`."""
+    table = _table("proposals", "average recall", "at IoU 0.5", "at IoU 0.7", "average best overlap")
+    for limit in limits:
+        row = (numbers[f"{what}_{limit}"] for what in ("ar", "recall50", "recall70", "abo"))
+        table.add_row(str(limit), *map(_written, row))
     return table
 
 
@@ -240,7 +238,7 @@ def _numbers(metrics: CocoMetrics) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("class", "method", "proposals") else "right")
+        table.add_column(column, justify="left" if column in ("class", "proposals") else "right")
     return table
 
 

@@ -78,7 +78,9 @@ def proposals(
     recall = ProposalRecall(dataset, limits=(100, 300, 1000, 2000))
     records = {word: recall.records_of(own) for word, own in boxes.items()}
     numbers = {word: recall.measure(each) for word, each in records.items()}
-    console.print(recall_table(numbers, recall.limits))
+    for word, own in numbers.items():
+        console.print(f"\n{word}", highlight=False, markup=False, style="bold")
+        console.print(recall_table(own, recall.limits))
     picture = plot or (out.with_suffix(".png") if out is not None else project / "proposals" / "recall.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     curves = {word: recall.curves(each) for word, each in records.items()}

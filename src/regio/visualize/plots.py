@@ -154,12 +154,12 @@ def recall_comparison_figure(curves: Mapping[str, Mapping[str, Sequence[tuple[in
         for i, (name, own) in enumerate(curves.items()):
             numbers, values = zip(*own[what], strict=True)
             colour = INK if i == 0 else _colour(i)
-            axes.plot(numbers, values, color=colour, linewidth=1.8, label=f"{_short(name, 40)}  {values[-1]:.3f}")
+            axes.plot(numbers, values, color=colour, linewidth=1.8, label=_short(name, 60))
         axes.set_ylim(0, 1)
         axes.set_xlabel("proposals an image", fontsize=9)
         if panel == 0:
             axes.set_ylabel("recall", fontsize=9)
-        axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8, loc="upper left")
+            figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=max(1, 4 - len(curves) // 4))
     return figure
 
 
