@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,9 @@ from regio import format_1
 from regio.identity import differences
 from regio.state_dicts import load_exactly
 from regio.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from regio.data import DetectionDataset
 
 __all__ = [
     "Card",
@@ -57,6 +60,14 @@ class Card:
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     proposals: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(model: nn.Module, dataset: DetectionDataset, settings: Mapping[str, Any] | None) -> Card:
+        """The card of `model`, trained on `dataset`; `settings` build it again."""
+        preprocess = getattr(model, "preprocess", None)
+        normalisation = asdict(preprocess) if is_dataclass(preprocess) and not isinstance(preprocess, type) else {}
+        names, ids = dataset.class_names, dataset.category_ids
+        return Card(names, ids, dict(settings or {}), normalisation, proposals=dataset.proposal_source)
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

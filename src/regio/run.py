@@ -29,10 +29,10 @@ from regio.given_proposals import source_named
 from regio.identity import differences
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
+from regio.recipes import StagedRun
 from regio.run_report import Results
 from regio.settings import as_dict
 from regio.state_dicts import load_exactly
-from regio.train import train
 from regio.training_log import TrainingLog
 from regio.weights import load_trained, published
 from regio.yaml_text import as_yaml
@@ -65,19 +65,20 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
                 (place / "config.yaml").write_text(as_yaml(as_dict(config)))
         _describe(config, dataset, validation, model, place, fabric.world_size, console)
         evaluator = config.model.evaluator(validation)
+        stages = StagedRun(
+            fabric,
+            place,
+            dataset,
+            evaluator,
+            training,
+            transform=transform(config),
+            configuration=model_to_dict(config.model),
+            resume=resume,
+            progress=lambda: RichProgress(console),
+            say=lambda line: console.print(line, highlight=False, markup=False),
+        )
         with without_worker_tracebacks():
-            records = train(
-                model,
-                dataset,
-                evaluator,
-                training,
-                place,
-                transform=transform(config),
-                configuration=model_to_dict(config.model),
-                resume=resume,
-                progress=RichProgress(console),
-                fabric=fabric,
-            ).records
+            records = config.model.recipe()(model, stages).records
         results = config.model.results(evaluator, records)
         if fabric.is_global_zero:
             console.print(took(place), highlight=False)

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -31,7 +31,7 @@ from regio.progress import Progress, SilentProgress
 from regio.training_log import TrainingLog
 from regio.types import Targets
 
-__all__ = ["FREE", "Interrupted", "NonFiniteLoss", "TrainConfig", "Trainable", "train"]
+__all__ = ["FREE", "Interrupted", "NonFiniteLoss", "TrainConfig", "Trainable", "evaluate_together", "train"]
 
 FREE = {"epochs", "steps", "batch_size", "accumulate", "device", "devices", "workers", "save_every", "log_every"}
 """Settings of `TrainConfig` that a resumed run may change, since no result depends on them: those of the machine and of
@@ -101,20 +101,36 @@ def train(
         raise ValueError(f"batch_size: expected at most the {len(dataset)} images of the data, got {config.batch_size}")
     if fabric is None:
         fabric = launch(config.device, config.devices, config.precision)
-    preprocess = getattr(model, "preprocess", None)
-    normalisation = asdict(preprocess) if is_dataclass(preprocess) and not isinstance(preprocess, type) else {}
-    card = Card(
-        dataset.class_names,
-        dataset.category_ids,
-        dict(configuration or {}),
-        normalisation,
-        proposals=dataset.proposal_source,
-    )
+    card = Card.of(model, dataset, configuration)
     run = _Run(fabric, model, dataset, transform, evaluator, config, folder, card, progress or SilentProgress())
     if resume:
         with together(fabric):
             run.resume()
     return run.train()
+
+
+def evaluate_together(
+    fabric: Fabric,
+    module: nn.Module,
+    evaluator: Evaluator,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """What `evaluator` measures of `module`, each process of `fabric` predicting for its share of the images."""
+    size = fabric.world_size
+    share_buffers(fabric, module)
+    with together(fabric):
+        own = predict(
+            cast(Trainable, module),
+            evaluator,
+            share=range(fabric.global_rank, len(evaluator.dataset), size) if size > 1 else None,
+            batch_size=batch_size,
+            device=fabric.device,
+            progress=progress,
+        )
+    shares = gather(fabric, own)
+    records = [shares[i % size][i // size] for i in range(len(evaluator.dataset))]
+    return Evaluation(evaluator.measure(records), records)
 
 
 class _Run:
@@ -255,20 +271,11 @@ class _Run:
 
     def evaluate(self) -> Evaluation:
         """Evaluate, each process its share of the images, and write the checkpoints."""
-        fabric, size = self.fabric, self.fabric.world_size
-        share_buffers(fabric, self.evaluated)
-        with together(fabric):
-            own = predict(
-                cast(Trainable, self.evaluated),
-                self.evaluator,
-                share=range(fabric.global_rank, len(self.evaluator.dataset), size) if size > 1 else None,
-                batch_size=self.config.batch_size,
-                device=fabric.device,
-                progress=self.progress.evaluating,
-            )
-        shares = gather(fabric, own)
-        records = [shares[i % size][i // size] for i in range(len(self.evaluator.dataset))]
-        evaluation = Evaluation(self.evaluator.measure(records), records)
+        fabric = self.fabric
+        evaluation = evaluate_together(
+            fabric, self.evaluated, self.evaluator, self.config.batch_size, self.progress.evaluating
+        )
+        records = evaluation.records
         numbers, result = evaluation.numbers, evaluation.numbers[self.evaluator.selects]
         better = not result <= self.best  # also where it is not defined
         if better:

@@ -170,6 +170,6 @@ def _resumed(folder: Path, data: str | None) -> RunConfig:
     config = read_config(folder / "config.yaml")
     if data is not None and config.data != data:
         raise ValueError(f"--resume: the run {folder} trains on {config.data}, got {data}")
-    if not (folder / "weights" / "resume.safetensors").is_file():
+    if not (folder / "stages").is_dir() and not (folder / "weights" / "resume.safetensors").is_file():
         raise ValueError(f"--resume: {folder} ended before its first save; start it again without --resume")
     return config

@@ -1,0 +1,165 @@
+"""Trainings of several stages: what they leave, and how they go on."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from regio.config.systems import FasterRCNNOnFPN
+from regio.data import HorizontalFlip, Shapes
+from regio.evaluate import BoxEvaluator
+from regio.processes import launch
+from regio.progress import Progress, SilentProgress
+from regio.recipes import StagedRun
+from regio.train import Interrupted, TrainConfig
+from regio.training_log import TrainingLog
+from tests.test_train import StopAt
+
+MODEL = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, regions_per_image=16)
+CONFIG = TrainConfig(steps=4, batch_size=2, evaluate_every=100, log_every=1, workers=0, device="cpu", seed=3)
+
+
+def staged(
+    folder: Path,
+    *,
+    resume: bool = False,
+    config: TrainConfig = CONFIG,
+    progress: Callable[[], Progress] = SilentProgress,
+    lines: list[str] | None = None,
+) -> StagedRun:
+    return StagedRun(
+        launch("cpu"),
+        folder,
+        Shapes(6),
+        BoxEvaluator(Shapes(2, seed=1)),
+        config,
+        transform=HorizontalFlip(),
+        resume=resume,
+        progress=progress,
+        say=([] if lines is None else lines).append,
+    )
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return MODEL.build(6)
+
+
+def halve(detector: nn.Module, place: Path) -> dict[str, float]:
+    """A stage without gradients."""
+    with torch.no_grad():
+        detector.roi_heads[0].box_deltas.weight.mul_(0.5)  # type: ignore[index, union-attr]
+    return {"factor": 0.5}
+
+
+def recipe(run: StagedRun) -> nn.Module:
+    detector = model()
+    first = run.stage("1-first", detector)
+    run.make("2-halved", detector, lambda place: halve(detector, place))
+    second = run.stage("3-second", detector, config=replace(run.config, steps=2))
+    evaluation = run.finish(detector)
+    assert first.keys() == second.keys() == evaluation.numbers.keys()
+    return detector
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    recipe(staged(folder))
+    return folder
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = (load_file(folder / "weights" / "last.safetensors") for folder in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_what_it_leaves(straight: Path) -> None:
+    assert sorted(path.name for path in (straight / "stages").iterdir()) == [
+        "1-first",
+        "2-halved",
+        "3-second",
+        "run.json",
+    ]
+    (row,) = TrainingLog(straight / "metrics.csv", []).rows()
+    assert row["step"] == 6
+    times = [TrainingLog(straight / "stages" / name / "metrics.csv", []).seconds() for name in ("1-first", "3-second")]
+    assert row["seconds"] == pytest.approx(sum(times), rel=1e-5)
+    assert (straight / "weights" / "best.safetensors").is_file()
+    assert (straight / "predictions.json").is_file()
+    assert json.loads((straight / "stages" / "2-halved" / "done.json").read_text()) == {"factor": 0.5}
+
+
+def test_stages_follow_each_other(straight: Path) -> None:
+    """The second begins with the weights that the first left; in between they are halved."""
+    key = "roi_heads.0.box_deltas.weight"
+    first, halved = (
+        load_file(straight / "stages" / name / "weights" / "last.safetensors")[key] for name in ("1-first", "2-halved")
+    )
+    assert torch.equal(halved, first * 0.5)
+    assert not torch.equal(load_file(straight / "weights" / "last.safetensors")[key], halved)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_it_goes_on_exactly_where_it_was_stopped(straight: Path, tmp_path: Path, stage: int) -> None:
+    """In its first training, and in its second."""
+    progress: list[Progress] = [SilentProgress(), SilentProgress()]
+    progress[stage] = StopAt(1, signal.SIGTERM)
+    remaining = iter(progress)
+    with pytest.raises(Interrupted, match="stopped at step 1 of"):
+        recipe(staged(tmp_path, progress=lambda: next(remaining)))
+    lines: list[str] = []
+    recipe(staged(tmp_path, resume=True, lines=lines))
+    assert same(straight, tmp_path)
+    assert lines == (
+        ["1-first", "2-halved", "3-second"]
+        if stage == 0
+        else ["1-first: done before", "2-halved: done before", "3-second"]
+    )
+
+
+def test_a_finished_run_trains_no_more(straight: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (straight / "stages").rglob("*") if path.is_file()}
+    detector = recipe(staged(straight, resume=True))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    state = load_file(straight / "weights" / "last.safetensors")
+    assert all(torch.equal(state[key], value) for key, value in detector.state_dict().items())
+
+
+def test_another_run_is_not_resumed(straight: Path) -> None:
+    with pytest.raises(ValueError, match=r"a run can only be resumed as it was: seed 3, got 4"):
+        recipe(staged(straight, resume=True, config=replace(CONFIG, seed=4)))
+
+
+def test_a_stage_that_fails_is_made_again(straight: Path, tmp_path: Path) -> None:
+    """What it left in its folder is there, its changes of the model are not."""
+    run, detector = staged(tmp_path), model()
+    run.stage("1-first", detector)
+
+    def fails(place: Path) -> None:
+        halve(detector, place)
+        (place / "part").write_text("a")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run.make("2-halved", detector, fails)
+    run, detector = staged(tmp_path, resume=True), model()
+    run.stage("1-first", detector)
+    seen: list[bool] = []
+
+    def works(place: Path) -> dict[str, float]:
+        seen.append((place / "part").exists())
+        return halve(detector, place)
+
+    run.make("2-halved", detector, works)
+    assert seen == [True]
+    key = "roi_heads.0.box_deltas.weight"
+    expected = load_file(straight / "stages" / "2-halved" / "weights" / "last.safetensors")
+    assert torch.equal(detector.state_dict()[key], expected[key])
