@@ -308,3 +308,22 @@ def test_a_sampler_of_another_kind_still_fits() -> None:
     head_of(detector).sampler = RegionSampler(Matcher(0.6, 0.4), BalancedSampler(8, 0.5))
     assert detector.losses(photos(), targets(), boxes())["class"] > 0
     assert isinstance(detector.features(photos())[1][0], FeatureMap)
+
+
+@torch.no_grad()
+def test_regions_on_the_same_cells_are_computed_once() -> None:
+    head = head_of(report_everything(small()))
+    rows: list[int] = []
+    head.trunk.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    _, maps = small().eval().features(photos())
+    one = torch.tensor([[10.0, 10, 60, 60]])
+    r = Regions(torch.cat([one, one + 1, one + 40, one + 2, one]), torch.tensor([0, 0, 0, 0, 1]))
+    output = head.predict(maps, r)
+    with torch.enable_grad():
+        plain = head.predict(maps, r)
+    assert rows == [3, 5]
+    torch.testing.assert_close(output.logits, plain.logits)
+    torch.testing.assert_close(output.deltas, plain.deltas)
+    assert not torch.equal(output.logits[0], output.logits[4])
+    empty = Regions(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert head.predict(maps, empty).logits.shape == (0, 3)
