@@ -117,7 +117,7 @@ def _fused(detector: TwoStageDetector, dtype: torch.dtype) -> TwoStageDetector:
         for name, child in head.named_children():
             if isinstance(child, WholeNetwork):
                 child.backbone = _fused_backbone(child.backbone, dtype, device)
-                child.fully_connected = fuse(child.fully_connected, dtype)
+                setattr(child, "fully_connected", fuse(child.fully_connected, dtype))  # noqa: B010
                 continue
             # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
             setattr(head, name, fuse(child, torch.float32 if name == "class_logits" else dtype))
