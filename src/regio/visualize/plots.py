@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from regio.evaluate import CocoMetrics
 from regio.visualize.colours import class_colour
 
-__all__ = ["confusion_figure", "precision_recall_figure", "recall_figure", "training_figure"]
+__all__ = [
+    "confusion_figure",
+    "precision_recall_figure",
+    "recall_comparison_figure",
+    "recall_figure",
+    "training_figure",
+]
 
 INK, FAINT = "#222222", "#b8b8b8"
 NOT_LOSSES = {"step", "epoch", "lr", "images_per_second", "seconds"}
@@ -125,9 +131,7 @@ def recall_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "recall of proposals")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _logarithmic(axes)
     for i, (name, points) in enumerate(curves.items()):
         numbers, values = zip(*points, strict=True)
         colour = INK if i == 0 else _colour(i)
@@ -137,6 +141,32 @@ def recall_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     axes.set_ylabel("recall", fontsize=9)
     axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8)
     return figure
+
+
+def recall_comparison_figure(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+    """Recall of several methods against the number of proposals: for each method the curves of
+    `regio.evaluate.ProposalRecall.curves`, one a panel."""
+    panels = list(next(iter(curves.values())))
+    figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    for panel, (axes, what) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
+        _style(axes, f"recall, {what}")
+        _logarithmic(axes)
+        for i, (name, own) in enumerate(curves.items()):
+            numbers, values = zip(*own[what], strict=True)
+            colour = INK if i == 0 else _colour(i)
+            axes.plot(numbers, values, color=colour, linewidth=1.8, label=_short(name, 60))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("proposals an image", fontsize=9)
+        if panel == 0:
+            axes.set_ylabel("recall", fontsize=9)
+            figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=max(1, 4 - len(curves) // 4))
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
