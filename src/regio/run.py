@@ -36,7 +36,7 @@ from regio.training_log import TrainingLog
 from regio.weights import load_trained, published
 from regio.yaml_text import as_yaml
 
-__all__ = ["open_splits", "print_problems", "run", "took", "transform"]
+__all__ = ["open_data", "open_splits", "print_problems", "run", "took", "transform"]
 
 FREE = {"backbone_weights", "short_side", "long_side", "score_threshold"}  # settings that no weight depends on
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
@@ -129,7 +129,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
-    """The data sets that the system of `config` is trained and evaluated on; prints the problems found in them.
+    """The data sets that the system of `config` is trained and evaluated on: those of `open_data`, with what the system
+    needs. Raises ValueError where they do not have it."""
+    dataset, validation = open_data(config, console)
+    return _for_system(config, config.data, dataset), _for_system(config, config.validation or config.data, validation)
+
+
+def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
+    """The data sets for training and evaluation that `config` names; prints the problems found in them.
 
     Two data sets are used whole where they have no splits of their own; one data set is divided.
     """
@@ -141,8 +148,17 @@ def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, 
         dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
     if not config.difficult:
         dataset = dataset.without_difficult()
+    dataset, validation = _few(dataset, config.images), _few(validation, config.validation_images)
     print_problems([dataset, validation], console)
-    return _for_system(config, config.data, dataset), _for_system(config, config.validation or config.data, validation)
+    return dataset, validation
+
+
+def _few(dataset: DetectionDataset, most: int | None) -> DetectionDataset:
+    """At most so many images, spread over the data set."""
+    if most is None or most >= len(dataset):
+        return dataset
+    few = dataset.subset(i * len(dataset) // most for i in range(most))
+    return few.with_note(f"{most} of {len(dataset)} images are used, spread over all")
 
 
 def _for_system(config: RunConfig, path: str, dataset: DetectionDataset) -> DetectionDataset:

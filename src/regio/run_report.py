@@ -41,7 +41,7 @@ from regio.visualize import (
     training_figure,
     write_report,
 )
-from regio.visualize.report import Cell
+from regio.visualize.page import Cell
 from regio.yaml_text import as_yaml
 
 __all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results"]
