@@ -37,7 +37,7 @@ class TwoStageDetector(nn.Module):
 
     Images are tensors [3, H, W], uint8 in 0..255 or floating point in 0..1, of any sizes. Boxes, those given and those
     returned, are in pixels of these images. Gradients do not flow into the coordinates of boxes between the stages
-    (approximate joint training, Faster R-CNN, section 3.2).
+    (approximate joint training, Faster R-CNN, section 3.2) unless the proposals let them (`RPN(box_gradients=True)`).
 
     proposals: None for a detector whose boxes are always given. roi_heads: the heads, in order; none for a network that
     only proposes.
@@ -95,6 +95,22 @@ class TwoStageDetector(nn.Module):
             boxes, own = _as_head(head).losses(maps, boxes, targets)
             losses |= {f"{name}_{place}" if name in losses else name: loss for name, loss in own.items()}
         return losses
+
+    def without_heads(self) -> TwoStageDetector:
+        """The proposal network alone: a detector whose modules are those of this one, not copies."""
+        return TwoStageDetector(
+            preprocess=self.preprocess, backbone=self.backbone, neck=self.neck, proposals=self._proposals()
+        )
+
+    def without_proposals(self) -> TwoStageDetector:
+        """The heads alone, for boxes that are given: a detector whose modules are those of this one, not copies."""
+        return TwoStageDetector(
+            preprocess=self.preprocess,
+            backbone=self.backbone,
+            neck=self.neck,
+            proposals=None,
+            roi_heads=[*self.roi_heads],
+        )
 
     def _proposals(self) -> Proposals:
         if self.proposals is None:

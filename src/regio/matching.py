@@ -146,7 +146,7 @@ class RegionSampler:
     def _of_image(self, boxes: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.append_objects:
             boxes = torch.cat([boxes, target.boxes[~target.crowd].to(boxes.dtype)])
-        match = self.matcher(boxes, target)
+        match = self.matcher(boxes.detach(), target)
         positive, background = self.sampler(match)
         rows = torch.cat([positive, background])
         boxes, match = boxes[rows], match[rows]

@@ -114,6 +114,13 @@ class Proposing(OnBackbone):
     """Those of all systems with a proposal network."""
 
     anchor_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "height / width of anchors")
+    rpn_box_weight: float = setting(1.0, "of the proposals' box loss, the paper's lambda / 10", ge=0)
+
+    def adjusted(self, detector: TwoStageDetector) -> TwoStageDetector:
+        """`detector` with those of the settings that its proposal network has."""
+        rpn: Any = detector.proposals
+        rpn.box_weight = self.rpn_box_weight
+        return detector
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
         from regio.evaluate import ProposalRecall
@@ -128,6 +135,33 @@ class Proposing(OnBackbone):
     def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
         """All that a proposal network finds are objects."""
         return ("object",)
+
+
+@dataclass(frozen=True)
+class TwoStage(Proposing):
+    """Those of the systems with a proposal network and heads."""
+
+    scheme: Literal["approximate", "joint", "alternating"] = setting(
+        "approximate",
+        "proposals and heads trained jointly without gradients into the coordinates of boxes; with them (joint), for "
+        "extractors that have them; or in the four alternating steps of Faster R-CNN, each of as many steps",
+    )
+
+    def recipe(self) -> Recipe:
+        from regio.recipes import Alternating, Joint
+
+        return Alternating() if self.scheme == "alternating" else Joint()
+
+    def adjusted(self, detector: TwoStageDetector) -> TwoStageDetector:
+        """As `Proposing.adjusted`. Raises ValueError where boxes are to be trained through an extractor that has no
+        gradient for them."""
+        if self.scheme == "joint":
+            from regio.recipes import require_box_gradients
+
+            rpn: Any = detector.proposals
+            require_box_gradients(detector)
+            rpn.box_gradients = True
+        return super().adjusted(detector)
 
 
 @dataclass(frozen=True)
@@ -272,7 +306,7 @@ class RPN(OneMap):
         from regio.systems import rpn
 
         backbone, stage = self.stage(pretrained)
-        return rpn(backbone, **stage)
+        return self.adjusted(rpn(backbone, **stage))
 
 
 @dataclass(frozen=True)
@@ -283,29 +317,31 @@ class RPNOnFPN(Pyramid):
         from regio.systems import rpn_fpn
 
         backbone, stage = self.stage(pretrained)
-        return rpn_fpn(backbone, **stage)
+        return self.adjusted(rpn_fpn(backbone, **stage))
 
 
 @dataclass(frozen=True)
-class FasterRCNN(FullyConnectedHead, OneMap):
+class FasterRCNN(FullyConnectedHead, TwoStage, OneMap):
     """Faster R-CNN on one map."""
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
         from regio.systems import faster_rcnn
 
         backbone, stage = self.stage(pretrained)
-        return faster_rcnn(classes + 1, backbone, self.extractor.build(self.channels), **stage, **self.head())
+        extractor = self.extractor.build(self.channels)
+        return self.adjusted(faster_rcnn(classes + 1, backbone, extractor, **stage, **self.head()))
 
 
 @dataclass(frozen=True)
-class FasterRCNNOnFPN(FullyConnectedHead, Pyramid):
+class FasterRCNNOnFPN(FullyConnectedHead, TwoStage, Pyramid):
     """Faster R-CNN on a feature pyramid."""
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
         from regio.systems import faster_rcnn_fpn
 
         backbone, stage = self.stage(pretrained)
-        return faster_rcnn_fpn(classes + 1, backbone, self.extractor.build(self.channels), **stage, **self.head())
+        extractor = self.extractor.build(self.channels)
+        return self.adjusted(faster_rcnn_fpn(classes + 1, backbone, extractor, **stage, **self.head()))
 
 
 @dataclass(frozen=True)
@@ -323,7 +359,7 @@ class MaskRCNN(Masks, FasterRCNNOnFPN):
         from regio.systems import mask_rcnn_fpn
 
         backbone, stage = self.stage(pretrained)
-        return mask_rcnn_fpn(
+        made = mask_rcnn_fpn(
             classes + 1,
             backbone,
             self.extractor.build(self.channels),
@@ -333,10 +369,11 @@ class MaskRCNN(Masks, FasterRCNNOnFPN):
             **stage,
             **self.head(),
         )
+        return self.adjusted(made)
 
 
 @dataclass(frozen=True)
-class FasterRCNNOnC4(BoxHead, Proposing):
+class FasterRCNNOnC4(BoxHead, TwoStage):
     """Faster R-CNN on C4, with the stage after it as the head."""
 
     backbone: str = setting("torchvision:resnet50", "a chain of stages: a ResNet as torchvision:NAME, timm:NAME")
@@ -366,7 +403,7 @@ class FasterRCNNOnC4(BoxHead, Proposing):
         from regio.systems import faster_rcnn_c4
 
         backbone, stage = self.stage(pretrained)
-        return faster_rcnn_c4(classes + 1, backbone, **stage)
+        return self.adjusted(faster_rcnn_c4(classes + 1, backbone, **stage))
 
 
 @dataclass(frozen=True)
@@ -377,7 +414,7 @@ class MaskRCNNOnC4(Masks, FasterRCNNOnC4):
         from regio.systems import mask_rcnn_c4
 
         backbone, stage = self.stage(pretrained)
-        return mask_rcnn_c4(classes + 1, backbone, **self.masks(), **stage)
+        return self.adjusted(mask_rcnn_c4(classes + 1, backbone, **self.masks(), **stage))
 
 
 @dataclass(frozen=True)

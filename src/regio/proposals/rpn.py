@@ -46,8 +46,13 @@ class RPN(nn.Module):
 
     Anchors that cross the image's border by more than `straddle_threshold` pixels do not take part in training (the
     paper: 0); None lets all of them (FPN). The losses are those of the released code: both divided by the number of
-    sampled anchors, equal weights, smooth L1 with `beta` 1/9. (The paper's equation 1 divides the second by the number
-    of cells and weighs it by 10, which comes to about the same.)
+    sampled anchors, the second times `box_weight`, smooth L1 with `beta` 1/9. (The paper's equation 1 divides the
+    second by the number of cells and weighs it by 10, which comes to about the same as equal weights; its table 9
+    varies that weight.)
+
+    With `box_gradients`, the boxes that `losses` gives carry a gradient to the refinements that they were decoded with,
+    so that heads train the proposals too (section 3.2, non-approximate joint training). The extractor of the head must
+    then have a gradient for boxes, which RoI pooling has not.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class RPN(nn.Module):
         coder: BoxCoder = BoxCoder(),  # noqa: B008 (frozen)
         straddle_threshold: float | None = None,
         beta: float = 1 / 9,
+        box_weight: float = 1.0,
+        box_gradients: bool = False,
     ) -> None:
         super().__init__()
         hidden = hidden or channels
@@ -72,6 +79,7 @@ class RPN(nn.Module):
         self.test_filter, self.train_filter = test, train
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
         self.straddle_threshold, self.beta = straddle_threshold, beta
+        self.box_weight, self.box_gradients = box_weight, box_gradients
         self.conv = _convolutions(channels, hidden, layers)
         self.objectness = nn.Conv2d(hidden, anchors.per_cell, 1)
         self.deltas = nn.Conv2d(hidden, anchors.per_cell * 4, 1)
@@ -85,14 +93,16 @@ class RPN(nn.Module):
         """Proposals of each image, best first, clipped to it, in pixels of the batch: label 1 is "object", the score is
         its probability."""
         levels = self.levels(maps)
-        return self._propose(*self.predict(levels), self.anchors(levels), maps[0].image_sizes, self.test_filter)
+        with torch.no_grad():
+            return self._propose(*self.predict(levels), self.anchors(levels), maps[0].image_sizes, self.test_filter)
 
     def losses(self, maps: Sequence[FeatureMap], targets: Sequence[Targets]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Boxes [P_i, 4] of each image to train the heads on, and the losses `rpn_objectness` and `rpn_box`."""
         sizes, levels = maps[0].image_sizes, self.levels(maps)
         objectness, deltas = self.predict(levels)
         anchors = self.anchors(levels)
-        proposals = self._propose(objectness, deltas, anchors, sizes, self.train_filter)
+        with torch.set_grad_enabled(self.box_gradients and torch.is_grad_enabled()):
+            proposals = self._propose(objectness, deltas, anchors, sizes, self.train_filter)
         losses = self._compare(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, targets)
         return [each.boxes for each in proposals], losses
 
@@ -114,7 +124,6 @@ class RPN(nn.Module):
             deltas.append(delta.permute(0, 2, 3, 1).reshape(hidden.shape[0], -1, 4).to(precise))
         return objectness, deltas
 
-    @torch.no_grad()
     def _propose(
         self,
         objectness: list[Tensor],
@@ -125,7 +134,7 @@ class RPN(nn.Module):
     ) -> list[Detections]:
         boxes, scores, levels = [], [], []
         for i, (logit, delta, anchor) in enumerate(zip(objectness, deltas, anchors, strict=True)):
-            score, best = logit.topk(min(filter.pre_nms_top_n, logit.shape[1]), dim=1)
+            score, best = logit.detach().topk(min(filter.pre_nms_top_n, logit.shape[1]), dim=1)
             chosen = delta.gather(1, best[:, :, None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(chosen.flatten(0, 1), anchor[best].flatten(0, 1)).view_as(chosen))
             scores.append(score)
@@ -151,10 +160,11 @@ class RPN(nn.Module):
             predicted.append(deltas[i, positive])
             wanted.append(self.coder.encode(target.boxes[match[positive]].to(anchors.dtype), anchors[positive]))
         label = torch.cat(labels)
+        weight = self.box_weight / max(len(label), 1)
         entropy = F.binary_cross_entropy_with_logits(torch.cat(logits), label, reduction="sum") / max(len(label), 1)
         return {
             "rpn_objectness": entropy,
-            "rpn_box": smooth_l1(torch.cat(predicted), torch.cat(wanted), self.beta).sum() / max(len(label), 1),
+            "rpn_box": smooth_l1(torch.cat(predicted), torch.cat(wanted), self.beta).sum() * weight,
         }
 
     def _match(self, anchors: Tensor, size: tuple[int, int], target: Targets) -> Tensor:
@@ -174,12 +184,12 @@ def _convolutions(channels: int, hidden: int, layers: int) -> nn.Module:
 
 
 def _suppress(boxes: Tensor, logits: Tensor, level: Tensor, filter: ProposalFilter) -> Detections:
-    width, height = sides(boxes)
+    width, height = sides(boxes.detach())
     large = (width >= filter.min_size) & (height >= filter.min_size)
     if filter.score_threshold > 0:
         large &= logits.sigmoid() >= filter.score_threshold
     boxes, logits = boxes[large], logits[large]
-    best = batched_nms(boxes, logits, level[large], filter.nms_threshold)[: filter.post_nms_top_n]
+    best = batched_nms(boxes.detach(), logits, level[large], filter.nms_threshold)[: filter.post_nms_top_n]
     return Detections(boxes[best], torch.ones_like(best), logits[best].sigmoid())
 
 

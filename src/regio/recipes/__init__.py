@@ -1,6 +1,7 @@
 """How the systems are trained: in one piece, or in stages as their papers do."""
 
-from regio.recipes.joint import Joint
+from regio.recipes.alternating import Alternating
+from regio.recipes.joint import Joint, require_box_gradients
 from regio.recipes.staged_run import Recipe, StagedRun
 
-__all__ = ["Joint", "Recipe", "StagedRun"]
+__all__ = ["Alternating", "Joint", "Recipe", "StagedRun", "require_box_gradients"]

@@ -24,6 +24,7 @@ class RoIHead(Protocol):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The boxes [B_i, 4] of each image that the next head is trained on, and the losses, scalars by name.
 
-        `boxes` [P_i, 4] are the proposals, or what the head before gave. The boxes given on carry no gradient.
+        `boxes` [P_i, 4] are the proposals, or what the head before gave. They carry a gradient only where the
+        proposals are trained through their coordinates, see `regio.proposals.RPN`.
         """
         ...
