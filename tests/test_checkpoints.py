@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume, write_json
+from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume
 from regio.config import load_detector, model_from_dict
 from regio.config.extractors import Learned
 from regio.config.systems import FasterRCNNOnFPN
 from regio.types import FeatureMap, Regions
+from regio.whole_files import write_json
 
 SAME = {"seed": "3"}
 CARD = Card(("cat", "dog"), (17, 18), {"channels": 8}, {"mean": [0.5]}, 12, {"ap": 0.25})

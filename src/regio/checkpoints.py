@@ -9,7 +9,6 @@ draws each step's random numbers from (seed, step).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from regio import format_1
 from regio.identity import differences
 from regio.state_dicts import load_exactly
+from regio.whole_files import write_whole
 
 __all__ = [
     "Card",
@@ -34,7 +34,6 @@ __all__ = [
     "read_weights",
     "save",
     "save_resume",
-    "write_json",
 ]
 
 FORMAT = 2
@@ -47,7 +46,8 @@ class Card:
     model: the configuration that builds the detector (`regio.config.model_to_dict`), empty for a detector put together
     by hand. class_names: without the background; class_names[l - 1] is the name of label l. category_ids: the
     ids of the data set trained on. normalisation: mean and std per channel for values in [0, 1], and the resize.
-    metrics: those of the last evaluation.
+    metrics: those of the last evaluation. proposals: what found the boxes that it was trained on, where these were
+    given: see `regio.data.DetectionDataset.proposal_source`.
     """
 
     class_names: tuple[str, ...]
@@ -56,36 +56,26 @@ class Card:
     normalisation: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    proposals: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(
-        model: nn.Module, class_names: Sequence[str], category_ids: Sequence[int], settings: Mapping[str, Any] | None
+        model: nn.Module,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        settings: Mapping[str, Any] | None,
+        proposals: Mapping[str, Any] | None = None,
     ) -> Card:
-        """The card of `model`, trained on these classes; `settings` build it again."""
+        """The card of `model`, trained on these classes, with boxes from `proposals`; `settings` build it again."""
         preprocess = getattr(model, "preprocess", None)
         normalisation = asdict(preprocess) if is_dataclass(preprocess) and not isinstance(preprocess, type) else {}
-        return Card(tuple(class_names), tuple(category_ids), dict(settings or {}), normalisation)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, flush it to disk, then move it onto `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"{path}: could not be written ({error}); an earlier file of this name is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all. Raises OSError naming the file."""
-    _replace(path, json.dumps(value).encode())
+        return Card(
+            tuple(class_names),
+            tuple(category_ids),
+            dict(settings or {}),
+            normalisation,
+            proposals=dict(proposals or {}),
+        )
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,7 +93,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
             if first.setdefault(where, name) != name:
                 tied[name] = first[where]
     metadata = {"format": "pt", "regio": json.dumps({"version": FORMAT, "tied": tied, **header})}
-    _replace(path, to_bytes(_own({name: t for name, t in tensors.items() if name not in tied}), metadata))
+    write_whole(path, to_bytes(_own({name: t for name, t in tensors.items() if name not in tied}), metadata))
 
 
 def _read_tensors(path: Path, header: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from regio.checkpoints import write_json
 from regio.data.images import image_size, read_image
 from regio.evaluate import detections_to_coco
+from regio.processes import processors
 from regio.ready import ReadyDetector
 from regio.types import Detections
 from regio.visualize import draw_detections
+from regio.whole_files import write_json
 
 __all__ = ["FileDetections", "detect_files", "find_images"]
 
@@ -79,16 +80,19 @@ def detect_files(
     score_threshold: float = 0.0,
     batch_size: int = 4,
     pictures: bool = True,
+    proposals: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> FileDetections:
     """Detect in each of `files`, and write ``detections.json`` into `folder`, and with `pictures` also
     ``pictures/NAME.jpg`` with the detections drawn.
 
     score_threshold: lowest score of what is kept. batch_size: images at once at most; only images that come to one
-    size are, so that none is padded for another. progress: called with the number of files done after each batch. A
-    file that cannot be read as an image is listed in `unreadable`.
+    size are, so that none is padded for another. proposals: gives boxes [P, 4] for an image, uint8 [3, H, W], for a
+    detector that finds none itself. progress: called with the number of files done after each batch. A file that
+    cannot be read as an image is listed in `unreadable`.
 
-    While the detector works on some images, the next ones are read and those before are drawn.
+    While the detector works on some images, the next ones are read, with boxes found in them, and those before are
+    drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if pictures:
@@ -103,14 +107,16 @@ def detect_files(
             draw_detections(image, detections, class_names, 0.0).save(folder / "pictures" / names[number])
         found[number] = _as_dict(files[number], image, detections, class_names)
 
-    with _background() as reader, _background() as drawer:
+    with _background(1 if proposals is None else processors()) as reader, _background() as drawer:
         batches = _of_one_size(files, detector.padded_size, batch_size, unreadable)
         done, drawn = len(unreadable), deque[Future[None]]()
         progress(done)
-        for batch, reading in zip(batches, _ahead(reader, partial(_read, files), batches), strict=True):
-            images, errors = reading.result()
+        reads = _ahead(reader, partial(_read, files, proposals), batches, 1 if proposals is None else processors())
+        for batch, reading in zip(batches, reads, strict=True):
+            images, boxes, errors = reading.result()
             unreadable |= errors
-            results = detector(list(images.values())) if images else []
+            given = [] if proposals is None else [[boxes[number] for number in images]]
+            results = detector(list(images.values()), *given) if images else []
             for (number, image), each in zip(images.items(), results, strict=True):
                 detections = each.to("cpu")
                 drawn.append(drawer.submit(finish, number, image, detections[detections.scores >= score_threshold]))
@@ -148,20 +154,25 @@ def _of_one_size(
     return batches
 
 
-def _read(files: Sequence[Path], numbers: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """The images of these numbers, and why of those that cannot be read."""
-    images, errors = {}, {}
+def _read(
+    files: Sequence[Path], proposals: Callable[[Tensor], Tensor] | None, numbers: Sequence[int]
+) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, str]]:
+    """The images of these numbers, boxes in them where something finds some, and why of those that cannot be read."""
+    images, boxes, errors = {}, {}, {}
     for number in numbers:
         try:
             images[number] = read_image(files[number])
         except (ValueError, OSError) as error:
             errors[number] = str(error)
-    return images, errors
+            continue
+        if proposals is not None:
+            boxes[number] = proposals(images[number])
+    return images, boxes, errors
 
 
-def _background() -> ThreadPoolExecutor:
-    """A thread of its own, of the lowest priority where threads have one."""
-    return ThreadPoolExecutor(1, initializer=_yield_to_detector)
+def _background(threads: int = 1) -> ThreadPoolExecutor:
+    """Threads of the lowest priority, where threads have one of their own."""
+    return ThreadPoolExecutor(threads, initializer=_yield_to_detector)
 
 
 def _yield_to_detector() -> None:
@@ -172,13 +183,13 @@ def _yield_to_detector() -> None:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Sequence[_Item]
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Sequence[_Item], count: int = 1
 ) -> Iterator[Future[_Result]]:
-    """``function(item)`` of each of `items`, in order, each begun when the one before is given."""
+    """``function(item)`` of each of `items`, in order, each begun when that `count` places before is given."""
     futures = deque[Future[_Result]]()
     for item in items:
         futures.append(pool.submit(function, item))
-        if len(futures) > 1:
+        if len(futures) > count:
             yield futures.popleft()
     yield from futures
 

@@ -22,7 +22,7 @@ from torch import nn
 from regio.devices import pick_device
 from regio.errors import ProcessFailed
 
-__all__ = ["any_process", "entered_by_first", "gather", "launch", "share_buffers", "together"]
+__all__ = ["any_process", "entered_by_first", "gather", "launch", "processors", "share_buffers", "together"]
 
 T = TypeVar("T")
 
@@ -116,6 +116,11 @@ def entered_by_first(fabric: Fabric, context: AbstractContextManager[T]) -> Iter
             if fabric.is_global_zero:
                 value = stack.enter_context(context)
         yield fabric.broadcast(value)
+
+
+def processors() -> int:
+    """How many of this machine this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_buffers(fabric: Fabric, module: nn.Module) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,12 +24,13 @@ from regio.data import (
     open_undivided,
 )
 from regio.data.loading import without_worker_tracebacks
+from regio.given_proposals import source_named
 from regio.identity import differences
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
 from regio.recipes import StagedRun
 from regio.run_report import Results
-from regio.settings import as_dict
+from regio.settings import as_dict, dotted
 from regio.state_dicts import load_exactly
 from regio.training_log import TrainingLog
 from regio.weights import load_trained, published
@@ -42,8 +42,17 @@ FREE = {"backbone_weights", "short_side", "long_side", "score_threshold"}  # set
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
 
 
-def run(config: RunConfig, folder: AbstractContextManager[Path], console: Console, *, resume: bool = False) -> Results:
+def run(
+    config: RunConfig,
+    folder: AbstractContextManager[Path],
+    console: Console,
+    *,
+    resume: bool = False,
+    project: Path | None = None,
+) -> Results:
     """Train as `config` says, into the folder that `folder` gives, with plots, pictures and a report at the end.
+
+    project: the folder in which boxes that are found for the images are kept, that above `folder` unless given.
 
     Where several processes train, all run this; the first takes the folder, prints, and writes the report.
     """
@@ -52,7 +61,7 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
     console.quiet = not fabric.is_global_zero
     with entered_by_first(fabric, folder) as place:
         with together(fabric):
-            dataset, validation = open_splits(config, console)
+            dataset, validation = open_splits(config, console, project or place.parent)
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
             model = config.model.build(len(dataset.class_names), pretrained=config.weights is None)
             if config.weights is not None and not resume:
@@ -108,7 +117,7 @@ def _begin_from(weights: str, chosen: System, model: nn.Module, class_names: tup
         layers = load_all_but_classes(state, model, what)
     except ValueError as error:
         was, now = (
-            {name: value for name, value in _flat(each).items() if name not in FREE}
+            {name: value for name, value in dotted(each).items() if name not in FREE}
             for each in (settings, model_to_dict(chosen))
         )
         different = differences(was, now) if was else ""
@@ -120,19 +129,28 @@ def _begin_from(weights: str, chosen: System, model: nn.Module, class_names: tup
     )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by their dotted names."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
-    return found
-
-
-def open_splits(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
+def open_splits(
+    config: RunConfig, console: Console, project: Path = Path("runs")
+) -> tuple[DetectionDataset, DetectionDataset]:
     """The data sets that the system of `config` is trained and evaluated on: those of `open_data`, with what the system
-    needs. Raises ValueError where they do not have it."""
+    needs. For one that needs boxes with its images, both have them: they are found at the first call and kept in a
+    folder of `project`, see `regio.given_proposals`.
+
+    Raises ValueError where the data do not have what the system needs.
+    """
     dataset, validation = open_data(config, console)
-    return _for_system(config, config.data, dataset), _for_system(config, config.validation or config.data, validation)
+    dataset = _for_system(config, config.data, dataset)
+    validation = _for_system(config, config.validation or config.data, validation)
+    given = config.proposals, config.validation_proposals or config.proposals
+    if not config.model.needs_proposals:
+        if given != (None, None):
+            raise ValueError(
+                f"proposals: expected null for a model that finds its own boxes, got {given[0] or given[1]}"
+            )
+        return dataset, validation
+    train, val = (source_named(word, config.proposals_per_image) for word in given)
+    names = _name(config.data, "train"), _name(config.validation or config.data, "val")
+    return train.attached(dataset, names[0], project, console), val.attached(validation, names[1], project, console)
 
 
 def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
@@ -159,6 +177,11 @@ def _few(dataset: DetectionDataset, most: int | None) -> DetectionDataset:
         return dataset
     few = dataset.subset(i * len(dataset) // most for i in range(most))
     return few.with_note(f"{most} of {len(dataset)} images are used, spread over all")
+
+
+def _name(path: str, split: str) -> str:
+    """A data set, in the name of a file."""
+    return f"{Path(path).resolve().stem}-{split}"
 
 
 def _for_system(config: RunConfig, path: str, dataset: DetectionDataset) -> DetectionDataset:

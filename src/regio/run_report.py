@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from regio.checkpoints import write_json
 from regio.data import DetectionDataset
 from regio.evaluate import (
     BoxEvaluator,
@@ -42,6 +41,7 @@ from regio.visualize import (
     write_report,
 )
 from regio.visualize.page import Cell
+from regio.whole_files import write_json
 from regio.yaml_text import as_yaml
 
 __all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results"]

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-__all__ = ["Setting", "UnknownSetting", "as_dict", "from_dict", "named", "override", "setting", "settings_of"]
+__all__ = ["Setting", "UnknownSetting", "as_dict", "dotted", "from_dict", "named", "override", "setting", "settings_of"]
 
 T = TypeVar("T")
 Path = tuple[str, ...]
@@ -87,6 +87,14 @@ def as_dict(config: Any) -> dict[str, Any]:
     Raises ValueError where a choice is an object that its table does not have.
     """
     return {key: _plain(field, getattr(config, key)) for key, field in _fields(type(config)).items()}
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Plain values, in mappings, as words by their dotted names: ``{"model.channels": "64"}``."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
+    return found
 
 
 def override(config: T, assignments: Sequence[str]) -> T:

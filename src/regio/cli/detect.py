@@ -24,6 +24,13 @@ def detect(
             "torchvision:maskrcnn_resnet50_fpn_v2; NAME=FILE where its weights lie in a file."
         ),
     ] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(
+            help="What finds boxes for a detector that finds none itself (default: the method of its training): "
+            "selective-search, selective-search:quality, grid, or a checkpoint with a proposal network."
+        ),
+    ] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection, drawn or listed.")] = 0.5,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     precision: Annotated[
@@ -42,6 +49,7 @@ def detect(
     An image that cannot be read is passed over, named at the end, and makes the exit code 1.
     """
     from regio.devices import pick_device
+    from regio.given_proposals import source_for
     from regio.inference import detect_files, find_images
     from regio.ready import ReadyDetector, inference_precision
     from regio.run_folders import latest_checkpoint, new_folder
@@ -53,6 +61,11 @@ def detect(
     place = pick_device(device)
     chosen = inference_precision(place, precision)
     trained = load_trained(path, score_threshold=score)
+    if proposals is not None and not trained.system.needs_proposals:
+        raise ValueError(f"--proposals: {path} finds its own boxes")
+    source = source_for(path, trained.proposals, proposals) if trained.system.needs_proposals else None
+    if source is not None and isinstance(source.origin, Path):
+        raise ValueError(f"--proposals: expected what finds boxes in any photo, got the file {source.origin}")
     detector = ReadyDetector(trained.detector, place, chosen)
     folder = new_folder(project, "detect") if output is None else output
     console.print(
@@ -70,6 +83,7 @@ def detect(
             score_threshold=score,
             pictures=pictures,
             batch_size=batch_size,
+            proposals=None if source is None else source.boxes,
             progress=lambda done: bars.update(task, completed=done),
         )
     if as_json:

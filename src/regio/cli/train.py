@@ -55,6 +55,14 @@ def train(
         str | None,
         typer.Option(help="Data set to evaluate on (default: the val split of DATA).", rich_help_panel=MODEL),
     ] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(
+            help="Boxes for a model that finds none itself: selective-search (default), selective-search:quality, "
+            "grid, a file of regio proposals, or a checkpoint with a proposal network.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(help="Classes to train on, separated by commas (default: all).", rich_help_panel=MODEL),
@@ -143,6 +151,7 @@ def train(
         "model": model, "extractor": extractor, "backbone": backbone, "epochs": epochs, "steps": steps,
         "batch_size": batch_size, "optimizer": optimizer, "optimizer.lr": lr, "schedule": schedule,
         "precision": precision, "device": device, "devices": devices, "workers": workers, "seed": seed,
+        "proposals": proposals,
     }  # fmt: skip
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     chosen = override(chosen, options + words)

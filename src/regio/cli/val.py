@@ -26,6 +26,13 @@ def val(
             "where its weights lie in a file."
         ),
     ] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(
+            help="Boxes for a detector that finds none itself (default: by the method of its training): "
+            "selective-search, selective-search:quality, grid, a file of regio proposals, or a checkpoint."
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Which images of DATA (default: val, but all of a JSON file).")
     ] = None,
@@ -51,6 +58,7 @@ def val(
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
     from regio.evaluate import evaluate
+    from regio.given_proposals import source_for
     from regio.ready import ReadyDetector, inference_precision
     from regio.run import print_problems
     from regio.run_folders import latest_checkpoint, new_folder
@@ -68,6 +76,11 @@ def val(
         dataset = trained.shared(dataset)
     except ValueError as error:
         raise ValueError(f"{data}, of which {path} knows no class: {error}") from error
+    if trained.system.needs_proposals:
+        source = source_for(path, trained.proposals, proposals)
+        dataset = source.attached(dataset, f"{Path(data).resolve().stem}-{split}", project, console)
+    elif proposals is not None:
+        raise ValueError(f"--proposals: {path} finds its own boxes")
     evaluator = trained.system.evaluator(dataset)
     print_problems([evaluator.dataset], console)
     folder = new_folder(project, "val") if output is None else output

@@ -1,7 +1,7 @@
 """What is compared: arms, each a system with settings of its own.
 
-An arm in words: ``faster-rcnn``; ``faster-rcnn:extractor=roi-pool:hidden=256`` with settings; ``pooled=faster-rcnn:...``
-with a label. Commas lie between arms.
+An arm in words: ``faster-rcnn``; with settings, ``faster-rcnn:extractor=roi-pool:hidden=256``; with a label,
+``pooled=faster-rcnn:...``. Commas lie between arms.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ __all__ = ["Arm", "make_arm", "split_arms"]
 
 SAME = ("data", "validation", "classes", "images", "validation_images", "difficult")
 """Settings of a run that decide what is measured, and are of no arm's own."""
+PROPOSALS = ("proposals", "validation_proposals", "proposals_per_image")
+"""Those of systems whose boxes are given; the others find their own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def make_arm(text: str, shared: RunConfig, defaults: Sequence[str] = (), setting
     given, equals, system = head.rpartition("=")
     label = given.strip() if equals else " ".join([system, *own])
     base = override(shared, [f"model={system.strip()}"])
+    if not base.model.needs_proposals:
+        settings = [word for word in settings if word.partition("=")[0] not in PROPOSALS]
     try:
         config, left_out = _fitting(base, [*defaults, *settings], own)
         _require_comparable(shared, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -11,21 +12,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from regio.checkpoints import write_json
 from regio.compare.figures import examples_sheet
 from regio.compare.pace import measured_pace
 from regio.compare.plan import Pace, Plan, Run
 from regio.compare.provenance import provenance
 from regio.compare.report import Report, system_name
 from regio.compare.results import measure, predictions, write_results
-from regio.compare.speed import seconds_an_image
+from regio.compare.speed import Speed, Timed, seconds_an_image
 from regio.data import DetectionDataset
 from regio.devices import pick_device
 from regio.errors import Interrupted
+from regio.given_proposals import source_for
 from regio.ready import ReadyDetector, inference_precision
 from regio.run import open_data, open_splits, run
 from regio.run_folders import emptied, locked
 from regio.weights import load_trained
+from regio.whole_files import write_json
 
 __all__ = ["compare"]
 
@@ -53,16 +55,16 @@ def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> di
         plan.write(folder)
         plan, failures = _with_paces(plan, folder, console)
         made = provenance()
-        speed: dict[str, float] = {}
+        speed: dict[str, Speed] = {}
         rounds = list(plan.runs(folder))
         total = sum(map(len, rounds))
         for number, runs in enumerate(rounds):
             for place, each in enumerate(runs, 1 + number * len(plan.arms)):
                 if each.arm.label in plan.paces:
                     _say(console, f"{place} of {total}: {_name(each)}")
-                    _ended(each, plan.paces[each.arm.label], {**made, "command": command}, failures, console)
+                    _end(each, plan.paces[each.arm.label], folder, made, failures, console)
             ended = [run for some in rounds[: number + 1] for run in some if run.record.is_file()]
-            speed = _speed(ended, speed, failures, console)
+            speed = _speed(ended, speed, folder, failures, console)
             _report(plan, ended, failures, dataset, validation, speed, command, folder)
         return failures
 
@@ -79,7 +81,8 @@ def _with_paces(plan: Plan, folder: Path, console: Console) -> tuple[Plan, dict[
         else:
             _say(console, f"{arm.label}: timing a few steps")
             try:
-                pace = measured_pace(arm.config, *open_splits(arm.config, QUIET), plan.budget)
+                shown = console if arm.config.model.needs_proposals else QUIET  # finding boxes takes long
+                pace = measured_pace(arm.config, *open_splits(arm.config, shown, folder), plan.budget)
             except Exception as error:
                 _failed(arm.label, error, failures, console)
                 continue
@@ -89,14 +92,18 @@ def _with_paces(plan: Plan, folder: Path, console: Console) -> tuple[Plan, dict[
     return plan, failures
 
 
-def _ended(each: Run, pace: Pace, made: Mapping[str, str], failures: dict[str, str], console: Console) -> None:
-    """Make the run, or go on with it, or leave it as it is where it has ended."""
+def _end(
+    each: Run, pace: Pace, folder: Path, made: Mapping[str, str], failures: dict[str, str], console: Console
+) -> None:
+    """Make the run, or go on with it, or leave it as it is where it has ended. Boxes that are found for the images are
+    kept below `folder`, for all runs."""
     if each.record.is_file():
         _say(console, "done before")
         return
     begun = each.begun
     try:
-        run(each.config(pace.steps), (locked if begun else emptied)(each.folder), console, resume=begun)
+        place = (locked if begun else emptied)(each.folder)
+        run(each.config(pace.steps), place, console, resume=begun, project=folder)
         detector = load_trained(each.folder / "weights" / "last.safetensors").detector
         parameters = sum(parameter.numel() for parameter in detector.parameters())
         ended = datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00") + " UTC"
@@ -118,23 +125,28 @@ def _failed(name: str, error: Exception, failures: dict[str, str], console: Cons
 
 
 def _speed(
-    ended: Sequence[Run], known: dict[str, float], failures: dict[str, str], console: Console
-) -> dict[str, float]:
-    """Seconds for an image of the arms with a run that has ended, by label; `known` where it has all of them."""
+    ended: Sequence[Run], known: dict[str, Speed], folder: Path, failures: dict[str, str], console: Console
+) -> dict[str, Speed]:
+    """Of the detectors of the arms with a run that has ended, by label; `known` where it has all of them."""
     first = {each.arm.label: each for each in reversed(ended)}
     if first.keys() == known.keys():
         return known
     _say(console, "timing the detectors")
-    detectors: dict[str, ReadyDetector] = {}
+    timed: dict[str, Timed] = {}
     for label, each in first.items():
-        place = pick_device(each.arm.config.training.device)
+        weights, place = each.folder / "weights" / "last.safetensors", pick_device(each.arm.config.training.device)
         try:
-            trained = load_trained(each.folder / "weights" / "last.safetensors")
-            detectors[label] = ReadyDetector(trained.detector, place, inference_precision(place))
+            trained = load_trained(weights)
+            propose = None
+            if trained.system.needs_proposals:
+                source = source_for(weights, trained.proposals, each.arm.config.validation_proposals)
+                propose = None if isinstance(source.origin, Path) else source.boxes
+            _, validation = open_splits(each.arm.config, QUIET, folder)
+            ready = ReadyDetector(trained.detector, place, inference_precision(place))
+            timed[label] = Timed(ready, validation, propose)
         except Exception as error:
             _failed(f"{label}, timing", error, failures, console)
-    _, validation = open_splits(ended[0].arm.config, QUIET)
-    return seconds_an_image(detectors, validation)
+    return seconds_an_image(timed)
 
 
 def _report(
@@ -143,12 +155,10 @@ def _report(
     failures: Mapping[str, str],
     dataset: DetectionDataset,
     validation: DetectionDataset,
-    speed: Mapping[str, float],
+    speed: Mapping[str, Speed],
     command: str,
     folder: Path,
 ) -> None:
-    import json
-
     order = [arm.label for arm in plan.arms]
     ended = sorted(ended, key=lambda each: (order.index(each.arm.label), each.seed))
     measured = [

@@ -88,7 +88,9 @@ def time_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def examples_sheet(found: Mapping[str, Sequence[Mapping[str, Any]]], validation: DetectionDataset) -> Image.Image | None:
+def examples_sheet(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], validation: DetectionDataset
+) -> Image.Image | None:
     """A row for each of a few validation images, a column for what is annotated and one for each arm: as many of its
     detections as objects are annotated, the best ones, whatever their scores. None where no image has an object.
 

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -33,8 +34,8 @@ NOMINAL = 10_000  # steps of the whole, of which a recipe's stages take their sh
 
 @dataclass(frozen=True)
 class _Rehearsal(StagedRun):
-    """Runs the stages of a recipe for a few steps each. costs: of each training, its steps of NOMINAL and the seconds of
-    each."""
+    """Runs the stages of a recipe for a few steps each. costs: of each training, its steps of NOMINAL and the seconds
+    of each."""
 
     costs: list[tuple[int, float]] = field(default_factory=list)
 
@@ -84,7 +85,7 @@ class _Rehearsal(StagedRun):
 
 def seconds_a_step(clock: list[float]) -> float:
     """The median time of a step, from the seconds since the start after each, the first few left out."""
-    steps = [after - before for before, after in zip(clock, clock[1:], strict=False)][WARM_UP - 1 :]
+    steps = [after - before for before, after in pairwise(clock)][WARM_UP - 1 :]
     return statistics.median(steps)
 
 
@@ -96,16 +97,17 @@ def measured_pace(config: RunConfig, dataset: DetectionDataset, validation: Dete
     """
     training = replace(config.training, steps=NOMINAL)
     images = training.batch_size * training.accumulate * (WARM_UP + TIMED)
-    rehearsal = _Rehearsal(
-        launch(training.device, training.devices, training.precision),
-        Path(),
-        _some(dataset, images),
-        config.model.evaluator(_some(validation, 1)),
-        training,
-        transform=transform(config),
-    )
     model = config.model.build(len(dataset.class_names))
-    config.model.recipe()(model, rehearsal)
+    with tempfile.TemporaryDirectory() as folder:
+        rehearsal = _Rehearsal(
+            launch(training.device, training.devices, training.precision),
+            Path(folder),
+            _some(dataset, images),
+            config.model.evaluator(_some(validation, 1)),
+            training,
+            transform=transform(config),
+        )
+        config.model.recipe()(model, rehearsal)
     seconds = sum(steps * each for steps, each in rehearsal.costs) / NOMINAL
     if seconds == 0:
         return Pace(1, 0.0)  # no training by gradients: a budget decides nothing

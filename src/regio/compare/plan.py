@@ -7,17 +7,15 @@ another.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from regio.checkpoints import write_json
 from regio.compare.arms import Arm, with_seed
 from regio.config import RunConfig
 from regio.identity import differences
-from regio.settings import as_dict, from_dict
+from regio.settings import as_dict, dotted, from_dict
+from regio.whole_files import write_json
 
 __all__ = ["Pace", "Plan", "Run"]
 
@@ -143,27 +141,19 @@ class Plan:
 
     def _differences(self, now: Plan) -> str:
         """In words, where `now` is not this plan with more arms and seeds."""
-        own = {arm.label: _words(as_dict(arm.config)) for arm in self.arms}
+        own = {arm.label: arm for arm in self.arms}
         for arm in now.arms:
-            different = differences(own.get(arm.label, {}), _words(as_dict(arm.config))) if arm.label in own else ""
-            if different:
-                return f"{arm.label}: {different}"
-        shared = [{"budget": f"{plan.budget:g}", **plan.data} for plan in (self, now)]
+            if arm.label in own:
+                different = differences(_decisive(own[arm.label].config), _decisive(arm.config))
+                if different:
+                    return f"{arm.label}: {different}"
         if now.seeds < self.seeds:
             return f"seeds {self.seeds}, got {now.seeds}"
-        return differences(*shared)
+        was, given = ({"budget": f"{plan.budget:g}", **plan.data} for plan in (self, now))
+        return differences(was, given)
 
 
-def _words(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _decisive(config: RunConfig) -> dict[str, str]:
     """Settings by their dotted names, but for those of the machine."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _words(value, f"{prefix}{key}.")
-        elif not (prefix == "training." and key in MACHINE):
-            found[prefix + key] = str(list(value) if isinstance(value, Sequence) and not _is_word(value) else value)
-    return found
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str)
+    free = {f"training.{name}" for name in MACHINE}
+    return {name: value for name, value in dotted(as_dict(config)).items() if name not in free}

@@ -18,7 +18,7 @@ from regio.compare.results import Measured, spread
 from regio.config import SYSTEMS
 from regio.data import DetectionDataset
 from regio.identity import differences
-from regio.settings import as_dict
+from regio.settings import as_dict, dotted
 from regio.visualize.page import (
     Cell,
     Illustration,
@@ -99,6 +99,7 @@ class Report:
                     "steps": " to ".join(map(str, sorted({runs[0].steps, runs[-1].steps}))),
                     "training": _seconds(statistics.fmean(run.training_seconds for run in runs)),
                     "an image": _seconds(seconds),
+                    "proposals": _seconds(runs[0].proposal_seconds),
                     "parameters": f"{runs[0].parameters / 1e6:.1f} M",
                 }
             )
@@ -109,14 +110,16 @@ class Report:
         return {label: [each for each in self.measured if each.label == label] for label in labels}
 
     def _reading(self) -> str:
-        text = (
-            "AP is COCO's, the mean over IoU 0.50 to 0.95; VOC mAP is Pascal VOC's, the area under the curve at IoU 0.5. "
-            "training: seconds of all stages, evaluations left out; an image: from pixels to detections, proposals that "
-            "are given not counted. "
+        seeds = (
+            "Several seeds: the mean, and in brackets the lowest and the highest; where these overlap, no order shows."
         )
         if self.plan.seeds == 1:
-            return text + "One seed gives no order between systems whose numbers are near each other: --seeds 3 shows the spread."
-        return text + "Several seeds: the mean, and in brackets the lowest and the highest. Where these overlap, no order is shown."
+            seeds = "One seed gives no order between systems that are near each other; --seeds 3 shows the spread."
+        return (
+            "AP is COCO's, the mean over IoU 0.50 to 0.95; VOC mAP is Pascal VOC's, the area under the curve at IoU "
+            "0.5. training: seconds of all stages, evaluations left out; an image: from pixels to detections; "
+            f"proposals: finding the boxes that a system is given, which comes on top. {seeds}"
+        )
 
     def _illustrations(self, folder: Path) -> list[Illustration]:
         plots = {
@@ -163,9 +166,9 @@ class Report:
         if not rows:
             return []
         caption = (
-            "What the papers report, for orientation only: other data, other and larger networks, trainings of hours to "
-            "days, and GPUs of their time. Neither accuracies nor times are comparable with those here; what can be "
-            "compared is whether the order of the systems is the same."
+            "What the papers report, for orientation only: other data, other and larger networks, trainings of hours "
+            "to days, and GPUs of their time. Neither accuracies nor times are comparable with those here; what can be "
+            "asked is whether the systems come in the same order."
         )
         return [heading("Beside the papers"), paragraph(caption), table(rows)]
 
@@ -195,8 +198,8 @@ class Report:
             "notes on the data": "; ".join(dict.fromkeys(self.validation.notes)) or "none",
             "budget": self._budget(),
             "accuracy": "of the weights after the last step, so that no validation image chooses any",
-            "time for an image": "median over up to ten images after a warm-up, one image at a time, all systems in turn "
-            "in one process, as regio detect runs them",
+            "time for an image": "median over up to ten images after a warm-up, one image at a time, all systems in "
+            "turn in one process, as regio detect runs them",
             **next(iter(self.made.values()), {}),
         }
         facts |= {
@@ -216,8 +219,8 @@ class Report:
                 words.append(f"{arm.label}: {pace.steps} steps of {pace.seconds:.3g} s")
         timed = any(pace.seconds is not None for pace in self.plan.paces.values())
         text = (
-            f"about {self.plan.budget:g} s of training by gradients for each run; the steps that fit were counted once, "
-            "before the first run, by timing a few of them, and are the same for every seed. "
+            f"about {self.plan.budget:g} s of training by gradients for each run; the steps that fit were counted "
+            "once, before the first run, by timing a few of them, and are the same for every seed. "
         )
         return (text if timed else "") + "; ".join(words)
 
@@ -232,7 +235,7 @@ class Report:
 
     def _settings(self) -> str:
         """Those that all arms have, and those of each that others do not."""
-        flat = {arm.label: _flat(as_dict(arm.config)) for arm in self.plan.arms}
+        flat = {arm.label: dotted(as_dict(arm.config)) for arm in self.plan.arms}
         first = next(iter(flat.values()))
         common = {k: v for k, v in first.items() if all(k in each and each[k] == v for each in flat.values())}
         sections = [("all", common)] + [
@@ -240,17 +243,6 @@ class Report:
         ]
         lines = [[f"{label}:", *(f"  {k}: {v}" for k, v in each.items())] for label, each in sections if each]
         return "\n\n".join("\n".join(each) for each in lines)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: _word(value)}
-    return found
-
-
-def _word(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}[value] if value is None or value is True or value is False else str(value)
 
 
 def _seconds(value: float | None) -> str:

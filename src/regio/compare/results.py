@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from regio.checkpoints import write_json
 from regio.compare.plan import Run
+from regio.compare.speed import Speed
 from regio.data import DetectionDataset
 from regio.evaluate import BoxEvaluator
 from regio.training_log import TrainingLog
+from regio.whole_files import write_json
 
 __all__ = ["Measured", "Spread", "measure", "spread", "write_results"]
 
@@ -25,7 +26,8 @@ class Measured:
     """What was measured of one run.
 
     ap, ap50, ap75: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5. training_seconds: of all its stages,
-    evaluations left out. seconds_an_image: of its arm's detector, measured once for all seeds; None where it was not.
+    evaluations left out. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given;
+    proposal_seconds: of finding these; both are measured once for all seeds, None where they were not.
     parameters: of the detector. ended: when, by the clock of the machine that ended it.
     """
 
@@ -40,6 +42,7 @@ class Measured:
     steps: int
     training_seconds: float
     seconds_an_image: float | None
+    proposal_seconds: float | None
     parameters: int
     ended: str
 
@@ -77,7 +80,7 @@ def predictions(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(run: Run, validation: DetectionDataset, system: str, seconds_an_image: float | None) -> Measured:
+def measure(run: Run, validation: DetectionDataset, system: str, speed: Speed | None) -> Measured:
     """The numbers of a run that has ended. The detections that it left are measured here, all against the same
     annotations by the same code."""
     evaluator = BoxEvaluator(validation)
@@ -96,7 +99,8 @@ def measure(run: Run, validation: DetectionDataset, system: str, seconds_an_imag
         voc_map_11_points=voc.map_11_points,
         steps=int(max(row["step"] for row in log.rows())),
         training_seconds=log.seconds(),
-        seconds_an_image=seconds_an_image,
+        seconds_an_image=None if speed is None else speed.detector,
+        proposal_seconds=None if speed is None else speed.proposals,
         parameters=record["parameters"],
         ended=record["ended"],
     )

@@ -26,6 +26,13 @@ class RunConfig:
     images: int | None = setting(None, "training images, spread over all; null for all", ge=1)
     validation_images: int | None = setting(None, "validation images, spread over all; null for all", ge=1)
     weights: str | None = setting(None, "checkpoint to start from")
+    proposals: str | None = setting(
+        None,
+        "boxes for a model that finds none itself: selective-search, selective-search:quality, grid, a file of boxes, "
+        "or a checkpoint with a proposal network; null for selective-search",
+    )
+    validation_proposals: str | None = setting(None, "those of the validation images; null for the same")
+    proposals_per_image: int = setting(2000, "boxes of an image that are used, the best, at most", ge=1)
     flip: float = setting(0.5, "probability of a mirrored image", ge=0, le=1)
     jitter: bool = setting(False, "whether colours are varied")
     difficult: bool = setting(

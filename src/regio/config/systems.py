@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regio.config.extractors import EXTRACTORS, Extractor, RoIAlign
 from regio.settings import named, setting
@@ -37,7 +37,10 @@ BACKBONES = {
 
 @dataclass(frozen=True)
 class System(ABC):
-    """The settings of a system."""
+    """The settings of a system. needs_proposals: whether boxes are given to its model with each image, in training and
+    afterwards, since it finds none itself."""
+
+    needs_proposals: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:

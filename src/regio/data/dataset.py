@@ -85,6 +85,7 @@ class DetectionDataset(Dataset[Sample]):
         self._read = read
         self._masks = False
         self._proposals: Mapping[int, NDArray[np.float32]] | None = None
+        self._proposal_source: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -120,6 +121,10 @@ class DetectionDataset(Dataset[Sample]):
     def has_masks(self) -> bool:
         """Whether any object has a segmentation."""
         return any(each is not None for record in self.records for each in record.segmentations)
+
+    def read_image(self, index: int) -> Tensor:
+        """The image of record `index` alone, uint8 RGB [3, H, W]. Raises as reading the sample."""
+        return self._read(self.records[index])
 
     def subset(self, indices: Iterable[int]) -> Self:
         """The images at `indices`, in that order."""
@@ -205,9 +210,18 @@ class DetectionDataset(Dataset[Sample]):
         dataset `with_masks`; None if it is not."""
         return EncodedMasks(self.records[index].segmentations) if self._masks else None
 
-    def with_proposals(self, proposals: Mapping[int, NDArray[np.float32]]) -> Self:
+    @property
+    def proposal_source(self) -> dict[str, Any]:
+        """Of a dataset `with_proposals`, where its boxes come from: `method`, the settings of what found them, and
+        `per_image`, how many of an image are used at most. Empty where that is not known, or where there are none."""
+        return dict(self._proposal_source)
+
+    def with_proposals(
+        self, proposals: Mapping[int, NDArray[np.float32]], source: Mapping[str, Any] | None = None
+    ) -> Self:
         """The same dataset whose samples have boxes to start from: by image id, [P, 4] float32 in pixels of the image,
-        as `regio.data.read_proposals` gives them. There may be boxes of images that are not in this dataset.
+        as `regio.data.read_proposals` gives them. There may be boxes of images that are not in this dataset. source:
+        see `proposal_source`; the card of a checkpoint that is trained on them has it.
 
         Raises ValueError for an image without an entry (no box at all is an entry of shape [0, 4]), and for boxes that
         are not finite or of another shape.
@@ -222,7 +236,7 @@ class DetectionDataset(Dataset[Sample]):
                 raise ValueError(
                     f"proposals of image {record.id}: expected finite [P, 4], got shape {list(boxes.shape)}"
                 )
-        return self._with(_proposals=proposals)
+        return self._with(_proposals=proposals, _proposal_source=dict(source or {}))
 
     def with_note(self, note: str) -> Self:
         """The same dataset with one more of `notes`."""

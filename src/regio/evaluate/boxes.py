@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regio.checkpoints import write_json
 from regio.data.dataset import DetectionDataset, Sample
 from regio.evaluate.coco import CocoMetrics, coco_metrics, detections_to_coco
 from regio.evaluate.voc import VocMetrics, voc_metrics
 from regio.types import Detections
+from regio.whole_files import write_json
 
 __all__ = ["BoxEvaluator"]
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol, cast
 from lightning_fabric import Fabric
 from torch import nn
 
-from regio.checkpoints import Card, read_weights, save, write_json
+from regio.checkpoints import Card, read_weights, save
 from regio.config.training import TrainConfig
 from regio.data import DetectionDataset, Transform
 from regio.evaluate import Evaluation, Evaluator
@@ -32,6 +32,7 @@ from regio.progress import Progress, SilentProgress
 from regio.state_dicts import load_exactly
 from regio.train import FREE, Trainable, evaluate_together, train
 from regio.training_log import TrainingLog
+from regio.whole_files import write_json
 
 __all__ = ["Recipe", "StagedRun"]
 
@@ -173,7 +174,13 @@ class StagedRun:
         )
 
     def _card(self, model: nn.Module, numbers: Mapping[str, float]) -> Card:
-        card = Card.of(model, self.dataset.class_names, self.dataset.category_ids, self.configuration)
+        card = Card.of(
+            model,
+            self.dataset.class_names,
+            self.dataset.category_ids,
+            self.configuration,
+            self.dataset.proposal_source,
+        )
         return replace(card, metrics=dict(numbers))
 
     def _log(self, numbers: Mapping[str, float]) -> None:

@@ -18,8 +18,8 @@ from regio.evaluate import CocoMetrics
 from regio.visualize.colours import class_colour
 
 __all__ = [
-    "line_colour",
     "confusion_figure",
+    "line_colour",
     "precision_recall_figure",
     "recall_figure",
     "style_axes",
@@ -80,8 +80,8 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         label = f"{_words(name.removeprefix('val_')).replace('ap', 'AP')}  {values[-1]:.3f}"
         main = i == 0
         metric_axes.plot(
-            steps, values, color=INK if main else line_colour(i), linewidth=2 if main else 1.4, marker="o", markersize=3.5,
-            label=label,
+            steps, values, color=INK if main else line_colour(i), linewidth=2 if main else 1.4, marker="o",
+            markersize=3.5, label=label,
         )  # fmt: skip
     if metrics:
         metric_axes.set_ylim(bottom=0)
@@ -209,7 +209,8 @@ def style_axes(axes: Axes, title: str) -> None:
 
 
 def line_colour(index: int) -> tuple[float, float, float]:
-    red, green, blue = classline_colour(index + 1)
+    """The colour of line `index`, as matplotlib takes it."""
+    red, green, blue = class_colour(index + 1)
     return red / 255, green / 255, blue / 255
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ __all__ = ["Trained", "load_trained", "published", "system_of"]
 
 @dataclass(frozen=True)
 class Trained:
-    """A detector in evaluation mode, the settings of its system, and the names of the classes it was trained on."""
+    """A detector in evaluation mode, the settings of its system, and the names of the classes it was trained on.
+    proposals: what its checkpoint says of the boxes that it was given, see `regio.checkpoints.Card`."""
 
     detector: TwoStageDetector
     system: System
     class_names: tuple[str, ...]
+    proposals: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ def load_trained(weights: str | Path, *, score_threshold: float | None = None) -
         detector, card = load_detector(weights, score_threshold=score_threshold)
         own = model_from_dict(card.model)
         own = own if score_threshold is None else own.with_score_threshold(score_threshold)
-        return Trained(detector.eval(), own, card.class_names)
+        return Trained(detector.eval(), own, card.class_names, card.proposals)
     system, file = found
     if score_threshold is not None:
         system = replace(system, score_threshold=score_threshold)

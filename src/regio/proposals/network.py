@@ -1,0 +1,46 @@
+"""A trained proposal network as a method that finds boxes for another detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from regio.detector import TwoStageDetector
+from regio.types import Detections
+
+__all__ = ["ProposalNetwork"]
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalNetwork:
+    """The boxes that the proposal network of `detector` finds, before any RoI head.
+
+    detector: an RPN alone, or a whole detector of which the rest is not used; it is put into evaluation mode. How many
+    boxes there are is decided by the filter of the network: `detector.proposals.test_filter`. weights: where the
+    detector was read from, for whoever wants to read it again. Raises ValueError for a detector without a proposal
+    network.
+    """
+
+    detector: TwoStageDetector
+    weights: str = ""
+    _alone: nn.Module = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.detector.proposals is None:
+            raise ValueError("detector: expected one with a proposal network, got one whose boxes are given")
+        alone = TwoStageDetector(
+            preprocess=self.detector.preprocess,
+            backbone=self.detector.backbone,
+            neck=self.detector.neck,
+            proposals=self.detector.proposals,
+        )
+        object.__setattr__(self, "_alone", alone.eval())
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [P, 4] and scores [P] for an image [3, H, W], best first, on the CPU."""
+        device = next(self.detector.parameters()).device
+        found: Detections = self._alone([image.to(device)])[0]
+        return found.boxes.float().cpu(), found.scores.float().cpu()
