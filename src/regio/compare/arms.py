@@ -55,14 +55,14 @@ def make_arm(text: str, shared: RunConfig, defaults: Sequence[str] = (), setting
     given, equals, system = head.rpartition("=")
     label = given.strip() if equals else " ".join([system, *own])
     base = override(shared, [f"model={system.strip()}"])
-    if not base.model.needs_proposals:
-        settings = [word for word in settings if word.partition("=")[0] not in PROPOSALS]
+    unneeded = () if base.model.needs_proposals else PROPOSALS
+    common = [word for word in (*defaults, *settings) if word.partition("=")[0] not in unneeded]
     try:
-        config, left_out = _fitting(base, [*defaults, *settings], own)
+        config = _fitting(base, common, own)
         _require_comparable(shared, config)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
-    return Arm(label, config, tuple(word for word in settings if word in left_out))
+    return Arm(label, config, tuple(word for word in settings if word not in common))
 
 
 def _words(text: str) -> list[str]:
@@ -79,18 +79,16 @@ def _words(text: str) -> list[str]:
     return [head, *words]
 
 
-def _fitting(base: RunConfig, common: Sequence[str], own: Sequence[str]) -> tuple[RunConfig, list[str]]:
-    """`base` with those of the `common` settings that it has, and all of its `own`; and those that it does not have."""
-    left_out: list[str] = []
+def _fitting(base: RunConfig, common: list[str], own: Sequence[str]) -> RunConfig:
+    """`base` with those of the `common` settings that it has, and all of its `own`; the others go from `common`."""
     while True:
-        kept = [word for word in common if word not in left_out]
         try:
-            return override(base, [*kept, *own]), left_out
+            return override(base, [*common, *own])
         except UnknownSetting as error:
-            unknown = [word for word in kept if word.partition("=")[0] == error.key]
-            if not unknown or any(word.partition("=")[0] == error.key for word in own):
+            kept = [word for word in common if word.partition("=")[0] != error.key]
+            if len(kept) == len(common) or any(word.partition("=")[0] == error.key for word in own):
                 raise
-            left_out += unknown
+            common[:] = kept
 
 
 def _require_comparable(shared: RunConfig, config: RunConfig) -> None:

@@ -75,12 +75,13 @@ class Plan:
             raise ValueError("systems: expected at least one, got none")
         seen: dict[str, str] = {}
         for arm in self.arms:
-            other = seen.setdefault(arm.folder.lower(), arm.label)
-            if other is not arm.label:
+            folder = arm.folder.lower()
+            if folder in seen:
                 raise ValueError(
-                    f"systems: expected a label of its own for each, got '{other}' and '{arm.label}'; "
+                    f"systems: expected a label of its own for each, got '{seen[folder]}' and '{arm.label}'; "
                     "give one as LABEL=SYSTEM:key=value"
                 )
+            seen[folder] = arm.label
 
     def runs(self, folder: Path) -> Iterator[list[Run]]:
         """The runs of all arms, one seed after the other."""

@@ -88,21 +88,19 @@ class Report:
     def _arms(self) -> list[Mapping[str, Cell]]:
         rows: list[Mapping[str, Cell]] = []
         for label, runs in self._by_label().items():
-            seconds = runs[0].seconds_an_image
-            rows.append(
-                {
-                    "system": label,
-                    "seeds": len(runs),
-                    "AP": str(spread(run.ap for run in runs)),
-                    "AP50": str(spread(run.ap50 for run in runs)),
-                    "VOC mAP": str(spread(run.voc_map for run in runs)),
-                    "steps": " to ".join(map(str, sorted({runs[0].steps, runs[-1].steps}))),
-                    "training": _seconds(statistics.fmean(run.training_seconds for run in runs)),
-                    "an image": _seconds(seconds),
-                    "proposals": _seconds(runs[0].proposal_seconds),
-                    "parameters": f"{runs[0].parameters / 1e6:.1f} M",
-                }
-            )
+            row: dict[str, Cell] = {
+                "system": label,
+                "AP": str(spread(run.ap for run in runs)),
+                "AP50": str(spread(run.ap50 for run in runs)),
+                "VOC mAP": str(spread(run.voc_map for run in runs)),
+                "seeds": len(runs),
+                "steps": runs[0].steps,
+                "training": _seconds(statistics.fmean(run.training_seconds for run in runs)),
+                "an image": _seconds(runs[0].seconds_an_image),
+            }
+            if any(each.proposal_seconds is not None for each in self.measured):
+                row["its proposals"] = _seconds(runs[0].proposal_seconds)
+            rows.append(row | {"parameters": f"{runs[0].parameters / 1e6:.1f} M"})
         return rows
 
     def _by_label(self) -> dict[str, list[Measured]]:
@@ -117,7 +115,7 @@ class Report:
             seeds = "One seed gives no order between systems that are near each other; --seeds 3 shows the spread."
         return (
             "AP is COCO's, the mean over IoU 0.50 to 0.95; VOC mAP is Pascal VOC's, the area under the curve at IoU "
-            "0.5. training: seconds of all stages, evaluations left out; an image: from pixels to detections; "
+            "0.5. training: all stages of one run, evaluations left out; an image: from pixels to detections; its "
             f"proposals: finding the boxes that a system is given, which comes on top. {seeds}"
         )
 
@@ -246,6 +244,9 @@ class Report:
 
 
 def _seconds(value: float | None) -> str:
+    """As people write it: 95 s, 1.23 s, 22 ms."""
     if value is None:
         return "\N{EN DASH}"
-    return f"{value:.0f} s" if value >= 10 else f"{value:.3g} s"
+    if value < 0.9995:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.0f} s" if value >= 10 else f"{value:.2f} s"

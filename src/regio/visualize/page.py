@@ -133,7 +133,7 @@ def figures(illustrations: Sequence[Illustration]) -> str:
 
 def _is_text(values: Iterable[Cell]) -> bool:
     """Whether a column is of words, which begin with no digit."""
-    words = [value for value in values if value is not None and value != ""]
+    words = [value for value in values if value not in (None, "", "\N{EN DASH}")]
     return bool(words) and all(isinstance(value, str) and not value[0].isdigit() for value in words)
 
 
