@@ -50,10 +50,11 @@ def test_by_hand() -> None:
         proposals((1, 1, 2, 2, 0.5)),
     )
     # B is found at 0.5, 0.55, 0.6 from one proposal on; A at 0.5 .. 0.8 (seven) from two; C at all ten from three.
+    # The largest overlaps are 0, 0.6, 0, then 0.8, 0.6, 0, then 0.8, 0.6, 1.
     expected = {
-        "ar_1": 3 / 30, "recall50_1": 1 / 3, "recall70_1": 0.0,
-        "ar_2": 10 / 30, "recall50_2": 2 / 3, "recall70_2": 1 / 3,
-        "ar_3": 20 / 30, "recall50_3": 1.0, "recall70_3": 2 / 3,
+        "ar_1": 3 / 30, "recall50_1": 1 / 3, "recall70_1": 0.0, "abo_1": 0.2,
+        "ar_2": 10 / 30, "recall50_2": 2 / 3, "recall70_2": 1 / 3, "abo_2": 1.4 / 3,
+        "ar_3": 20 / 30, "recall50_3": 1.0, "recall70_3": 2 / 3, "abo_3": 0.8,
     }  # fmt: skip
     assert numbers(recall, *found) == pytest.approx(expected)
     assert recall.names == tuple(expected) and recall.selects == "ar_3"
@@ -95,7 +96,8 @@ def test_equal_to_pycocotools_without_classes() -> None:
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
         found.append(proposals(*np.concatenate([near, generator.random((320, 1))], axis=1).tolist()))
     data = dataset(*images)
-    ours = numbers(ProposalRecall(data, limits=(10, 100, 300)), *found)
+    recall = ProposalRecall(data, limits=(10, 100, 300))
+    ours = numbers(recall, *found)
 
     rows = [row for i, one in enumerate(found) for row in detections_to_coco(one, i, data.category_ids)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -111,5 +113,7 @@ def test_equal_to_pycocotools_without_classes() -> None:
     for i, limit in enumerate((10, 100, 300)):
         expected[f"ar_{limit}"] = float(recalls[:, i].mean())
         expected |= {f"recall50_{limit}": float(recalls[0, i]), f"recall70_{limit}": float(recalls[4, i])}
+    overlaps = {name: ours.pop(name) for name in recall.names if name.startswith("abo")}
     assert ours == pytest.approx(expected, abs=1e-12)
+    assert sorted(overlaps.values()) == [*overlaps.values()]
     assert 0.1 < ours["ar_10"] < ours["ar_300"] < 0.95

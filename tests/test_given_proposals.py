@@ -2,9 +2,8 @@
 
 import io
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,46 +13,19 @@ from torch import Tensor
 
 from regio.checkpoints import Card, read_card, save
 from regio.config import RunConfig, model_to_dict
-from regio.config.systems import SYSTEMS, FullyConnectedHead
+from regio.config.systems import FastRCNN
 from regio.data import SHAPE_CLASSES, Shapes, write_proposals
-from regio.detector import TwoStageDetector
 from regio.given_proposals import ProposalSource, source_for, source_named
-from regio.necks import SingleMap
-from regio.preprocess import Preprocess
 from regio.proposals import Grid, ProposalNetwork, SelectiveSearch, method_settings
 from regio.run import open_splits
-from regio.systems.fast_rcnn import fast_rcnn_head
 from tests.data.small_datasets import write_yolo_folder
 from tests.test_cli import photo, regio
 
 SMALL = ["hidden=16", "short_side=64", "long_side=96", "regions_per_image=8", "workers=0", "device=cpu"]
 
 
-@dataclass(frozen=True)
-class GivenBoxes(FullyConnectedHead):
-    """The head of Fast R-CNN on one map, and nothing that finds boxes."""
-
-    needs_proposals: ClassVar[bool] = True
-
-    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
-        backbone = self.make_backbone((4,), 16, pretrained=pretrained)
-        head = fast_rcnn_head(self.extractor.build(8), 8, self.hidden, classes + 1, **_without_hidden(self.head()))
-        return TwoStageDetector(
-            preprocess=Preprocess(self.short_side, self.long_side, backbone.mean, backbone.std),
-            backbone=backbone,
-            neck=SingleMap(backbone.channels[-1], 8),
-            proposals=None,
-            roi_heads=[head],
-        )
-
-
-def _without_hidden(arguments: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in arguments.items() if name != "hidden"}
-
-
 @pytest.fixture(autouse=True)
 def given_boxes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(SYSTEMS, "given-boxes", GivenBoxes)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
 
@@ -72,7 +44,7 @@ def yolo(folder: Path, images: int = 3) -> Path:
     return write_yolo_folder(folder, {f"image-{i}": "0 0.5 0.5 0.6 0.6" for i in range(images)})
 
 
-CONFIG = RunConfig(model=GivenBoxes(), proposals="grid", proposals_per_image=50)
+CONFIG = RunConfig(model=FastRCNN(), proposals="grid", proposals_per_image=50)
 
 
 def test_both_splits_have_boxes_which_are_found_once(tmp_path: Path) -> None:
@@ -131,7 +103,7 @@ def test_boxes_from_files(tmp_path: Path) -> None:
 def test_training_evaluation_and_detection_with_given_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same method finds boxes afterwards, by the card; its file is read again."""
     source = str(yolo(tmp_path / "d"))
-    words = ["--model", "given-boxes", "--proposals", "grid", "proposals_per_image=40", "score_threshold=0.0"]
+    words = ["--model", "fast-rcnn", "--proposals", "grid", "proposals_per_image=40", "score_threshold=0.0"]
     assert regio("train", source, *words, "--steps", "2", "--batch-size", "2", *SMALL, "backbone_weights=none") == 0
     shown = capsys.readouterr().out
     assert shown.count("proposals: Grid in 3 images, ") == 2
@@ -152,7 +124,7 @@ def test_training_evaluation_and_detection_with_given_boxes(tmp_path: Path, caps
 
 
 def checkpoint(path: Path, proposals: dict[str, object]) -> str:
-    model = GivenBoxes(hidden=16, short_side=64, long_side=96, score_threshold=0.0)
+    model = FastRCNN(hidden=16, short_side=64, long_side=96, score_threshold=0.0)
     torch.manual_seed(0)
     detector = model.build(len(SHAPE_CLASSES))
     save(path, detector, Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model), proposals=proposals))
@@ -178,7 +150,7 @@ def test_what_found_the_boxes_may_be_unknown_or_gone(tmp_path: Path, capsys: pyt
 def test_no_box_at_all_is_no_detection(tmp_path: Path) -> None:
     """And no loss that is not a number, with objects or without."""
     torch.manual_seed(0)
-    detector = GivenBoxes(hidden=16, short_side=64, long_side=96).build(6).train()
+    detector = FastRCNN(hidden=16, short_side=64, long_side=96).build(6).train()
     sample = Shapes(1)[0]
     none = torch.zeros(0, 4)
     for targets in (sample.targets, replace(sample.targets, **_rows(sample.targets, 0))):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["BoxCoder", "area", "clip", "intersection", "iou", "resize_boxes", "sides"]
+__all__ = ["BoxCoder", "Coder", "area", "clip", "intersection", "iou", "resize_boxes", "sides"]
 
 
 def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,19 +57,32 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, inner / union.clamp(min=torch.finfo(inner.dtype).tiny), torch.zeros_like(inner))
 
 
+class Coder(Protocol):
+    """How a head writes refinements of boxes: numbers that are learned, four a box."""
+
+    def encode(self, boxes: Tensor, reference: Tensor, labels: Tensor, /) -> Tensor:
+        """Deltas [R, 4] that take `reference` [R, 4] to `boxes` [R, 4], of objects of the classes `labels` [R]."""
+        ...
+
+    def decode(self, deltas: Tensor, reference: Tensor, labels: Tensor, /) -> Tensor:
+        """Boxes [R, 4] from `deltas` [R, 4] for the classes `labels` [R], and `reference` [R, 4]."""
+        ...
+
+
 @dataclass(frozen=True)
 class BoxCoder:
     """R-CNN's box parameterisation (R-CNN eqs. 1-4 and 6-9).
 
     t = (dx / w, dy / h, log(w' / w), log(h' / h)) of the centres and sides, times `weights` (the reciprocal of the
     standard deviations by which targets are divided: (10, 10, 5, 5) is py-faster-rcnn's .1, .1, .2, .2). `decode` caps
-    the two logarithms at `max_log_scale` before the exponential, so that an untrained regressor stays finite.
+    the two logarithms at `max_log_scale` before the exponential, so that an untrained regressor stays finite. All
+    classes are alike; `regio.box_targets` has a coder with numbers of each class.
     """
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     max_log_scale: float = math.log(1000.0 / 16)
 
-    def encode(self, boxes: Tensor, reference: Tensor) -> Tensor:
+    def encode(self, boxes: Tensor, reference: Tensor, labels: Tensor | None = None) -> Tensor:
         """Deltas [R, 4] that take `reference` [R, 4] to `boxes` [R, 4]. Sides of both must be positive."""
         width, height = sides(reference)
         box_width, box_height = sides(boxes)
@@ -77,7 +91,7 @@ class BoxCoder:
         deltas = torch.stack([dx, dy, torch.log(box_width / width), torch.log(box_height / height)], dim=1)
         return deltas * deltas.new_tensor(self.weights)
 
-    def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
+    def decode(self, deltas: Tensor, reference: Tensor, labels: Tensor | None = None) -> Tensor:
         """Boxes [R, 4] from `deltas` [R, 4] and `reference` [R, 4]; or [R, C, 4] from [R, C, 4] and [R, 4].
 
         Raises ValueError for other ranks.

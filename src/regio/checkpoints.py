@@ -9,10 +9,10 @@ draws each step's random numbers from (seed, step).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,9 @@ from regio import format_1
 from regio.identity import differences
 from regio.state_dicts import load_exactly
 from regio.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from regio.data import DetectionDataset
 
 __all__ = [
     "Card",
@@ -59,23 +62,12 @@ class Card:
     proposals: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(
-        model: nn.Module,
-        class_names: Sequence[str],
-        category_ids: Sequence[int],
-        settings: Mapping[str, Any] | None,
-        proposals: Mapping[str, Any] | None = None,
-    ) -> Card:
-        """The card of `model`, trained on these classes, with boxes from `proposals`; `settings` build it again."""
+    def of(model: nn.Module, dataset: DetectionDataset, settings: Mapping[str, Any] | None) -> Card:
+        """The card of `model`, trained on `dataset`; `settings` build it again."""
         preprocess = getattr(model, "preprocess", None)
         normalisation = asdict(preprocess) if is_dataclass(preprocess) and not isinstance(preprocess, type) else {}
-        return Card(
-            tuple(class_names),
-            tuple(category_ids),
-            dict(settings or {}),
-            normalisation,
-            proposals=dict(proposals or {}),
-        )
+        names, ids = dataset.class_names, dataset.category_ids
+        return Card(names, ids, dict(settings or {}), normalisation, proposals=dataset.proposal_source)
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,12 +158,14 @@ def load_all_but_classes(state: Mapping[str, Tensor], detector: nn.Module, what:
     Raises ValueError, its message beginning with `what`, naming the first tensors that are missing, unexpected or of
     another shape.
     """
-    own = [
+    layers = [
         f"{name}.{layer}" if name else layer
         for name, module in detector.named_modules()
         for layer in getattr(module, "class_layers", ())
     ]
-    kept = {name for name in detector.state_dict() if name.rpartition(".")[0] in own}
+    state_of = {name: name.rpartition(".")[0] for name in detector.state_dict()}
+    own = [layer for layer in layers if layer in state_of.values()]
+    kept = {name for name, layer in state_of.items() if layer in own}
     given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in own}
     load_exactly(detector, given, what, kept)
     return own

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from regio.boxes import BoxCoder, clip, sides
+from regio.boxes import Coder, clip, sides
 from regio.kernels.nms import batched_nms
 from regio.types import Detections
 
@@ -28,7 +28,7 @@ class Postprocess:
     min_size: float = 1e-2
 
     def __call__(
-        self, scores: Tensor, deltas: Tensor, boxes: Tensor, coder: BoxCoder, size: tuple[int, int]
+        self, scores: Tensor, deltas: Tensor, boxes: Tensor, coder: Coder, size: tuple[int, int]
     ) -> Detections:
         """Detections of one image of `size` (height, width), best first, in pixels of the batch.
 
@@ -38,7 +38,7 @@ class Postprocess:
         # Thresholding first leaves a few hundred of the P x classes candidates to be decoded.
         row, column = (scores > self.score_threshold).nonzero(as_tuple=True)
         score, label = scores[row, column], column + 1
-        refined = coder.decode(deltas[row, label if deltas.shape[1] > 1 else 0], boxes[row])
+        refined = coder.decode(deltas[row, label if deltas.shape[1] > 1 else 0], boxes[row], label)
         refined = clip(refined, size)
         width, height = sides(refined)
         large = (width >= self.min_size) & (height >= self.min_size)

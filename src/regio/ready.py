@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from regio.backbones import Backbone
 from regio.detector import TwoStageDetector
 from regio.fused import fuse
+from regio.image_pyramid import ImagePyramid
 from regio.necks import FPN
 from regio.types import Detections
 
@@ -91,14 +92,21 @@ class _FusedFPN(FPN):
         return lateral(fine, F.interpolate(coarser, size=(height, width), mode="nearest"))
 
 
+def _fused_backbone(backbone: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    if isinstance(backbone, ImagePyramid):
+        backbone.backbone, backbone.neck = _fused_backbone(backbone.backbone, dtype, device), fuse(backbone.neck, dtype)
+        return backbone
+    if not isinstance(backbone, Backbone):
+        return fuse(backbone, dtype)
+    example = torch.rand(1, 3, 128, 160, device=device).contiguous(memory_format=torch.channels_last)
+    backbone.body = fuse(backbone.body, dtype, example)
+    return backbone
+
+
 @torch.no_grad()
 def _fused(detector: TwoStageDetector, dtype: torch.dtype) -> TwoStageDetector:
     device = next(detector.parameters()).device
-    if isinstance(detector.backbone, Backbone):
-        example = torch.rand(1, 3, 128, 160, device=device).contiguous(memory_format=torch.channels_last)
-        detector.backbone.body = fuse(detector.backbone.body, dtype, example)
-    else:
-        detector.backbone = fuse(detector.backbone, dtype)
+    detector.backbone = _fused_backbone(detector.backbone, dtype, device)
     neck = detector.neck
     if type(neck) is FPN and all(type(each) is nn.Conv2d for each in neck.lateral):
         detector.neck = _FusedFPN(neck, dtype)

@@ -64,6 +64,9 @@ def run(
             dataset, validation = open_splits(config, console, project or place.parent)
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
             model = config.model.build(len(dataset.class_names), pretrained=config.weights is None)
+            if not resume:
+                for note in config.model.prepare(model, dataset):
+                    console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
             if config.weights is not None and not resume:
                 _begin_from(config.weights, config.model, model, dataset.class_names, console)
             if not resume and fabric.is_global_zero:

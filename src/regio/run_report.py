@@ -180,9 +180,9 @@ class ProposalResults:
 
     def show(self, console: Console) -> None:
         """Print recall by the number of proposals."""
-        table = _table("proposals", "average recall", "at IoU 0.5", "at IoU 0.7")
+        table = _table("proposals", "average recall", "at IoU 0.5", "at IoU 0.7", "average best overlap")
         for limit in self.evaluator.limits:
-            row = (self.numbers[f"{what}_{limit}"] for what in ("ar", "recall50", "recall70"))
+            row = (self.numbers[f"{what}_{limit}"] for what in ("ar", "recall50", "recall70", "abo"))
             table.add_row(str(limit), *map(_written, row))
         console.print(table)
 
@@ -201,7 +201,7 @@ class ProposalResults:
             folder,
             self.to_json(),
             _subtitle(dataset) + "Average recall is the mean over IoU 0.50 to 0.95.",
-            {name.replace("recall", "recall at 0."): value for name, value in self.numbers.items()},
+            {_in_words(name): value for name, value in self.numbers.items()},
             plots,
             ("Validation images: annotated, and the best proposals", self._pictures()),
             [],
@@ -217,6 +217,11 @@ class ProposalResults:
             pictures.append(draw_detections(sample.image, best, ["object"], 0.0))
             captions += [sample.name, f"{len(best)} best"]
         return contact_sheet(pictures, 2, captions, ["annotated", "best proposals"])
+
+
+def _in_words(name: str) -> str:
+    """The name of a number of `ProposalRecall`."""
+    return name.replace("recall", "recall at 0.").replace("abo", "best overlap")
 
 
 def _numbers(metrics: CocoMetrics) -> str:

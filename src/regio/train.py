@@ -101,7 +101,7 @@ def train(
         raise ValueError(f"batch_size: expected at most the {len(dataset)} images of the data, got {config.batch_size}")
     if fabric is None:
         fabric = launch(config.device, config.devices, config.precision)
-    card = Card.of(model, dataset.class_names, dataset.category_ids, configuration, dataset.proposal_source)
+    card = Card.of(model, dataset, configuration)
     run = _Run(fabric, model, dataset, transform, evaluator, config, folder, card, progress or SilentProgress())
     if resume:
         with together(fabric):

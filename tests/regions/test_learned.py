@@ -25,7 +25,7 @@ from regio.regions.learned import (
     corners,
     embed,
 )
-from regio.regions.levels import Levels
+from regio.regions.levels import FPNLevels, Levels
 from regio.regions.roi_align import RoIAlign
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
@@ -306,9 +306,9 @@ def test_levels_share_one_module() -> None:
         FeatureMap(feature_map(3, torch.float32, seed=2).data[:, :, :5, :6], 8),
     ]
     r = regions([INSIDE, [0.0, 0.0, 44.0, 36.0]], torch.float32)
-    levels = Levels(learned(), canonical_size=40, canonical_level=3)
+    levels = Levels(learned(), FPNLevels(40, 3))
     assert levels.assign(maps, r).tolist() == [0, 0]
-    levels = Levels(learned(), canonical_size=30, canonical_level=3)
+    levels = Levels(learned(), FPNLevels(30, 3))
     assert levels.assign(maps, r).tolist() == [0, 1]
     out = levels(maps, r)
     for i, x in enumerate(maps):

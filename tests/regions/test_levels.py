@@ -1,5 +1,8 @@
 """Pyramids: the level of each box, and features read from it."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from regio.regions.base import RegionExtractor, contract
-from regio.regions.levels import Levels
+from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, NearestScale
 from regio.regions.roi_align import RoIAlign
 from regio.regions.roi_pool import RoIPool
 from regio.regions.sample_max import SampleMax
@@ -49,8 +52,8 @@ def test_canonical_boxes() -> None:
     boxes = torch.tensor([[0, 0, 224, 224], [0, 0, 448, 448], [0, 0, 112, 112], [0, 0, 5000, 5000], [7, 7, 7, 50]])
     r = Regions(boxes.float(), torch.zeros(5, dtype=torch.int64))
     assert Levels(RoIAlign()).assign(pyramid(), r).tolist() == [2, 3, 1, 3, 0]
-    assert Levels(RoIAlign(), canonical_size=112, canonical_level=3).assign(pyramid(), r).tolist() == [2, 3, 1, 3, 0]
-    assert Levels(RoIAlign(), canonical_level=3).assign(pyramid(), r).tolist() == [1, 2, 0, 3, 0]
+    assert Levels(RoIAlign(), FPNLevels(112, 3)).assign(pyramid(), r).tolist() == [2, 3, 1, 3, 0]
+    assert Levels(RoIAlign(), FPNLevels(canonical_level=3)).assign(pyramid(), r).tolist() == [1, 2, 0, 3, 0]
 
 
 def test_parity_with_torchvision() -> None:
@@ -146,3 +149,46 @@ def test_wrong_numbers_raise() -> None:
         Levels(RoIAlign())([], regions())
     with pytest.raises(ValueError, match="extractor: expected"):
         Levels([RoIAlign(2), RoIAlign(3)])
+
+
+SCALES = [side / 600 for side in (1200, 864, 688, 576, 480)]
+STRIDES = [16 / scale for scale in SCALES]
+
+
+def test_nearest_area_by_the_definition() -> None:
+    boxes = regions(seed=3, scale=3).boxes
+    level = NearestArea()(boxes, STRIDES)
+    for (x1, y1, x2, y2), got in zip(boxes.tolist(), level.tolist(), strict=True):
+        away = [abs((x2 - x1) * s * (y2 - y1) * s - 224**2) for s in SCALES]
+        assert got == away.index(min(away))
+    assert level.unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_nearest_scale_by_the_definition() -> None:
+    boxes = regions(seed=3, scale=3).boxes
+    level = NearestScale()(boxes, STRIDES)
+    for (x1, y1, x2, y2), got in zip(boxes.tolist(), level.tolist(), strict=True):
+        away = [abs(600 * s - 208 * 600 / math.sqrt((x2 - x1) * (y2 - y1))) for s in SCALES]
+        assert got == away.index(min(away))
+    assert level.unique().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rule", [NearestArea(), NearestScale()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_boxes_of_an_image_pyramid(rule: LevelRule, dtype: torch.dtype) -> None:
+    """A point and a small box are read at the finest level, a huge one at the coarsest; a box of 224 pixels at scale 1
+    as it is, whatever the stride of the network."""
+    boxes = torch.tensor([[7, 7, 7, 7], [7, 7, 7, 50], [0, 0, 20, 20], [0, 0, 9000, 9000]], dtype=dtype)
+    assert rule(boxes, STRIDES).tolist() == [0, 0, 0, 4]
+    assert rule(boxes[:0], STRIDES).shape == (0,)
+    assert replace(rule, stride=4)(boxes, [4 / scale for scale in SCALES]).tolist() == [0, 0, 0, 4]
+    square = torch.tensor([[0, 0, 224, 224]], dtype=dtype)
+    assert rule(square, [16 / 1.4, 16, 16 / 0.7]).tolist() == [1]
+
+
+def test_the_form_of_the_paper_and_of_its_code_differ() -> None:
+    """Between the scales 1 and 2 the areas are equally near for a side of 224 sqrt(2 / 5) = 141.7, the scales for one
+    of 224 / 1.5 = 149.3."""
+    boxes = torch.tensor([[0.0, 0, side, side] for side in (141.6, 141.8, 149.2, 149.4)])
+    assert NearestArea(224)(boxes, [8, 16]).tolist() == [0, 1, 1, 1]
+    assert NearestScale(224)(boxes, [8, 16]).tolist() == [0, 0, 0, 1]

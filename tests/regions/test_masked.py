@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from regio.regions.base import RegionExtractor
-from regio.regions.levels import Levels
+from regio.regions.levels import FPNLevels, Levels
 from regio.regions.masked import MaskedBins, MaskedRegions
 from regio.regions.roi_align import RoIAlign
 from regio.types import FeatureMap, Regions
@@ -91,8 +91,8 @@ def test_masks_stay_with_their_boxes() -> None:
     assert isinstance(some, MaskedRegions)
     assert torch.equal(some.masks, r.masks[[4, 0]])
     maps = [feature_map(), FeatureMap(feature_map(seed=1).data[:, :, ::2, ::2], 8)]
-    levels = Levels(MaskedBins(RoIAlign(2)), canonical_size=30, canonical_level=3)
-    plain = Levels(RoIAlign(2), canonical_size=30, canonical_level=3)
+    levels = Levels(MaskedBins(RoIAlign(2)), FPNLevels(30, 3))
+    plain = Levels(RoIAlign(2), FPNLevels(30, 3))
     assert len(set(levels.assign(maps, r).tolist())) == 2
     close(levels(maps, r), plain(maps, r) * (r.masks >= 0.4)[:, None], 1e-12)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from regio.analysis import count_samples
 from regio.necks import FPN, SingleMap
 from regio.proposals import RPN, Anchors, ProposalFilter
-from regio.regions import LearnedRegionFeatures, Levels
+from regio.regions import FPNLevels, LearnedRegionFeatures, Levels
 from regio.regions.learned import Dense, Exact, Mode, Sampled
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
@@ -118,7 +118,7 @@ def test_levels_of_a_padded_batch() -> None:
     """The law holds on a pyramid with boxes on both of its levels."""
     x = random_map(torch.float32)
     coarse = replace(x, data=x.data[:, :, ::2, ::2], stride=16)
-    levels = Levels(module(), canonical_size=40, canonical_level=4)
+    levels = Levels(module(), FPNLevels(40, 4))
     boxes = torch.tensor(BOXES)
     r = Regions.from_list([boxes] * 3)
     assert set(levels.assign([x, coarse], r).tolist()) == {0, 1}

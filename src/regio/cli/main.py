@@ -25,7 +25,7 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = {
     "demo": "Train a Faster R-CNN on generated scenes, evaluate it on scenes it has not seen, and draw what it finds.",
     "doctor": "Examine a data set: name every bad file and annotation, and what to do about it.",
-    "convert": "Write a data set in another format, and print what that format cannot hold.",
+    "convert": "Write a data set in another format, and print what that cannot hold; or a checkpoint made smaller.",
     "train": "Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder.",
     "compare": "Train systems on the same data for the same time, and put them side by side in a report.",
     "config": "Print every setting of a training: its value, its type and what it means.",

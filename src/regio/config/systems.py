@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from regio.config.extractors import EXTRACTORS, Extractor, RoIAlign
+from regio.config.extractors import EXTRACTORS, Extractor, RoIAlign, RoIPool
 from regio.settings import named, setting
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from regio.evaluate import Evaluator
     from regio.necks import Norm
     from regio.recipes import Recipe
+    from regio.roi_heads import FullyConnected
     from regio.run_report import Results
     from regio.weights import Architecture
 
@@ -53,6 +54,11 @@ class System(ABC):
     def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
         """`dataset` with what this system is trained on: masks, for some. Raises ValueError where it has none."""
         return dataset
+
+    def prepare(self, detector: TwoStageDetector, dataset: DetectionDataset) -> list[str]:
+        """Give `detector`, just built, what it takes from the data that it will be trained on: nothing, for most.
+        Returns what a user should know of it."""
+        return []
 
     @abstractmethod
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
@@ -272,10 +278,29 @@ class BoxHead(OnBackbone):
 class FullyConnectedHead(BoxHead):
     """Those of the second stage of Fast R-CNN."""
 
-    hidden: int = setting(512, "width of the two layers of the box head", ge=1)
+    hidden: int = setting(512, "width of the two layers of the box head, fc6 and fc7", ge=1)
+    fc6_rank: int | None = setting(
+        None, "of fc6 in two layers by truncated SVD, which regio convert --svd makes; null for one layer", ge=1
+    )
+    fc7_rank: int | None = setting(None, "the same of fc7", ge=1)
 
     def head(self) -> dict[str, Any]:
         return {"hidden": self.hidden, **super().head()}
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.truncated_svd import low_rank
+
+        detector = self.whole(classes, pretrained=pretrained)
+        trunk: Any = detector.roi_heads[0].trunk
+        for name, rank in (("fc6", self.fc6_rank), ("fc7", self.fc7_rank)):
+            if rank is not None:
+                layer = getattr(trunk, name)
+                setattr(trunk, name, low_rank(layer.in_features, layer.out_features, rank))
+        return detector
+
+    @abstractmethod
+    def whole(self, classes: int, *, pretrained: bool) -> TwoStageDetector:
+        """The detector whose layers are not taken apart; see `build`."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +352,7 @@ class RPNOnFPN(Pyramid):
 class FasterRCNN(FullyConnectedHead, TwoStage, OneMap):
     """Faster R-CNN on one map."""
 
-    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+    def whole(self, classes: int, *, pretrained: bool) -> TwoStageDetector:
         from regio.systems import faster_rcnn
 
         backbone, stage = self.stage(pretrained)
@@ -339,12 +364,91 @@ class FasterRCNN(FullyConnectedHead, TwoStage, OneMap):
 class FasterRCNNOnFPN(FullyConnectedHead, TwoStage, Pyramid):
     """Faster R-CNN on a feature pyramid."""
 
-    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+    def whole(self, classes: int, *, pretrained: bool) -> TwoStageDetector:
         from regio.systems import faster_rcnn_fpn
 
         backbone, stage = self.stage(pretrained)
         extractor = self.extractor.build(self.channels)
         return self.adjusted(faster_rcnn_fpn(classes + 1, backbone, extractor, **stage, **self.head()))
+
+
+@dataclass(frozen=True)
+class FastRCNN(FullyConnectedHead):
+    """Fast R-CNN: boxes are given, as a rule by selective search."""
+
+    needs_proposals: ClassVar[bool] = True
+
+    level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
+    output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
+    channels: int | None = setting(None, "to which a 1 x 1 convolution brings the map; null for the map as it is", ge=1)
+    fc: Literal["new", "backbone"] = setting(
+        "new",
+        "layers fc6 and fc7: new ones of width hidden, or those of a torchvision AlexNet or VGG as the backbone, whose "
+        "map is then the one that its last pooling reads",
+    )
+    extractor: Extractor = setting(RoIPool(), "what reads region features", choices=EXTRACTORS)
+    sides: tuple[int, ...] = setting((), "short sides of an image pyramid, in place of short_side; [] for none")
+    regions_per_image: int = setting(64, "in the mini-batch of the head", ge=1)
+    background_low: float = setting(0.1, "lowest IoU with an object of the background in the mini-batch", ge=0, le=0.5)
+    box_weight: float = setting(1.0, "factor on the box loss, lambda in the paper; 0 for a classifier alone", ge=0)
+    targets: Literal["fixed", "class"] = setting(
+        "fixed",
+        "box targets divided by 0.1, 0.1, 0.2, 0.2; or brought to zero mean and unit variance of each class over the "
+        "proposals of the training data, as in the paper",
+    )
+    nms_threshold: float = setting(0.3, "IoU above which the weaker of two detections of a class goes", ge=0, le=1)
+
+    def whole(self, classes: int, *, pretrained: bool) -> TwoStageDetector:
+        from regio.box_targets import ClassBoxCoder
+        from regio.boxes import BoxCoder
+        from regio.systems import fast_rcnn
+
+        backbone, trunk = self.parts(pretrained)
+        return fast_rcnn(
+            classes + 1,
+            backbone,
+            self.extractor.build(backbone.channels[-1] if self.channels is None else self.channels),
+            trunk=trunk,
+            channels=self.channels,
+            short_side=self.short_side,
+            long_side=self.long_side,
+            sides=self.sides,
+            background_low=self.background_low,
+            coder=ClassBoxCoder(classes + 1) if self.targets == "class" else BoxCoder((10.0, 10.0, 5.0, 5.0)),
+            box_weight=self.box_weight,
+            **self.head(),
+        )
+
+    def parts(self, pretrained: bool) -> tuple[Backbone, FullyConnected | None]:
+        """The backbone, and the layers fc6 and fc7 that come with it. Raises ValueError for one that has none."""
+        if self.fc == "new":
+            return self.make_backbone((self.level,), self.output_stride, pretrained=pretrained), None
+        from regio.classifiers import split_classifier
+
+        kind, _, name = self.backbone.partition(":")
+        if kind != "torchvision":
+            raise ValueError(f"fc: expected a backbone torchvision:alexnet or torchvision:vgg..., got {self.backbone}")
+        given = pretrained and self.backbone_weights != "none"
+        try:
+            parts = split_classifier(
+                name, pretrained=given, weights=self.backbone_weights if given else None, frozen=self.frozen
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"backbone_weights: {error}") from error
+        return parts.backbone, parts.trunk
+
+    def prepare(self, detector: TwoStageDetector, dataset: DetectionDataset) -> list[str]:
+        from regio.box_targets import ClassBoxCoder, target_statistics
+
+        coder: Any = detector.roi_heads[0].coder
+        if not isinstance(coder, ClassBoxCoder):
+            return []
+        found = target_statistics(dataset)
+        coder.set(found)
+        few = [name for name, std in zip(dataset.class_names, found.std[1:], strict=True) if not bool(std.all())]
+        return (
+            [f"too few proposals to normalise box targets by: {', '.join(few)} (fixed numbers instead)"] if few else []
+        )
 
 
 @dataclass(frozen=True)
@@ -358,7 +462,7 @@ class MaskRCNN(Masks, FasterRCNNOnFPN):
     )
     mask_layers: int = setting(4, "convolutions before the one that doubles the size", ge=0)
 
-    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+    def whole(self, classes: int, *, pretrained: bool) -> TwoStageDetector:
         from regio.systems import mask_rcnn_fpn
 
         backbone, stage = self.stage(pretrained)
@@ -509,6 +613,7 @@ def _results(evaluator: Any, records: Sequence[Any]) -> Results:
 SYSTEMS: dict[str, type[System]] = {
     "faster-rcnn-fpn": FasterRCNNOnFPN,
     "faster-rcnn": FasterRCNN,
+    "fast-rcnn": FastRCNN,
     "mask-rcnn": MaskRCNN,
     "faster-rcnn-c4": FasterRCNNOnC4,
     "mask-rcnn-c4": MaskRCNNOnC4,

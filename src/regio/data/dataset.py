@@ -105,7 +105,8 @@ class DetectionDataset(Dataset[Sample]):
             torch.from_numpy(record.difficult.copy()),
             _masks_of(record) if self._masks else None,
         )
-        proposals = None if self._proposals is None else torch.from_numpy(self._proposals[record.id].copy())
+        boxes = self.proposals_of(index)
+        proposals = None if boxes is None else torch.from_numpy(boxes.copy())
         return Sample(image, targets, record.id, record.name, proposals)
 
     def __repr__(self) -> str:
@@ -237,6 +238,11 @@ class DetectionDataset(Dataset[Sample]):
                     f"proposals of image {record.id}: expected finite [P, 4], got shape {list(boxes.shape)}"
                 )
         return self._with(_proposals=proposals, _proposal_source=dict(source or {}))
+
+    def proposals_of(self, index: int) -> NDArray[np.float32] | None:
+        """The boxes [P, 4] to start from in the image of record `index`, if this is a dataset `with_proposals`; None if
+        it is not. The image is not read."""
+        return None if self._proposals is None else self._proposals[self.records[index].id]
 
     def with_note(self, note: str) -> Self:
         """The same dataset with one more of `notes`."""

@@ -23,9 +23,11 @@ SHOWN = 10  # proposals of an image that a record keeps for pictures
 
 class Recalled(NamedTuple):
     """Of one image. ranks: [G, 10], for each object and each threshold the rank, from 0, of the proposal that found it;
-    the largest integer where none does. best: the first few proposals."""
+    the largest integer where none does. overlaps: [G, L], the largest IoU of each object with the best proposals up to
+    each of the L limits. best: the first few proposals."""
 
     ranks: NDArray[np.int64]
+    overlaps: NDArray[np.float64]
     best: Detections
 
 
@@ -36,8 +38,9 @@ class ProposalRecall:
     At an IoU threshold, proposals are taken by falling score, and each finds the object it overlaps most among those
     that are not found yet and reach the threshold. Recall is the share of all objects of the data set that are found:
     `recall50_N` at IoU 0.5, `recall70_N` at 0.7, and `ar_N`, the average recall of the papers on proposals, is its mean
-    over 0.5, 0.55, ..., 0.95 (Hosang et al. 2015; FPN, table 1). Crowds are ignored: they are no objects to be found.
-    NaN where there are no objects.
+    over 0.5, 0.55, ..., 0.95 (Hosang et al. 2015; FPN, table 1). `abo_N`, the average best overlap, is the mean over
+    all objects of the largest IoU with a proposal (Uijlings et al. 2013, equation 7; their MABO is the mean of it over
+    classes). Crowds are ignored: they are no objects to be found. NaN where there are no objects.
 
     Predictions are `Detections` whose labels do not count. selects: the number that chooses the best weights.
     """
@@ -47,8 +50,8 @@ class ProposalRecall:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """For each limit, those of the three numbers."""
-        return tuple(f"{what}_{limit}" for limit in self.limits for what in ("ar", "recall50", "recall70"))
+        """For each limit, those of the four numbers."""
+        return tuple(f"{what}_{limit}" for limit in self.limits for what in ("ar", "recall50", "recall70", "abo"))
 
     @property
     def selects(self) -> str:
@@ -60,16 +63,21 @@ class ProposalRecall:
         order = prediction.scores.argsort(descending=True, stable=True)[: max(self.limits)]
         objects = sample.targets.boxes[~sample.targets.crowd]
         boxes, scores, labels = (t[order].cpu() for t in (prediction.boxes, prediction.scores, prediction.labels))
-        ranks = _ranks(iou(boxes.double(), objects.double()).numpy())
-        return Recalled(ranks, Detections(boxes[:SHOWN].clone(), labels[:SHOWN].clone(), scores[:SHOWN].clone()))
+        overlap = iou(boxes.double(), objects.double()).numpy()
+        largest = [overlap[:limit].max(axis=0, initial=0.0) for limit in self.limits]
+        best = Detections(boxes[:SHOWN].clone(), labels[:SHOWN].clone(), scores[:SHOWN].clone())
+        return Recalled(_ranks(overlap), np.stack(largest, axis=1), best)
 
     def measure(self, records: Sequence[Recalled]) -> dict[str, float]:
         """The numbers of `names`."""
         numbers: dict[str, float] = {}
-        for limit in self.limits:
+        overlaps = np.concatenate([np.empty((0, len(self.limits))), *(each.overlaps for each in records)])
+        best = overlaps.mean(axis=0) if len(overlaps) else np.full(len(self.limits), np.nan)
+        for limit, overlap in zip(self.limits, best, strict=True):
             recall = self.recall(records, limit)
             numbers |= {f"ar_{limit}": float(recall.mean())}
             numbers |= {f"recall50_{limit}": float(recall[0]), f"recall70_{limit}": float(recall[4])}
+            numbers |= {f"abo_{limit}": float(overlap)}
         return numbers
 
     def recall(self, records: Sequence[Recalled], limit: int) -> NDArray[np.float64]:

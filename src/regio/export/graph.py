@@ -213,7 +213,7 @@ def _box_head(head: BoxHead, maps: Sequence[SizedMap], found: Found) -> Found:
     scores = head.scores(output.logits)
     row, column = (scores > rule.score_threshold).nonzero(as_tuple=True)
     label, image = column + 1, found.image[row]
-    boxes = _clipped(head.coder.decode(output.deltas_of(row, label), found.boxes[row]), image, sizes)
+    boxes = _clipped(head.coder.decode(output.deltas_of(row, label), found.boxes[row], label), image, sizes)
     scored = Found(boxes, label, scores[row, column], image)
     group = image * (scores.shape[1] + 1) + label
     large = _large(boxes, rule.min_size)

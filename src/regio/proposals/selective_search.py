@@ -99,13 +99,14 @@ class SelectiveSearch:
         if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
             raise ValueError(f"image: expected shape [3, H, W], got {list(image.shape)}")
         height, width = image.shape[1:]
-        scaled = self._scaled(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        scaled = self.scaled(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
         boxes, priority = self._search(scaled)
         back = np.array([width / scaled.shape[1], height / scaled.shape[0]] * 2)
         found = np.minimum(boxes * back, [width, height] * 2).astype(np.float32)
         return torch.from_numpy(found), torch.from_numpy((-priority).astype(np.float32))
 
-    def _scaled(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def scaled(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The image that is searched, RGB [H', W', 3], of `image` [H, W, 3]."""
         height, width = image.shape[:2]
         if self.width is None or self.width == width:
             return image
@@ -115,7 +116,7 @@ class SelectiveSearch:
 
     def _search(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Boxes [P, 4] in pixels of `image` and what they are sorted by, [P]."""
-        hierarchies = [boxes[::-1] for boxes in self._hierarchies(image)]  # from the whole image to the segments
+        hierarchies = [boxes[::-1] for boxes in self.hierarchies(image)]  # from the whole image to the segments
         rank = np.concatenate([np.arange(1, len(boxes) + 1) for boxes in hierarchies])
         boxes = np.concatenate(hierarchies)
         priority = rank * np.random.default_rng(self.seed).random(len(rank))
@@ -125,7 +126,7 @@ class SelectiveSearch:
         order = order[np.sort(first)]
         return boxes[order], priority[order]
 
-    def _hierarchies(self, image: NDArray[np.uint8]) -> Iterator[NDArray[np.int32]]:
+    def hierarchies(self, image: NDArray[np.uint8]) -> Iterator[NDArray[np.int32]]:
         """The boxes of each hierarchy: of the segments, then of the merges in their order."""
         from regio.kernels.cpu import hierarchical_grouping as kernels
 

@@ -174,14 +174,7 @@ class StagedRun:
         )
 
     def _card(self, model: nn.Module, numbers: Mapping[str, float]) -> Card:
-        card = Card.of(
-            model,
-            self.dataset.class_names,
-            self.dataset.category_ids,
-            self.configuration,
-            self.dataset.proposal_source,
-        )
-        return replace(card, metrics=dict(numbers))
+        return replace(Card.of(model, self.dataset, self.configuration), metrics=dict(numbers))
 
     def _log(self, numbers: Mapping[str, float]) -> None:
         """metrics.csv of the run: one row, with the time and the steps of all stages."""

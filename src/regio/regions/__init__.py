@@ -4,7 +4,7 @@ from regio.regions.base import RegionExtractor, contract
 from regio.regions.centre import CentreFeature
 from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples
 from regio.regions.learned import Dense, Exact, GridPrior, LearnedRegionFeatures, Sampled
-from regio.regions.levels import Levels
+from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, NearestScale
 from regio.regions.masked import MaskedBins, MaskedRegions
 from regio.regions.position_sensitive import PositionSensitive, RFCNAveragePool, TorchvisionAveragePool, vote
 from regio.regions.precise_roi_pool import PreciseRoIPool
@@ -34,13 +34,17 @@ __all__ = [
     "Dense",
     "DisjointBins",
     "Exact",
+    "FPNLevels",
     "FastRCNNCorners",
     "GridPrior",
     "HalfOpenCorners",
     "LearnedRegionFeatures",
+    "LevelRule",
     "Levels",
     "MaskedBins",
     "MaskedRegions",
+    "NearestArea",
+    "NearestScale",
     "OverlappingBins",
     "PositionSensitive",
     "PreciseRoIPool",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,81 @@ from regio.boxes import area
 from regio.regions.base import RegionExtractor, level_by_level
 from regio.types import FeatureMap, Regions
 
-__all__ = ["Levels"]
+__all__ = ["FPNLevels", "LevelRule", "Levels", "NearestArea", "NearestScale"]
 
 
-class Levels(nn.Module):
-    """An extractor on a pyramid: a box of w x h pixels is read at level ``k = floor(k0 + log2(sqrt(w h) / s0))``,
-    clamped to the levels there are (Lin et al. 2017, FPN, Eq. 1).
+class LevelRule(Protocol):
+    """Which level of a pyramid a box is read from."""
+
+    def __call__(self, boxes: Tensor, strides: Sequence[float], /) -> Tensor:
+        """For each of `boxes` [R, 4], in pixels, the index [R] int64 into `strides`, pixels a cell, finest first.
+
+        Raises ValueError for strides that the rule is not made for.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FPNLevels:
+    """A box of w x h pixels is read at level ``k = floor(k0 + log2(sqrt(w h) / s0))``, clamped to the levels there are
+    (Lin et al. 2017, FPN, Eq. 1).
 
     The level of a map is log2 of its stride: k0 = 4 means stride 16 for boxes of canonical_size s0 = 224 pixels. `eps`
     is added before the floor, as in torchvision. A box without area goes to the finest level.
+    """
+
+    canonical_size: float = 224
+    canonical_level: float = 4
+    eps: float = 1e-6
+
+    def __call__(self, boxes: Tensor, strides: Sequence[float]) -> Tensor:
+        """The level of each box. Raises ValueError unless each stride is a power of two and twice the one before."""
+        finest = round(math.log2(strides[0]))
+        if list(strides) != [2 ** (finest + i) for i in range(len(strides))]:
+            raise ValueError(f"maps: expected strides that double, powers of two, finest first, got {list(strides)}")
+        size = area(boxes).sqrt()
+        k = self.canonical_level + torch.log2(size / self.canonical_size) + self.eps
+        return (k - finest).clamp(0, len(strides) - 1).to(torch.int64)  # of what is not negative, this is the floor
+
+
+@dataclass(frozen=True)
+class NearestArea:
+    """The level on which the area of a box is nearest to that of the images that the network was trained on: argmin of
+    ``|area * (stride / s)**2 - size**2|`` over the strides s, of an image pyramid as a rule (He et al. 2014, SPPnet,
+    section 4.1; Fast R-CNN, section 2.4).
+
+    size: a side of those images, in pixels. stride: of the network, that is, of its map of an image at scale 1. Of
+    equally near levels the finest is taken.
+    """
+
+    size: float = 224
+    stride: float = 16
+
+    def __call__(self, boxes: Tensor, strides: Sequence[float]) -> Tensor:
+        scale = boxes.new_tensor([self.stride / each for each in strides])
+        return (area(boxes)[:, None] * scale**2 - self.size**2).abs().argmin(1)
+
+
+@dataclass(frozen=True)
+class NearestScale:
+    """The level whose scale is nearest to the one at which a box has `size` pixels a side: argmin of
+    ``|stride / s - size / sqrt(area)|`` over the strides s, as in the released code of SPPnet, where `size` is 13 cells
+    of 16 pixels. (There the short side of the image that it asks for is also rounded to a pixel.)
+
+    stride: see `NearestArea`. A box without area goes to the finest level.
+    """
+
+    size: float = 208
+    stride: float = 16
+
+    def __call__(self, boxes: Tensor, strides: Sequence[float]) -> Tensor:
+        scales = [self.stride / each for each in strides]
+        wanted = (self.size / area(boxes).sqrt()).clamp(max=2 * max(scales))  # infinite where there is no area
+        return (boxes.new_tensor(scales) - wanted[:, None]).abs().argmin(1)
+
+
+class Levels(nn.Module):
+    """An extractor on a pyramid: each box is read from the level that `rule` gives, FPN's unless another is passed.
 
     extractor: one for all levels, or a sequence with one a level. With a single map it is that extractor alone.
     """
@@ -29,9 +96,7 @@ class Levels(nn.Module):
     def __init__(
         self,
         extractor: RegionExtractor | Sequence[RegionExtractor],
-        canonical_size: float = 224,
-        canonical_level: float = 4,
-        eps: float = 1e-6,
+        rule: LevelRule = FPNLevels(),
     ) -> None:
         super().__init__()
         own = [extractor] if isinstance(extractor, RegionExtractor) else list(extractor)
@@ -39,25 +104,14 @@ class Levels(nn.Module):
             raise ValueError(f"extractor: expected one, or several with the same bins, got {[e.bins for e in own]}")
         self.extractors = nn.ModuleList(own)
         self.bins = own[0].bins
-        self.canonical_size = canonical_size
-        self.canonical_level = canonical_level
-        self.eps = eps
+        self.rule = rule
 
     def extra_repr(self) -> str:
-        return f"canonical_size={self.canonical_size}, canonical_level={self.canonical_level}"
+        return f"rule={self.rule}"
 
     def assign(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
-        """The index [R] int64 into `maps` of each box's level.
-
-        Raises ValueError unless each stride is a power of two and twice the one before.
-        """
-        finest = round(math.log2(maps[0].stride))
-        strides = [x.stride for x in maps]
-        if strides != [2 ** (finest + i) for i in range(len(maps))]:
-            raise ValueError(f"maps: expected strides that double, powers of two, finest first, got {strides}")
-        size = area(r.boxes.detach()).sqrt()
-        k = self.canonical_level + torch.log2(size / self.canonical_size) + self.eps
-        return (k - finest).clamp(0, len(maps) - 1).to(torch.int64)  # of what is not negative, this is the floor
+        """The index [R] int64 into `maps` of each box's level. Raises ValueError as the rule does."""
+        return self.rule(r.boxes.detach(), [x.stride for x in maps])
 
     def forward(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
         """Region features [R, C, *bins] from maps of the same batch and channels.

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regio.boxes import BoxCoder
+from regio.boxes import BoxCoder, Coder
 from regio.losses import MeanLoss, Reduction, smooth_l1
 from regio.matching import BalancedSampler, Matcher, RegionSampler
 from regio.postprocess import Postprocess
@@ -37,23 +37,28 @@ class BoxHead(nn.Module, ABC):
 
     sampler: which regions it is trained on, and their labels. coder: how a refinement is written. scores: what class
     outputs mean, and their loss. beta: where the box loss turns from a square to a line (1 in Fast R-CNN, 0 for L1).
-    reduction: how the losses of single regions become one number. postprocess: which of the scored boxes are
-    detections.
+    box_weight: the factor on the box loss, lambda of Fast R-CNN's equation 1; 0 trains a classifier alone. reduction:
+    how the losses of single regions become one number. postprocess: which of the scored boxes are detections.
+
+    Raises ValueError for a negative box_weight.
     """
 
     def __init__(
         self,
         *,
         sampler: RegionSampler | None = None,
-        coder: BoxCoder = BoxCoder((10.0, 10.0, 5.0, 5.0)),  # noqa: B008 (frozen)
+        coder: Coder = BoxCoder((10.0, 10.0, 5.0, 5.0)),  # noqa: B008 (frozen)
         scores: Scores = Softmax(),  # noqa: B008 (frozen)
         beta: float = 1.0,
+        box_weight: float = 1.0,
         reduction: Reduction = MeanLoss(),  # noqa: B008 (frozen)
         postprocess: Postprocess = Postprocess(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.sampler = sampler or RegionSampler(Matcher(positive=0.5, background=0.5), BalancedSampler(512, 0.25))
-        self.coder, self.scores, self.beta = coder, scores, beta
+        if box_weight < 0:
+            raise ValueError(f"box_weight: expected a factor of 0 or more, got {box_weight}")
+        self.coder, self.scores, self.beta, self.box_weight = coder, scores, beta, box_weight
         self.reduction, self.postprocess = reduction, postprocess
 
     @abstractmethod
@@ -90,10 +95,10 @@ class BoxHead(nn.Module, ABC):
         """The losses `class` and `box` for the true labels [R] (0 for background) and boxes `objects` [R, 4]."""
         rows = (labels > 0).nonzero()[:, 0]
         deltas = output.deltas_of(rows, labels[rows])
-        wanted = self.coder.encode(objects[rows].to(deltas.dtype), r.boxes[rows].to(deltas.dtype))
+        wanted = self.coder.encode(objects[rows].to(deltas.dtype), r.boxes[rows].to(deltas.dtype), labels[rows])
         of_boxes = output.logits.new_zeros(len(r)).index_put((rows,), smooth_l1(deltas, wanted, self.beta))
         of_class, of_box = self.reduction(self.scores.losses(output.logits, labels), of_boxes, r.image)
-        return {"class": of_class, "box": of_box}
+        return {"class": of_class, "box": of_box * self.box_weight}
 
 
 class FastRCNNHead(BoxHead):
@@ -106,7 +111,7 @@ class FastRCNNHead(BoxHead):
     Raises ValueError for fewer than two classes.
     """
 
-    class_layers: ClassVar[tuple[str, ...]] = ("class_logits", "box_deltas")  # new for other classes
+    class_layers: ClassVar[tuple[str, ...]] = ("class_logits", "box_deltas", "coder")  # new for other classes
 
     def __init__(
         self,
@@ -117,14 +122,21 @@ class FastRCNNHead(BoxHead):
         *,
         class_agnostic: bool = False,
         sampler: RegionSampler | None = None,
-        coder: BoxCoder = BoxCoder((10.0, 10.0, 5.0, 5.0)),  # noqa: B008 (frozen)
+        coder: Coder = BoxCoder((10.0, 10.0, 5.0, 5.0)),  # noqa: B008 (frozen)
         scores: Scores = Softmax(),  # noqa: B008 (frozen)
         beta: float = 1.0,
+        box_weight: float = 1.0,
         reduction: Reduction = MeanLoss(),  # noqa: B008 (frozen)
         postprocess: Postprocess = Postprocess(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(
-            sampler=sampler, coder=coder, scores=scores, beta=beta, reduction=reduction, postprocess=postprocess
+            sampler=sampler,
+            coder=coder,
+            scores=scores,
+            beta=beta,
+            box_weight=box_weight,
+            reduction=reduction,
+            postprocess=postprocess,
         )
         if num_classes < 2:
             raise ValueError(f"num_classes: expected the background and at least one class, got {num_classes}")

@@ -13,17 +13,34 @@ __all__ = ["ConvolutionsAndLinear", "FullyConnected", "StageAverage"]
 class FullyConnected(nn.Module):
     """Two fully connected layers with ReLU, `fc6` and `fc7` (Fast R-CNN, section 2.1; FPN, section 4.2).
 
-    channels, bins: those of the region features. hidden: width of both layers.
+    channels, bins: those of the region features. hidden: width of both layers. dropout: share of the outputs of each
+    layer that are set to zero in training mode, 0.5 in AlexNet and VGG, whose layers these are in R-CNN, SPPnet and
+    Fast R-CNN. `channels`, `bins` and `width` are attributes. Raises ValueError unless dropout is in [0, 1).
     """
 
-    def __init__(self, channels: int, bins: tuple[int, int], hidden: int = 1024) -> None:
+    def __init__(self, channels: int, bins: tuple[int, int], hidden: int = 1024, *, dropout: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a share in [0, 1), got {dropout}")
+        self.channels, self.bins, self.width = channels, bins, hidden
         self.fc6 = nn.Linear(channels * bins[0] * bins[1], hidden)
         self.fc7 = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, y: Tensor) -> Tensor:
         """[R, hidden] from region features [R, channels, *bins]."""
-        return F.relu(self.fc7(F.relu(self.fc6(y.flatten(1)))))
+        return self.layers(y)["fc7"]
+
+    def layers(self, y: Tensor) -> dict[str, Tensor]:
+        """What each layer gives for region features [R, channels, *bins], the last of it what `forward` returns.
+
+        "pool5": the region features [R, channels * bins[0] * bins[1]] themselves. "fc6", "fc7": [R, hidden], after the
+        ReLU (R-CNN, section 3.2).
+        """
+        pool5 = y.flatten(1)
+        fc6 = self.dropout(F.relu(self.fc6(pool5)))
+        fc7 = self.dropout(F.relu(self.fc7(fc6)))
+        return {"pool5": pool5, "fc6": fc6, "fc7": fc7}
 
 
 class ConvolutionsAndLinear(nn.Module):

@@ -29,7 +29,7 @@ from regio.postprocess import Postprocess
 from regio.preprocess import PillowPreprocess
 from regio.pretrained import existing, published_file
 from regio.proposals import RPN, Anchors, ProposalFilter
-from regio.regions import Levels, RoIAlign
+from regio.regions import FPNLevels, Levels, RoIAlign
 from regio.roi_heads import FastRCNNHead, FullyConnected, MaskConvolutions, MaskHead, StageAverage
 from regio.settings import named
 from regio.state_dicts import load_exactly
@@ -99,15 +99,16 @@ class Architecture(ABC):
 
     def heads(self, channels: int, num_classes: int) -> list[nn.Module]:
         """Two fully connected layers on 7 x 7 bins, and four convolutions on 14 x 14."""
+        rule = FPNLevels(eps=0.0)
         box = FastRCNNHead(
-            Levels(RoIAlign(7, samples=0), eps=0.0),
+            Levels(RoIAlign(7, samples=0), rule),
             FullyConnected(channels, (7, 7), 1024),
             1024,
             num_classes,
             beta=0.0,
             postprocess=Postprocess(min_size=POSITIVE),
         )
-        masks = MaskHead(Levels(RoIAlign(14, samples=0), eps=0.0), MaskConvolutions(channels), 256, num_classes)
+        masks = MaskHead(Levels(RoIAlign(14, samples=0), rule), MaskConvolutions(channels), 256, num_classes)
         return [box, masks] if self.masks else [box]
 
 
