@@ -12,24 +12,26 @@ from rich.console import Console
 
 from regio.config import SYSTEMS, RunConfig
 
-__all__ = ["MILESTONES", "QUICK", "SHAPES", "compare"]
+__all__ = ["MILESTONES", "compare"]
 
 MILESTONES = tuple(
     name for name in ("rcnn", "sppnet", "fast-rcnn", "faster-rcnn", "faster-rcnn-fpn") if name in SYSTEMS
 )
 """What is compared unless something else is asked for, in the order of the papers."""
 
-SMALL_WEIGHTS = ("backbone=efficientnet_lite0",)  # comes with the installation, for all systems alike
-AT_THE_END = ("training.evaluate_every=1e9", "training.save_every=100")
-QUICK = (*SMALL_WEIGHTS, *AT_THE_END, "short_side=240", "long_side=320")
-"""Settings for all systems where nothing else is said: images that two cores can train on in minutes, evaluated at the
-end, since no epoch is chosen."""
-LONG = (*SMALL_WEIGHTS, *AT_THE_END)
-SHAPES = (
-    *(*SMALL_WEIGHTS, *AT_THE_END, "short_side=160", "long_side=240", "anchor_sizes=[16,32,64,128]"),
-    *("channels=64", "hidden=256", "regions_per_image=64", "batch_size=8", "optimizer.lr=1e-3"),
+FOR_ALL = (
+    "backbone=efficientnet_lite0",  # whose weights come with the installation
+    *("training.evaluate_every=1e9", "training.save_every=100"),  # measured at the end: no epoch is chosen
 )
-"""Those for the generated scenes, which are smaller: the demo's."""
+SHAPES = (
+    *("short_side=160", "long_side=240", "anchor_sizes=[16,32,64,128]", "channels=64", "hidden=256"),
+    *("regions_per_image=64", "batch_size=8", "optimizer.lr=1e-3"),
+)
+"""For the generated scenes, which are small: the demo's settings."""
+SMALL_IMAGES = ("short_side=240", "long_side=320")
+FEW_BOXES = ("proposals_per_image=300", "crop=96", "context=7")  # R-CNN runs its network on each of them
+ONE_SCALE = {"sppnet": "sides=[{}]"}  # in place of five, up to 1200 pixels
+"""Settings of the short version, for systems that have them."""
 
 BUDGET, SEEDS, IMAGES, VALIDATION_IMAGES = 300.0, 1, 400, 200
 FULL_BUDGET, FULL_SEEDS = 3600.0, 3
@@ -93,7 +95,8 @@ def compare(
         bool,
         typer.Option(
             "--full",
-            help=f"The long version: all images, at 320 to 480 pixels, {FULL_BUDGET:g} s, {FULL_SEEDS} seeds.",
+            help=f"The long version: {FULL_BUDGET:g} s, {FULL_SEEDS} seeds, all images and boxes, in the sizes of "
+            "regio train.",
             rich_help_panel=HOW,
         ),
     ] = False,
@@ -114,7 +117,7 @@ def compare(
     if data is not None and "=" in data and not Path(data).exists():
         words, data = [data, *words], None
 
-    from regio.compare import Plan, make_arm, split_arms
+    from regio.compare import Plan, make_arm, split_arms, system_in
     from regio.compare import compare as run
 
     if resume:
@@ -132,11 +135,19 @@ def compare(
             images=images or (None if full else IMAGES),
             validation_images=validation_images or (None if full else VALIDATION_IMAGES),
         )
-        defaults = SHAPES if shared.data == "shapes" else LONG if full else QUICK
+        scenes = shared.data == "shapes"
+        sizes = SHAPES if scenes else () if full else SMALL_IMAGES
+
+        def defaults(arm: str) -> list[str]:
+            if full:
+                return [*FOR_ALL, *sizes]
+            scale = ONE_SCALE.get(system_in(arm))
+            return [*FOR_ALL, *sizes, *FEW_BOXES, *([scale.format(160 if scenes else 240)] if scale else [])]
+
         words = [*([] if steps is None else [f"steps={steps}"]), *words]
         chosen = split_arms(",".join(MILESTONES) if systems is None else systems)
         plan = Plan(
-            tuple(make_arm(each, shared, defaults, words) for each in chosen),
+            tuple(make_arm(each, shared, defaults(each), words) for each in chosen),
             seeds or (FULL_SEEDS if full else SEEDS),
             budget or (FULL_BUDGET if full else BUDGET),
         )

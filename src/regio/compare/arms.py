@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from regio.config import RunConfig, TrainConfig
 from regio.settings import UnknownSetting, override
 
-__all__ = ["Arm", "make_arm", "split_arms"]
+__all__ = ["Arm", "make_arm", "split_arms", "system_in", "with_seed"]
 
 SAME = ("data", "validation", "classes", "images", "validation_images", "difficult")
 """Settings of a run that decide what is measured, and are of no arm's own."""
@@ -52,9 +52,9 @@ def make_arm(text: str, shared: RunConfig, defaults: Sequence[str] = (), setting
     system or a setting that is unknown, or that is not an arm's to choose.
     """
     head, *own = _words(text)
-    given, equals, system = head.rpartition("=")
-    label = given.strip() if equals else " ".join([system, *own])
-    base = override(shared, [f"model={system.strip()}"])
+    label, equals, _ = head.rpartition("=")
+    label = label.strip() if equals else " ".join([head, *own])
+    base = override(shared, [f"model={system_in(text)}"])
     unneeded = () if base.model.needs_proposals else PROPOSALS
     common = [word for word in (*defaults, *settings) if word.partition("=")[0] not in unneeded]
     try:
@@ -63,6 +63,11 @@ def make_arm(text: str, shared: RunConfig, defaults: Sequence[str] = (), setting
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
     return Arm(label, config, tuple(word for word in settings if word not in common))
+
+
+def system_in(text: str) -> str:
+    """The name of the system of the arm that `text` describes."""
+    return text.partition(":")[0].rpartition("=")[2].strip()
 
 
 def _words(text: str) -> list[str]:

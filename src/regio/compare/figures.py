@@ -77,7 +77,7 @@ def time_figure(measured: Sequence[Measured]) -> Figure:
                 axes.vlines(mean[0], points[:, 1].min(), points[:, 1].max(), color=colour, linewidth=1.2)
             axes.plot(*mean, "o", color=colour, markersize=9, label=label)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_xlim()
@@ -111,7 +111,7 @@ def examples_sheet(
             own = sorted((row for row in rows if row["image_id"] == sample.id), key=lambda row: -row["score"])[:count]
             best = [{k: v for k, v in row.items() if k != "segmentation"} for row in own]
             detections = detections_from_coco(best, light.category_ids)
-            pictures.append(draw_detections(sample.image, detections, light.class_names, 0.0))
+            pictures.append(draw_detections(sample.image, detections, light.class_names, -math.inf))
             lowest = f", scores down to {own[-1]['score']:.2f}" if own else ""
             captions.append(f"{len(own)} best{lowest}")
     if not pictures:

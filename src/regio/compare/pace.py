@@ -97,12 +97,14 @@ def measured_pace(config: RunConfig, dataset: DetectionDataset, validation: Dete
     """
     training = replace(config.training, steps=NOMINAL)
     images = training.batch_size * training.accumulate * (WARM_UP + TIMED)
+    dataset = _some(dataset, images)
     model = config.model.build(len(dataset.class_names))
+    config.model.prepare(model, dataset)
     with tempfile.TemporaryDirectory() as folder:
         rehearsal = _Rehearsal(
             launch(training.device, training.devices, training.precision),
             Path(folder),
-            _some(dataset, images),
+            dataset,
             config.model.evaluator(_some(validation, 1)),
             training,
             transform=transform(config),
@@ -115,6 +117,7 @@ def measured_pace(config: RunConfig, dataset: DetectionDataset, validation: Dete
 
 
 def _some(dataset: DetectionDataset, count: int) -> DetectionDataset:
-    """So many images, spread over the data set."""
+    """So many images, spread over those with objects where there are any."""
+    dataset = dataset.without_empty() if len(dataset.without_empty()) else dataset
     count = min(count, len(dataset))
     return dataset.subset(i * len(dataset) // count for i in range(count))

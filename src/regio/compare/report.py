@@ -22,6 +22,7 @@ from regio.settings import as_dict, dotted
 from regio.visualize.page import (
     Cell,
     Illustration,
+    facts,
     figures,
     heading,
     paragraph,
@@ -32,6 +33,8 @@ from regio.visualize.page import (
 )
 
 __all__ = ["Report", "system_name"]
+
+OFF_BUDGET = 0.25  # share of the budget by which a training may miss it without a remark
 
 
 def system_name(system: Any) -> str:
@@ -65,8 +68,8 @@ class Report:
             parts.append(figures(self._illustrations(folder)))
             parts += self._papers()
             parts += [heading("Every run"), table(self._runs())]
-        parts += [heading("How it was made"), table(self._facts())]
-        parts += [paragraph(line) for line in self._made_differently()]
+        parts += [heading("How it was made"), facts(self._facts())]
+        parts += [paragraph(line) for line in (*self._off_budget(), *self._made_differently())]
         parts += [heading("Settings"), preformatted(self._settings())]
         write_page(folder / "report.html", "Comparison", parts)
 
@@ -153,8 +156,7 @@ class Report:
                         "paper": each.paper,
                         "network": each.network,
                         "data": each.data,
-                        "measure": each.measure,
-                        "paper's figure": f"{each.value:.1f} %",
+                        "paper's figure": f"{each.value:.1f} % {each.measure}",
                         "here": "\N{EN DASH}" if math.isnan(own) else f"{100 * own:.1f} %",
                         "paper's time": _seconds(each.seconds),
                         "time here": _seconds(runs[0].seconds_an_image),
@@ -187,9 +189,9 @@ class Report:
             for each in self.measured
         ]
 
-    def _facts(self) -> list[Mapping[str, Cell]]:
+    def _facts(self) -> dict[str, str]:
         config = self.plan.arms[0].config
-        facts = {
+        known = {
             "command": self.command,
             "data": config.data + (f", validation {config.validation}" if config.validation else ""),
             "classes": ", ".join(self.validation.class_names),
@@ -200,12 +202,12 @@ class Report:
             "turn in one process, as regio detect runs them",
             **next(iter(self.made.values()), {}),
         }
-        facts |= {
+        known |= {
             f"left out for {arm.label}": f"{', '.join(arm.left_out)}: it has no such setting"
             for arm in self.plan.arms
             if arm.left_out
         }
-        return [{"": name, "what": value} for name, value in facts.items()]
+        return known
 
     def _budget(self) -> str:
         words = []
@@ -221,6 +223,22 @@ class Report:
             "once, before the first run, by timing a few of them, and are the same for every seed. "
         )
         return (text if timed else "") + "; ".join(words)
+
+    def _off_budget(self) -> list[str]:
+        """A line where trainings took another time than their budget."""
+        took = {
+            label: statistics.fmean(run.training_seconds for run in runs)
+            for label, runs in self._by_label().items()
+            if self.plan.paces[label].seconds
+        }
+        budget = self.plan.budget
+        off = [f"{label} {seconds:.0f} s" for label, seconds in took.items() if abs(seconds / budget - 1) > OFF_BUDGET]
+        if not off:
+            return []
+        return [
+            f"Trainings that did not take the {budget:g} s of the budget: {', '.join(off)}. Either the machine was "
+            "busier or less busy than when steps were timed, or stages without steps (features, fits) came on top."
+        ]
 
     def _made_differently(self) -> list[str]:
         """A line where the runs were not made with the same versions on the same machine."""
@@ -239,7 +257,10 @@ class Report:
         sections = [("all", common)] + [
             (label, {k: v for k, v in each.items() if k not in common}) for label, each in flat.items()
         ]
-        lines = [[f"{label}:", *(f"  {k}: {v}" for k, v in each.items())] for label, each in sections if each]
+        words = {"None": "null", "True": "true", "False": "false"}
+        lines = [
+            [f"{label}:", *(f"  {k}: {words.get(v, v)}" for k, v in each.items())] for label, each in sections if each
+        ]
         return "\n\n".join("\n".join(each) for each in lines)
 
 

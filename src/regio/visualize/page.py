@@ -18,6 +18,7 @@ from PIL import Image
 __all__ = [
     "Cell",
     "Illustration",
+    "facts",
     "figures",
     "heading",
     "headline",
@@ -54,7 +55,8 @@ table { width: 100%; border-collapse: collapse; font-size: .92rem; font-variant-
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { color: var(--soft); font-weight: 500 }
 th:first-child, td:first-child, th.text, td.text { text-align: left }
-td.text { min-width: 9rem; white-space: normal }
+td.text { min-width: 8rem; white-space: normal; overflow-wrap: anywhere }
+.facts th { vertical-align: top; width: 11rem }
 td.share { background: linear-gradient(90deg, var(--bar) var(--share), transparent var(--share)) }
 .figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem }
 figure { max-width: 100%; margin: 0; overflow-x: auto }
@@ -123,6 +125,15 @@ def table(rows: Sequence[Mapping[str, Cell]], name: str = "rows") -> str:
     lines = ["<tr>" + "".join(names) + "</tr>"]
     lines += ["<tr>" + "".join(_cell(row[column], text[column]) for column in columns) + "</tr>" for row in rows]
     return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """Sentences by what they are about, in two columns."""
+    rows = (
+        f'<tr><th scope="row">{escape(name)}</th><td class="text">{escape(text)}</td></tr>'
+        for name, text in values.items()
+    )
+    return '<div class="scroll"><table class="facts">\n' + "\n".join(rows) + "\n</table></div>"
 
 
 def figures(illustrations: Sequence[Illustration]) -> str:
