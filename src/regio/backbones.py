@@ -28,7 +28,7 @@ from regio.frozen_norm import freeze_batch_norm
 from regio.pretrained import existing, load_in_order, require_timm_weights, torchvision_classifier
 from regio.types import FeatureMap
 
-__all__ = ["Backbone", "Chain", "Level", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
+__all__ = ["Backbone", "Chain", "ImageItself", "Level", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -114,6 +114,25 @@ class Backbone(nn.Module):
             frozen_norm=False,  # as it is already
         )
         return rest, nn.Sequential(OrderedDict((name, layers[name]) for name in names[cut:stop]))
+
+
+class ImageItself(nn.Module):
+    """The backbone that passes the image on as its only map, of stride 1: R-CNN's, whose convolutions come after the
+    region operation. mean, std: those of the images that the network after it was trained on."""
+
+    levels = (0,)
+    channels = (3,)
+    strides = (1,)
+
+    def __init__(
+        self, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
+    ) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, images: Tensor) -> tuple[FeatureMap]:
+        """`images` [N, 3, H, W] as a map."""
+        return (FeatureMap(images, 1),)
 
 
 def efficientnet_lite0(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from regio.boxes import resize_boxes
 from regio.types import Detections, Targets
 
-__all__ = ["ImageBatch", "PillowPreprocess", "Preprocess"]
+__all__ = ["ImageBatch", "PillowPreprocess", "Preprocess", "ShrinkingPreprocess"]
 
 Size = tuple[int, int]
 
@@ -125,6 +125,16 @@ class Preprocess:
             return image
         image = image if image.dtype.is_floating_point else image.to(torch.float32)
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
+
+
+@dataclass(frozen=True)
+class ShrinkingPreprocess(Preprocess):
+    """As `Preprocess`, but only images that are larger are scaled: `short_side` and `long_side` are bounds. For
+    detectors that read crops of the image itself (R-CNN), which have nothing from a larger one."""
+
+    def size_of(self, size: Size) -> Size:
+        """The (height, width) to which an image of `size` is scaled: its own, within the bounds."""
+        return size if min(size) <= self.short_side and max(size) <= self.long_side else super().size_of(size)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,16 @@ from regio.progress import Progress, SilentProgress
 from regio.training_log import TrainingLog
 from regio.types import Targets
 
-__all__ = ["FREE", "Interrupted", "NonFiniteLoss", "TrainConfig", "Trainable", "evaluate_together", "train"]
+__all__ = [
+    "FREE",
+    "Interrupted",
+    "NonFiniteLoss",
+    "TrainConfig",
+    "Trainable",
+    "evaluate_together",
+    "stop_requests",
+    "train",
+]
 
 FREE = {"epochs", "steps", "batch_size", "accumulate", "device", "devices", "workers", "save_every", "log_every"}
 """Settings of `TrainConfig` that a resumed run may change, since no result depends on them: those of the machine and of
@@ -190,7 +199,7 @@ class _Run:
             self.log.start(self.step)
         evaluation: Evaluation | None = None
         evaluate_steps = max(1, round(self.config.evaluate_every * self.epoch_steps))
-        with _stop_requests() as stop_requested, self.progress, closing(self.log):
+        with stop_requests() as stop_requested, self.progress, closing(self.log):
             self.progress.start(self.step, self.steps)
             batches = iter(self.loader())
             while self.step < self.steps:
@@ -327,7 +336,7 @@ class _Run:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests() -> Iterator[Callable[[], bool]]:
     """Within, the first SIGINT or SIGTERM only makes the given function return True; a later one acts as usual."""
     requested: float | None = None
     previous: dict[int, Any] = {}

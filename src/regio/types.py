@@ -134,6 +134,10 @@ class Regions:
         """The boxes of each of `images` images, in order: the inverse of `from_list`."""
         return [self.boxes[self.image == i] for i in range(images)]
 
+    def chunks(self, size: int) -> list[Regions]:
+        """These regions in order, at most `size` at a time; one part without any where there are none."""
+        return [self[rows] for rows in torch.arange(len(self), device=self.boxes.device).split(size)]
+
     def __getitem__(self, index: Tensor) -> Regions:
         """The regions at `index` (a boolean mask [R] or int64 indices)."""
         return Regions(self.boxes[index], self.image[index])

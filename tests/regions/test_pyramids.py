@@ -12,6 +12,7 @@ from regio.regions.roi_warp import RoIWarp
 from regio.regions.sample_max import SampleMax
 from regio.regions.spatial_pyramid import SpatialPyramidPool
 from regio.regions.triangular import TriangularBins
+from regio.regions.warped_crop import WarpedCrop
 from regio.types import FeatureMap
 from tests.regions.contract import BOXES, close, feature_map, regions
 
@@ -28,6 +29,8 @@ from tests.regions.contract import BOXES, close, feature_map, regions
         SampleMax(RoIWarp((2, 3), rounded=False)),
         SpatialPyramidPool((2, 1), SPPNetReleasedCorners()),
         TriangularBins(),
+        WarpedCrop((6, 7), context=1),
+        WarpedCrop((2, 3), context=0, rounded=False),
     ],
     ids=lambda e: type(e).__name__,
 )

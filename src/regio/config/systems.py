@@ -5,6 +5,7 @@ A row of the table is a class here: its settings, `build`, and its evaluator.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -373,19 +374,48 @@ class FasterRCNNOnFPN(FullyConnectedHead, TwoStage, Pyramid):
 
 
 @dataclass(frozen=True)
-class FastRCNN(FullyConnectedHead):
-    """Fast R-CNN: boxes are given, as a rule by selective search."""
-
-    needs_proposals: ClassVar[bool] = True
+class SplitBackbone(OnBackbone):
+    """Those of the systems that may take over the fully connected layers of a classifier."""
 
     level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
     output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
-    channels: int | None = setting(None, "to which a 1 x 1 convolution brings the map; null for the map as it is", ge=1)
     fc: Literal["new", "backbone"] = setting(
         "new",
         "layers fc6 and fc7: new ones of width hidden, or those of a torchvision AlexNet or VGG as the backbone, whose "
         "map is then the one that its last pooling reads",
     )
+
+    def parts(self, pretrained: bool, *, centred: bool = True) -> tuple[Backbone, FullyConnected | None]:
+        """The backbone, and the layers fc6 and fc7 that come with it. centred: see `split_classifier`. Raises
+        ValueError for one that has none."""
+        if self.fc == "new":
+            return self.make_backbone((self.level,), self.output_stride, pretrained=pretrained), None
+        from regio.classifiers import split_classifier
+
+        kind, _, name = self.backbone.partition(":")
+        if kind != "torchvision":
+            raise ValueError(f"fc: expected a backbone torchvision:alexnet or torchvision:vgg..., got {self.backbone}")
+        given = pretrained and self.backbone_weights != "none"
+        try:
+            parts = split_classifier(
+                name,
+                pretrained=given,
+                weights=self.backbone_weights if given else None,
+                frozen=self.frozen,
+                centred=centred,
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"backbone_weights: {error}") from error
+        return parts.backbone, parts.trunk
+
+
+@dataclass(frozen=True)
+class FastRCNN(FullyConnectedHead, SplitBackbone):
+    """Fast R-CNN: boxes are given, as a rule by selective search."""
+
+    needs_proposals: ClassVar[bool] = True
+
+    channels: int | None = setting(None, "to which a 1 x 1 convolution brings the map; null for the map as it is", ge=1)
     extractor: Extractor = setting(RoIPool(), "what reads region features", choices=EXTRACTORS)
     sides: tuple[int, ...] = setting((), "short sides of an image pyramid, in place of short_side; [] for none")
     regions_per_image: int = setting(64, "in the mini-batch of the head", ge=1)
@@ -418,24 +448,6 @@ class FastRCNN(FullyConnectedHead):
             box_weight=self.box_weight,
             **self.head(),
         )
-
-    def parts(self, pretrained: bool) -> tuple[Backbone, FullyConnected | None]:
-        """The backbone, and the layers fc6 and fc7 that come with it. Raises ValueError for one that has none."""
-        if self.fc == "new":
-            return self.make_backbone((self.level,), self.output_stride, pretrained=pretrained), None
-        from regio.classifiers import split_classifier
-
-        kind, _, name = self.backbone.partition(":")
-        if kind != "torchvision":
-            raise ValueError(f"fc: expected a backbone torchvision:alexnet or torchvision:vgg..., got {self.backbone}")
-        given = pretrained and self.backbone_weights != "none"
-        try:
-            parts = split_classifier(
-                name, pretrained=given, weights=self.backbone_weights if given else None, frozen=self.frozen
-            )
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"backbone_weights: {error}") from error
-        return parts.backbone, parts.trunk
 
     def prepare(self, detector: TwoStageDetector, dataset: DetectionDataset) -> list[str]:
         from regio.box_targets import ClassBoxCoder, target_statistics
@@ -589,6 +601,145 @@ class Detectron2(Published):
         return named(DETECTRON2, self.detector, "detectron2")
 
 
+@dataclass(frozen=True)
+class Fitted(SplitBackbone):
+    """Those of the systems whose classes are linear SVMs and whose boxes are ridge regressions, fitted to the features
+    of a fine-tuned network."""
+
+    needs_proposals: ClassVar[bool] = True
+
+    output_stride: int = setting(32, "of the map at most, by dilation", ge=1)
+    hidden: int = setting(512, "width of new layers fc6 and fc7", ge=1)
+    layer: Literal["pool5", "fc6", "fc7"] = setting("fc7", "what the SVMs read")
+    box_regression: bool = setting(True, "whether boxes are refined, from pool5")
+    fine_tune: bool = setting(True, "whether the network is trained on the regions before the SVMs are fitted")
+    regions_per_image: int = setting(64, "in the mini-batch of fine-tuning, a quarter of them objects", ge=1)
+    background_low: float = setting(0.0, "lowest IoU with an object of the background in it", ge=0, le=0.5)
+    class_rate: float = setting(1.0, "factor on the learning rate of the last layer in fine-tuning", gt=0)
+    candidates: int | None = setting(
+        40, "regions of a class that are left an image before suppression, in the mean; null for any number", ge=1
+    )
+    box_penalty: float = setting(1000.0, "of the box regressions", ge=0)
+    box_iou: float = setting(0.6, "with an object, above which a region is an example of them", ge=0, le=1)
+    feature_type: Literal["float16", "float32"] = setting("float16", "of the features on disk")
+    keep_features: bool = setting(False, "whether they stay there")
+    fit_memory: float = setting(2.0, "gigabytes that the examples of a fit take at most", gt=0)
+    score_threshold: float | None = setting(None, "lowest score of a detection, a margin; null for any")
+    nms_threshold: float = setting(0.3, "IoU above which the weaker of two detections of a class goes", ge=0, le=1)
+    detections_per_image: int = setting(100, "at most", ge=1)
+
+    def evaluator(self, dataset: DetectionDataset) -> Evaluator:
+        return _of_boxes(dataset)
+
+    def results(self, evaluator: Any, records: Sequence[Any]) -> Results:
+        return _results(evaluator, records)
+
+    def with_score_threshold(self, threshold: float) -> System:
+        return replace(self, score_threshold=threshold)
+
+    def head(self) -> dict[str, Any]:
+        """The arguments of the head, but for its extractor."""
+        from regio.postprocess import Postprocess
+
+        lowest = -math.inf if self.score_threshold is None else self.score_threshold
+        return {
+            "hidden": self.hidden,
+            "layer": self.layer,
+            "box_layer": "pool5" if self.box_regression else None,
+            "postprocess": Postprocess(lowest, self.nms_threshold, self.detections_per_image),
+        }
+
+    def recipe(self) -> Recipe:
+        from regio.fitting import BoxRegression, HardNegativeMining
+        from regio.recipes import FittedHead
+
+        memory = int(self.fit_memory * 1e9)
+        return FittedHead(
+            fine_tune=self.fine_tune,
+            regions_per_image=self.regions_per_image,
+            background_low=self.background_low,
+            rate=self.class_rate,
+            mining=HardNegativeMining(memory=memory),
+            regression=BoxRegression(self.box_penalty, self.box_iou, memory=memory),
+            candidates=self.candidates,
+            dtype=self.feature_type,
+            keep_features=self.keep_features,
+        )
+
+
+@dataclass(frozen=True)
+class RCNN(Fitted):
+    """R-CNN: the crop of each region goes through a whole network."""
+
+    short_side: int = setting(600, "of the image, above which it is scaled down, in pixels", ge=1)
+    long_side: int = setting(1000, "the same of its long side", ge=1)
+    crop: int = setting(227, "side of the warped crops, in pixels", ge=1)
+    context: int = setting(16, "pixels of it on each side that show what is around the box", ge=0)
+    square: bool = setting(False, "whether crops keep their aspect ratio: the tightest square around the box")
+    bins: int = setting(3, "along a side of what new layers fc6 and fc7 read of the last map", ge=1)
+    chunk: int = setting(32, "crops that are read at once", ge=1)
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.regions import TightestSquare, Warp
+        from regio.systems import rcnn
+
+        backbone, layers = self.parts(pretrained, centred=False)
+        return rcnn(
+            classes + 1,
+            backbone,
+            layers,
+            crop=self.crop,
+            context=self.context,
+            shape=TightestSquare() if self.square else Warp(),
+            bins=(self.bins, self.bins),
+            short_side=self.short_side,
+            long_side=self.long_side,
+            chunk=self.chunk,
+            **self.head(),
+        )
+
+
+@dataclass(frozen=True)
+class SPPNet(Fitted):
+    """SPPnet: a spatial pyramid over each region of maps of the whole image, at several scales."""
+
+    output_stride: int = setting(16, "of the map at most, by dilation", ge=1)
+    pyramid: tuple[int, ...] = setting((6, 3, 2, 1), "bins along a side of each grid of the spatial pyramid")
+    corners: Literal["paper", "released"] = setting("paper", "how a box becomes cells: the appendix, or the code")
+    sides: tuple[int, ...] = setting((480, 576, 688, 864, 1200), "short sides to which the image is scaled")
+    long_side: int = setting(2000, "at most, at the largest of them, in pixels", ge=1)
+    classify: tuple[int, ...] = setting(
+        (),
+        "side of crops of objects that the network is trained to classify at first, or several, one after the other in "
+        "each epoch; [] for no such training",
+    )
+    background_low: float = setting(0.1, "lowest IoU with an object of the background in it", ge=0, le=0.5)
+    box_iou: float = setting(0.5, "with an object, above which a region is an example of them", ge=0, le=1)
+    box_penalty: float = setting(4000.0, "of the box regressions", ge=0)
+
+    def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
+        from regio.regions import SPPNetCorners, SPPNetReleasedCorners
+        from regio.systems import sppnet
+
+        if self.fc != "new":
+            raise ValueError(f"fc: expected new layers, which read the spatial pyramid, got {self.fc}")
+        backbone, _ = self.parts(pretrained)
+        return sppnet(
+            classes + 1,
+            backbone,
+            levels=self.pyramid,
+            corners=SPPNetReleasedCorners() if self.corners == "released" else SPPNetCorners(),
+            sides=self.sides,
+            long_side=self.long_side,
+            **self.head(),
+        )
+
+    def recipe(self) -> Recipe:
+        from regio.recipes import ClassifierFirst
+
+        return ClassifierFirst(self.classify, super().recipe()) if self.classify else super().recipe()
+
+
 def _of_boxes(dataset: DetectionDataset) -> Evaluator:
     from regio.evaluate import BoxEvaluator
 
@@ -619,6 +770,8 @@ SYSTEMS: dict[str, type[System]] = {
     "mask-rcnn-c4": MaskRCNNOnC4,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
+    "rcnn": RCNN,
+    "sppnet": SPPNet,
     "torchvision": Torchvision,
     "detectron2": Detectron2,
 }

@@ -1,5 +1,6 @@
 """Annotated images: reading them in any format, augmenting them, and forming batches."""
 
+from regio.data.class_images import object_crops, read_class_folders
 from regio.data.coco import read_coco
 from regio.data.convert import Conversion, convert, write_coco, write_voc, write_yolo
 from regio.data.dataset import DetectionDataset, Sample
@@ -49,8 +50,10 @@ __all__ = [
     "divide",
     "encode_mask",
     "examine",
+    "object_crops",
     "open_dataset",
     "open_undivided",
+    "read_class_folders",
     "read_coco",
     "read_image",
     "read_proposals",

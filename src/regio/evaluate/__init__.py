@@ -1,6 +1,7 @@
 """Measuring predictions: COCO's and Pascal VOC's metrics, recall of proposals, and models run over a data set."""
 
 from regio.evaluate.boxes import BoxEvaluator
+from regio.evaluate.classification import ClassAccuracy
 from regio.evaluate.coco import ClassAP, CocoMetrics, coco_metrics, detections_to_coco
 from regio.evaluate.confusion import confusion_matrix
 from regio.evaluate.instances import MaskEvaluator
@@ -11,6 +12,7 @@ from regio.evaluate.voc import VocClass, VocMetrics, all_point_ap, eleven_point_
 __all__ = [
     "BoxEvaluator",
     "ClassAP",
+    "ClassAccuracy",
     "CocoMetrics",
     "Evaluation",
     "Evaluator",

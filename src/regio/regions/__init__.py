@@ -25,6 +25,7 @@ from regio.regions.sampling import SamplingExtractor
 from regio.regions.spatial_pyramid import SpatialPyramidPool
 from regio.regions.support import BoxSupport, WholeImage
 from regio.regions.triangular import TriangularBins
+from regio.regions.warped_crop import TightestSquare, Warp, WarpedCrop
 
 __all__ = [
     "BoxSupport",
@@ -62,8 +63,11 @@ __all__ = [
     "SamplingExtractor",
     "SlidingBins",
     "SpatialPyramidPool",
+    "TightestSquare",
     "TorchvisionAveragePool",
     "TriangularBins",
+    "Warp",
+    "WarpedCrop",
     "WholeImage",
     "contract",
     "vote",

@@ -6,8 +6,16 @@ The first head turns proposals into detections; later ones refine them (a cascad
 from regio.roi_heads.base import RoIHead
 from regio.roi_heads.box import BoxHead, BoxOutput, FastRCNNHead
 from regio.roi_heads.mask import MaskConvolutions, MaskHead, MaskOutput, SigmoidMasks, SoftmaxMasks
+from regio.roi_heads.region_classifier import RegionClassifier
 from regio.roi_heads.scores import Margins, Scores, Sigmoid, Softmax
-from regio.roi_heads.trunks import ConvolutionsAndLinear, FullyConnected, StageAverage
+from regio.roi_heads.svm import SVMHead
+from regio.roi_heads.trunks import (
+    ConvolutionsAndLinear,
+    FullyConnected,
+    LayeredTrunk,
+    StageAverage,
+    WholeNetwork,
+)
 
 __all__ = [
     "BoxHead",
@@ -15,15 +23,19 @@ __all__ = [
     "ConvolutionsAndLinear",
     "FastRCNNHead",
     "FullyConnected",
+    "LayeredTrunk",
     "Margins",
     "MaskConvolutions",
     "MaskHead",
     "MaskOutput",
+    "RegionClassifier",
     "RoIHead",
+    "SVMHead",
     "Scores",
     "Sigmoid",
     "SigmoidMasks",
     "Softmax",
     "SoftmaxMasks",
     "StageAverage",
+    "WholeNetwork",
 ]

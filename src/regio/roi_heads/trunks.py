@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regio.necks import Norm
 
-__all__ = ["ConvolutionsAndLinear", "FullyConnected", "StageAverage"]
+__all__ = ["ConvolutionsAndLinear", "FullyConnected", "LayeredTrunk", "StageAverage", "WholeNetwork"]
 
 
-class FullyConnected(nn.Module):
+class LayeredTrunk(nn.Module, ABC):
+    """A trunk whose layers can be read: the last of them is what `forward` gives."""
+
+    @abstractmethod
+    def layers(self, y: Tensor) -> dict[str, Tensor]:
+        """What each layer gives, by name, [R, width], for region features [R, C, *bins]."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> dict[str, int]:
+        """The width of each of these layers."""
+
+
+class FullyConnected(LayeredTrunk):
     """Two fully connected layers with ReLU, `fc6` and `fc7` (Fast R-CNN, section 2.1; FPN, section 4.2).
 
     channels, bins: those of the region features. hidden: width of both layers. dropout: share of the outputs of each
@@ -41,6 +57,39 @@ class FullyConnected(nn.Module):
         fc6 = self.dropout(F.relu(self.fc6(pool5)))
         fc7 = self.dropout(F.relu(self.fc7(fc6)))
         return {"pool5": pool5, "fc6": fc6, "fc7": fc7}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Those of `layers`."""
+        return {"pool5": self.channels * self.bins[0] * self.bins[1], "fc6": self.width, "fc7": self.width}
+
+
+class WholeNetwork(LayeredTrunk):
+    """A whole network on crops of the image: R-CNN's trunk (Girshick et al. 2014, section 2.1).
+
+    backbone: its convolutions, of whose maps the last is taken; the largest cell of each of ``fully_connected.bins``
+    equal parts of it goes on. That is the last pooling of AlexNet (13 x 13 cells to 6 x 6, crops of 227 pixels) and of
+    VGG (14 x 14 to 7 x 7). fully_connected: fc6 and fc7.
+    """
+
+    def __init__(self, backbone: nn.Module, fully_connected: FullyConnected) -> None:
+        super().__init__()
+        self.backbone, self.fully_connected = backbone, fully_connected
+        self.pool = nn.AdaptiveMaxPool2d(fully_connected.bins)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """fc7 [R, width] of crops y [R, 3, H, W], normalised as the backbone wants."""
+        return self.layers(y)["fc7"]
+
+    def layers(self, y: Tensor) -> dict[str, Tensor]:
+        """ "pool5", "fc6" and "fc7" of crops y [R, 3, H, W]."""
+        y = y.contiguous(memory_format=torch.channels_last)
+        return self.fully_connected.layers(self.pool(self.backbone(y)[-1].data))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Those of `layers`."""
+        return self.fully_connected.widths
 
 
 class ConvolutionsAndLinear(nn.Module):

@@ -1,0 +1,90 @@
+"""The features of all regions of a data set, from the head that will classify them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from regio.data import DetectionDataset
+from regio.detector import TwoStageDetector
+from regio.evaluate import evaluation_mode
+from regio.fitting.feature_store import FeatureStore
+from regio.fitting.labels import count_regions, label_regions
+from regio.identity import describe
+from regio.roi_heads import SVMHead
+from regio.types import Regions
+
+__all__ = ["open_store", "store_features"]
+
+
+def open_store(
+    root: Path, detector: TwoStageDetector, dataset: DetectionDataset, dtype: Literal["float16", "float32"] = "float16"
+) -> FeatureStore:
+    """The store in `root` for the layers that the head of `detector` reads, of all regions of `dataset`.
+
+    They depend on the weights before them, on how regions are read and images scaled, and on the data set with its
+    proposals; features that were made of anything else are not taken for these. Raises OSError where the disk has not
+    enough room.
+    """
+    head = _head(detector)
+    identity = dataset.identity() | {"weights": _hash(detector.backbone, detector.neck, head.trunk)}
+    for name, part in (
+        ("preprocess", detector.preprocess),
+        ("backbone", detector.backbone),
+        ("neck", detector.neck),
+        ("extractor", head.extractor),
+        ("trunk", head.trunk),
+    ):
+        identity |= describe(part, name)
+    return FeatureStore(root, identity, count_regions(dataset), head.read_layers, dtype)
+
+
+def store_features(
+    store: FeatureStore,
+    detector: TwoStageDetector,
+    dataset: DetectionDataset,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, images: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Write what is missing in `store`, image by image, until all is there (True) or `stop` says so (False).
+
+    progress: called with (images done, images) after each image. Raises OSError where the disk is full.
+    """
+    head, missing = _head(detector), store.missing
+    detector.to(device)
+    with torch.no_grad(), evaluation_mode(detector):
+        for number, index in enumerate(missing):
+            if stop():
+                return False
+            boxes = label_regions(dataset, index).boxes.to(device)
+            if len(boxes):
+                batch, maps = detector.features([dataset.read_image(index).to(device)])
+                features = head.layers(maps, Regions.from_list(detector.preprocess.boxes([boxes], batch)))
+            else:
+                features = {name: torch.zeros(0, width) for name, width in store.widths.items()}
+            store.write(index, features)
+            progress(len(store.counts) - len(missing) + number + 1, len(store.counts))
+    return True
+
+
+def _head(detector: TwoStageDetector) -> SVMHead:
+    heads = list(detector.roi_heads)
+    if len(heads) != 1 or not isinstance(heads[0], SVMHead):
+        raise TypeError(f"detector: expected one with an SVMHead alone, got {[type(h).__name__ for h in heads]}")
+    return heads[0]
+
+
+def _hash(*modules: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
