@@ -174,6 +174,25 @@ def test_a_failure_ends_no_other_run_and_the_run_goes_on_later(
 
 
 @pytest.mark.slow
+def test_boxes_are_found_once_for_all_systems_that_need_them(tmp_path: Path) -> None:
+    words = [*WORDS, "proposals=grid", "proposals_per_image=50"]
+    arms = ["fast-rcnn", "faster-rcnn", "other=fast-rcnn:extractor=roi-align"]
+    chosen = Plan(tuple(make_arm(each, SHARED, (), words) for each in arms), 1, 60.0)
+    assert compare(chosen, tmp_path / "c", QUIET) == {}
+    found = {row["label"]: row for row in rows(tmp_path / "c")}
+    assert sorted(found) == ["fast-rcnn", "faster-rcnn", "other"]
+    assert {label: row["proposal_seconds"] != "" for label, row in found.items()} == {
+        "fast-rcnn": True,
+        "faster-rcnn": False,
+        "other": True,
+    }
+    files = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "c" / "proposals").glob("*.safetensors"))
+    assert files == ["shapes-train", "shapes-val"]
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "its proposals" in page and "left out for faster-rcnn" in page
+
+
+@pytest.mark.slow
 def test_a_system_that_cannot_be_built_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
@@ -195,6 +214,22 @@ def test_an_interrupt_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(Interrupted, match="stopped at step 2"):
         compare(plan(), tmp_path / "c", QUIET)
     assert Plan.read(tmp_path / "c").paces.keys() == {"faster-rcnn", "pooled"}
+
+
+def test_an_interrupt_while_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*given: Any) -> None:
+        raise Interrupted("the state is in a folder that is gone")
+
+    monkeypatch.setattr("regio.compare.comparison.measured_pace", stopped)
+    timed = Plan((make_arm("faster-rcnn", SHARED, (), [word for word in WORDS if word != "steps=3"]),), 1, 60.0)
+    with pytest.raises(Interrupted, match="stopped while steps of faster-rcnn were timed"):
+        compare(timed, tmp_path / "c", QUIET)
+
+
+def test_one_process_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected one process, got 2"):
+        compare(plan(), tmp_path / "c", QUIET)
 
 
 def test_other_data_under_the_same_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

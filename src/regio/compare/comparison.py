@@ -41,9 +41,11 @@ def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> di
     report.html, results.json and results.csv. What fails, in building or in training, ends no other run: returned is
     why, in a line, by arm or run. command: by which the comparison was started, for the report.
 
-    Raises ValueError where `folder` holds another comparison, and for data that cannot be read; Interrupted after
-    SIGINT or SIGTERM, when the run that was going on has saved its state.
+    Raises ValueError where `folder` holds another comparison, for data that cannot be read, and where there are several
+    processes; Interrupted after SIGINT or SIGTERM, when the run that was going on has saved its state.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"regio compare: expected one process, got {processes}, those of torchrun")
     with locked(folder):
         dataset, validation = open_data(plan.arms[0].config, console)
         identity = {
@@ -83,6 +85,8 @@ def _with_paces(plan: Plan, folder: Path, console: Console) -> tuple[Plan, dict[
             try:
                 shown = console if arm.config.model.needs_proposals else QUIET  # finding boxes takes long
                 pace = measured_pace(arm.config, *open_splits(arm.config, shown, folder), plan.budget)
+            except Interrupted:
+                raise Interrupted(f"stopped while steps of {arm.label} were timed") from None
             except Exception as error:
                 _failed(arm.label, error, failures, console)
                 continue
