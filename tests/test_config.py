@@ -29,7 +29,7 @@ from regio.config.extractors import DeformableRoIPool, Learned, RoIAlign, RoIPoo
 from regio.config.systems import RPN, FasterRCNN, FasterRCNNOnFPN
 from regio.optimisation import SGD, AdamW, Step
 from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, Sampled
-from regio.settings import as_dict, from_dict, override, settings_of
+from regio.settings import UnknownSetting, as_dict, from_dict, override, settings_of
 from regio.yaml_text import as_yaml
 
 RUN = RunConfig("photos", training=TrainConfig(optimizer=SGD(0.02), schedule=Step(7)), classes=("cat",))
@@ -254,3 +254,12 @@ def test_a_detector_comes_back_from_its_checkpoint(tmp_path: Path) -> None:
     save(tmp_path / "c.safetensors", detector, Card(("cat", "dog"), model={"name": "faster-rcnn-fpn", "colour": 3}))
     with pytest.raises(ValueError, match=r"c\.safetensors: model\.colour: no such setting"):
         load_detector(tmp_path / "c.safetensors")
+
+
+def test_an_unknown_setting_is_an_error_of_its_own() -> None:
+    with pytest.raises(UnknownSetting, match="chanels: no such setting; did you mean channels") as failed:
+        override(RunConfig(), ["seed=1", "chanels=64"])
+    assert failed.value.key == "chanels"
+    with pytest.raises(ValueError, match="seed") as other:
+        override(RunConfig(), ["seed=-1"])
+    assert not isinstance(other.value, UnknownSetting)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -31,20 +30,29 @@ from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
 from regio.recipes import StagedRun
 from regio.run_report import Results
-from regio.settings import as_dict
+from regio.settings import as_dict, dotted
 from regio.state_dicts import load_exactly
 from regio.training_log import TrainingLog
 from regio.weights import load_trained, published
 from regio.yaml_text import as_yaml
 
-__all__ = ["open_splits", "print_problems", "run", "took", "transform"]
+__all__ = ["open_data", "open_splits", "print_problems", "run", "took", "transform"]
 
 FREE = {"backbone_weights", "short_side", "long_side", "score_threshold"}  # settings that no weight depends on
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
 
 
-def run(config: RunConfig, folder: AbstractContextManager[Path], console: Console, *, resume: bool = False) -> Results:
+def run(
+    config: RunConfig,
+    folder: AbstractContextManager[Path],
+    console: Console,
+    *,
+    resume: bool = False,
+    project: Path | None = None,
+) -> Results:
     """Train as `config` says, into the folder that `folder` gives, with plots, pictures and a report at the end.
+
+    project: the folder in which boxes that are found for the images are kept, that above `folder` unless given.
 
     Where several processes train, all run this; the first takes the folder, prints, and writes the report.
     """
@@ -53,7 +61,7 @@ def run(config: RunConfig, folder: AbstractContextManager[Path], console: Consol
     console.quiet = not fabric.is_global_zero
     with entered_by_first(fabric, folder) as place:
         with together(fabric):
-            dataset, validation = open_splits(config, console, place.parent)
+            dataset, validation = open_splits(config, console, project or place.parent)
             torch.manual_seed(training.seed)  # the initial weights are part of what a seed decides
             model = config.model.build(len(dataset.class_names), pretrained=config.weights is None)
             if not resume:
@@ -112,7 +120,7 @@ def _begin_from(weights: str, chosen: System, model: nn.Module, class_names: tup
         layers = load_all_but_classes(state, model, what)
     except ValueError as error:
         was, now = (
-            {name: value for name, value in _flat(each).items() if name not in FREE}
+            {name: value for name, value in dotted(each).items() if name not in FREE}
             for each in (settings, model_to_dict(chosen))
         )
         different = differences(was, now) if was else ""
@@ -124,32 +132,16 @@ def _begin_from(weights: str, chosen: System, model: nn.Module, class_names: tup
     )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by their dotted names."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
-    return found
-
-
 def open_splits(
     config: RunConfig, console: Console, project: Path = Path("runs")
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """The data sets that the system of `config` is trained and evaluated on; prints the problems found in them.
+    """The data sets that the system of `config` is trained and evaluated on: those of `open_data`, with what the system
+    needs. For one that needs boxes with its images, both have them: they are found at the first call and kept in a
+    folder of `project`, see `regio.given_proposals`.
 
-    Two data sets are used whole where they have no splits of their own; one data set is divided. For a system that
-    needs boxes with its images, both have them: they are found at the first call and kept in a folder of `project`, see
-    `regio.given_proposals`.
+    Raises ValueError where the data do not have what the system needs.
     """
-    if config.validation is None or Path(config.validation).resolve() == Path(config.data).resolve():
-        dataset, validation = (open_dataset(config.data, split) for split in ("train", "val"))
-    else:
-        dataset, validation = open_undivided(config.data, "train"), open_undivided(config.validation, "val")
-    if config.classes:
-        dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
-    if not config.difficult:
-        dataset = dataset.without_difficult()
-    print_problems([dataset, validation], console)
+    dataset, validation = open_data(config, console)
     dataset = _for_system(config, config.data, dataset)
     validation = _for_system(config, config.validation or config.data, validation)
     given = config.proposals, config.validation_proposals or config.proposals
@@ -162,6 +154,32 @@ def open_splits(
     train, val = (source_named(word, config.proposals_per_image) for word in given)
     names = data_name(config.data, "train"), data_name(config.validation or config.data, "val")
     return train.attached(dataset, names[0], project, console), val.attached(validation, names[1], project, console)
+
+
+def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
+    """The data sets for training and evaluation that `config` names; prints the problems found in them.
+
+    Two data sets are used whole where they have no splits of their own; one data set is divided.
+    """
+    if config.validation is None or Path(config.validation).resolve() == Path(config.data).resolve():
+        dataset, validation = (open_dataset(config.data, split) for split in ("train", "val"))
+    else:
+        dataset, validation = open_undivided(config.data, "train"), open_undivided(config.validation, "val")
+    if config.classes:
+        dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
+    if not config.difficult:
+        dataset = dataset.without_difficult()
+    dataset, validation = _few(dataset, config.images), _few(validation, config.validation_images)
+    print_problems([dataset, validation], console)
+    return dataset, validation
+
+
+def _few(dataset: DetectionDataset, most: int | None) -> DetectionDataset:
+    """At most so many images, spread over the data set."""
+    if most is None or most >= len(dataset):
+        return dataset
+    few = dataset.subset(i * len(dataset) // most for i in range(most))
+    return few.with_note(f"{most} of {len(dataset)} images are used, spread over all")
 
 
 def _for_system(config: RunConfig, path: str, dataset: DetectionDataset) -> DetectionDataset:

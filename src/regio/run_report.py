@@ -40,7 +40,7 @@ from regio.visualize import (
     training_figure,
     write_report,
 )
-from regio.visualize.report import Cell
+from regio.visualize.page import Cell
 from regio.whole_files import write_json
 from regio.yaml_text import as_yaml
 

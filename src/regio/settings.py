@@ -17,10 +17,18 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-__all__ = ["Setting", "as_dict", "from_dict", "named", "override", "setting", "settings_of"]
+__all__ = ["Setting", "UnknownSetting", "as_dict", "dotted", "from_dict", "named", "override", "setting", "settings_of"]
 
 T = TypeVar("T")
 Path = tuple[str, ...]
+
+
+class UnknownSetting(ValueError):
+    """A configuration has no setting of the name `key`."""
+
+    def __init__(self, key: str, hint: str) -> None:
+        super().__init__(f"{key}: no such setting{hint}")
+        self.key = key
 
 
 def setting(default: Any, meaning: str, *, choices: Mapping[str, type] | None = None, **limits: Any) -> Any:
@@ -81,13 +89,22 @@ def as_dict(config: Any) -> dict[str, Any]:
     return {key: _plain(field, getattr(config, key)) for key, field in _fields(type(config)).items()}
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Plain values, in mappings, as words by their dotted names: ``{"model.channels": "64"}``."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
+    return found
+
+
 def override(config: T, assignments: Sequence[str]) -> T:
     """`config` with settings changed by assignments such as "channels=256" or "optimizer.lr=0.01".
 
     A key is the names of the fields that lead to a setting, of which the first may be left out where that leaves no
     doubt: "channels" is "model.channels". Values are YAML. Choices are made first, in whatever order they come; one
-    that is made anew starts from its defaults. Raises ValueError for a word without "=", a key that is unknown (with
-    the closest ones) or ambiguous, and a value of another type or out of its limits.
+    that is made anew starts from its defaults. Raises ValueError for a word without "=", a key that is ambiguous, and a
+    value of another type or out of its limits, and UnknownSetting, which is one, for a key that is unknown (with the
+    closest ones).
     """
     pending = []
     for assignment in assignments:
@@ -108,7 +125,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
         if len(later) == len(pending) and depth > _depth(config):
             names = [".".join(each.path) for each in settings_of(config)]
             close = names + [name.rpartition(".")[2] for name in names]
-            raise ValueError(f"{later[0][0]}: no such setting{_hint(later[0][0], close, names)}")
+            raise UnknownSetting(later[0][0], _hint(later[0][0], close, names))
         pending = later
     return config
 

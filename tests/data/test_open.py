@@ -294,3 +294,11 @@ def test_strict_reaches_the_reader(tmp_path: Path) -> None:
     assert len(open_dataset(folder).problems) == 1
     with pytest.raises(ValueError, match="has width 0"):
         open_dataset(folder, strict=True)
+
+
+def test_a_number_of_images_is_spread_over_the_data() -> None:
+    whole = [_names(open_dataset("shapes", split)) for split in ("train", "val")]
+    few = [
+        _names(each) for each in open_splits(RunConfig("shapes", images=3, validation_images=200), Console(quiet=True))
+    ]
+    assert few == [[whole[0][i] for i in (0, 133, 266)], whole[1]]  # of 400, and of 100

@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": "Examine a data set: name every bad file and annotation, and what to do about it.",
     "convert": "Write a data set in another format, and print what that cannot hold; or a checkpoint made smaller.",
     "train": "Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder.",
+    "compare": "Train systems on the same data for the same time, and put them side by side in a report.",
     "config": "Print every setting of a training: its value, its type and what it means.",
     "val": "Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, or recall of a proposal network.",
     "proposals": "Find boxes in all images for a detector that finds none itself, and measure their recall.",
@@ -60,7 +61,7 @@ class _CommandsAtUse(TyperGroup):
 def _imported(name: str) -> Any:
     """The command, from its module."""
     alone = typer.Typer(add_completion=False, context_settings=_SETTINGS)
-    alone.command(name, no_args_is_help=name not in ("demo", "config"))(
+    alone.command(name, no_args_is_help=name not in ("demo", "config", "compare"))(
         getattr(import_module(f"regio.cli.{name}"), name)
     )
     return typer.main.get_command(alone)

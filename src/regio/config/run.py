@@ -23,6 +23,8 @@ class RunConfig:
     data: str = setting("", "the data set: a folder, a COCO JSON file, or shapes")
     validation: str | None = setting(None, "the data set to evaluate on; null for the val split of data")
     classes: tuple[str, ...] = setting((), "those to train on; [] for all")
+    images: int | None = setting(None, "training images, spread over all; null for all", ge=1)
+    validation_images: int | None = setting(None, "validation images, spread over all; null for all", ge=1)
     weights: str | None = setting(None, "checkpoint to start from")
     proposals: str | None = setting(
         None,

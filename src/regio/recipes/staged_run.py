@@ -13,6 +13,7 @@ Started again, it runs from the top: what a stage left is loaded instead of made
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -94,13 +95,19 @@ class StagedRun:
         self, name: str, model: nn.Module, change: Callable[[Path], Mapping[str, float] | None]
     ) -> dict[str, float]:
         """Change the weights of `model` by another way than gradients: `change`, which is called with the folder of the
-        stage, in one process alone. Where it was killed it is called again, and may find there what it left."""
+        stage, in one process alone. Where it was killed it is called again, and may find there what it left. The time
+        of the call that ended goes into the stage's metrics.csv, at step 0, and so into the run's."""
 
         def in_first(place: Path) -> Mapping[str, float]:
             numbers: Mapping[str, float] = {}
             with together(self.fabric):
                 if self.fabric.is_global_zero:
+                    began = time.perf_counter()
                     numbers = change(place) or {}
+                    log = TrainingLog(place / "metrics.csv", [])
+                    log.start(0)
+                    log.append({"step": 0.0, "seconds": time.perf_counter() - began})
+                    log.close()
                     save(place / "weights" / "last.safetensors", model, self._card(model, numbers))
             return numbers
 

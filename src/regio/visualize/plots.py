@@ -19,9 +19,11 @@ from regio.visualize.colours import class_colour
 
 __all__ = [
     "confusion_figure",
+    "line_colour",
     "precision_recall_figure",
     "recall_comparison_figure",
     "recall_figure",
+    "style_axes",
     "training_figure",
 ]
 
@@ -54,13 +56,13 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     rate_axes.sharex(loss_axes)
     metric_axes.sharex(loss_axes)
     for axes, title in ((loss_axes, "training loss"), (rate_axes, "learning rate"), (metric_axes, _metric(metrics))):
-        _style(axes, title)
+        style_axes(axes, title)
 
     tops = []
     for i, name in enumerate(losses):
         steps, values = _column(rows, name)
         smooth = _smoothed(values, len(values) / 20)
-        colour, width = (INK, 2.0) if name == "loss" else (_colour(i), 1.4)
+        colour, width = (INK, 2.0) if name == "loss" else (line_colour(i), 1.4)
         loss_axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.25)
         marker = "o" if len(steps) == 1 else None
         loss_axes.plot(
@@ -79,8 +81,8 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         label = f"{_words(name.removeprefix('val_')).replace('ap', 'AP')}  {values[-1]:.3f}"
         main = i == 0
         metric_axes.plot(
-            steps, values, color=INK if main else _colour(i), linewidth=2 if main else 1.4, marker="o", markersize=3.5,
-            label=label,
+            steps, values, color=INK if main else line_colour(i), linewidth=2 if main else 1.4, marker="o",
+            markersize=3.5, label=label,
         )  # fmt: skip
     if metrics:
         metric_axes.set_ylim(bottom=0)
@@ -98,7 +100,7 @@ def precision_recall_figure(metrics: CocoMetrics) -> Figure:
     """
     figure = Figure(figsize=(7, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, "precision and recall at IoU 0.5")
+    style_axes(axes, "precision and recall at IoU 0.5")
     names = [*metrics.per_class]
     defined = [i for i, name in enumerate(names) if metrics.per_class[name].objects]
     ranked = sorted(defined, key=lambda i: -metrics.per_class[names[i]].ap50)
@@ -113,7 +115,7 @@ def precision_recall_figure(metrics: CocoMetrics) -> Figure:
         axes.plot(metrics.recall, mean, color=INK, linewidth=2.8, label=label, zorder=3)
     for i in named:
         label = f"{_short(names[i])}  {metrics.per_class[names[i]].ap50:.3f}"
-        axes.plot(metrics.recall, metrics.precision[i], color=_colour(i), linewidth=1.3, label=label)
+        axes.plot(metrics.recall, metrics.precision[i], color=line_colour(i), linewidth=1.3, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.set_xlabel("recall", fontsize=9)
     axes.set_ylabel("precision", fontsize=9)
@@ -130,11 +132,11 @@ def recall_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """Recall against the number of proposals, for each name points (number, recall); NaN is not drawn."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, "recall of proposals")
+    style_axes(axes, "recall of proposals")
     _logarithmic(axes)
     for i, (name, points) in enumerate(curves.items()):
         numbers, values = zip(*points, strict=True)
-        colour = INK if i == 0 else _colour(i)
+        colour = INK if i == 0 else line_colour(i)
         axes.plot(numbers, values, color=colour, linewidth=1.8, label=f"{name}  {values[-1]:.3f}")
     axes.set_ylim(0, 1)
     axes.set_xlabel("proposals an image", fontsize=9)
@@ -149,11 +151,11 @@ def recall_comparison_figure(curves: Mapping[str, Mapping[str, Sequence[tuple[in
     panels = list(next(iter(curves.values())))
     figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
     for panel, (axes, what) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
-        _style(axes, f"recall, {what}")
+        style_axes(axes, f"recall, {what}")
         _logarithmic(axes)
         for i, (name, own) in enumerate(curves.items()):
             numbers, values = zip(*own[what], strict=True)
-            colour = INK if i == 0 else _colour(i)
+            colour = INK if i == 0 else line_colour(i)
             axes.plot(numbers, values, color=colour, linewidth=1.8, label=_short(name, 60))
         axes.set_ylim(0, 1)
         axes.set_xlabel("proposals an image", fontsize=9)
@@ -220,7 +222,8 @@ def _smoothed(values: NDArray[np.float64], span: float) -> NDArray[np.float64]:
     return result
 
 
-def _style(axes: Axes, title: str) -> None:
+def style_axes(axes: Axes, title: str) -> None:
+    """The look of all plots."""
     axes.set_title(title, fontsize=10, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
@@ -230,7 +233,8 @@ def _style(axes: Axes, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
-def _colour(index: int) -> tuple[float, float, float]:
+def line_colour(index: int) -> tuple[float, float, float]:
+    """The colour of line `index`, as matplotlib takes it."""
     red, green, blue = class_colour(index + 1)
     return red / 255, green / 255, blue / 255
 

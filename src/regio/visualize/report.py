@@ -1,54 +1,24 @@
-"""The page that reports a run: one HTML file that needs nothing else."""
+"""The page that reports a run."""
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from PIL import Image
+from regio.visualize.page import (
+    Cell,
+    Illustration,
+    figures,
+    heading,
+    headline,
+    paragraph,
+    preformatted,
+    table,
+    write_page,
+)
+from regio.visualize.page import title as page_title
 
-__all__ = ["Cell", "Illustration", "write_report"]
-
-Cell = str | int | float | None
-Illustration = tuple[str, Figure | Image.Image | Path]
-"""A caption, and a plot, a picture, or an image file (.png, .jpg, .webp)."""
-
-_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1d1f23; --soft: #63676f; --line: #e3e5e9; --card: #f6f7f9;
-  --bar: #cfe3ff }
-@media (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e8eaed; --soft: #9aa0a8; --line: #2c3036;
-  --card: #1d2024; --bar: #1f3d63 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif }
-h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere }
-h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem }
-p { margin: .25rem 0; color: var(--soft) }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0 }
-dl div { padding: .6rem .8rem; border-radius: .5rem; background: var(--card) }
-dt { color: var(--soft); font-size: .85rem }
-dd { margin: 0; font-size: 1.3rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-.scroll { overflow-x: auto }
-table { width: 100%; border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th { color: var(--soft); font-weight: 500 }
-th:first-child, td:first-child { text-align: left }
-td.share { background: linear-gradient(90deg, var(--bar) var(--share), transparent var(--share)) }
-.figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem }
-figure { max-width: 100%; margin: 0; overflow-x: auto }
-figure img { display: block; max-width: 100%; height: auto; border-radius: .5rem; background: #fff }
-figure img.plot { min-width: min(var(--width), 40rem) }
-figcaption { position: sticky; left: 0; width: 0; min-width: 100%; margin-bottom: .4rem; color: var(--soft);
-  font-size: .92rem; overflow-wrap: anywhere }
-pre { margin: 0; padding: .8rem; border-radius: .5rem; background: var(--card); font-size: .85rem; overflow-x: auto }
-"""
+__all__ = ["write_report"]
 
 
 def write_report(
@@ -69,75 +39,15 @@ def write_report(
 
     Raises ValueError when rows of `classes` differ in their columns, and for an image file of another kind.
     """
-    body = [f"<h1>{escape(title)}</h1>"]
+    parts = [page_title(title)]
     if subtitle:
-        body.append(f"<p>{escape(subtitle)}</p>")
+        parts.append(paragraph(subtitle))
     if summary:
-        items = (f"<div><dt>{escape(k)}</dt><dd>{escape(_written(v))}</dd></div>" for k, v in summary.items())
-        body += ["<dl>", *items, "</dl>"]
+        parts.append(headline(summary))
     if illustrations:
-        body.append("<h2>Plots and pictures</h2>")
-        body += ['<div class="figures">', *(_figure(caption, content) for caption, content in illustrations), "</div>"]
+        parts += [heading("Plots and pictures"), figures(illustrations)]
     if classes:
-        body += ["<h2>Classes</h2>", _table(classes)]
+        parts += [heading("Classes"), table(classes, "classes")]
     if configuration:
-        body += ["<h2>Configuration</h2>", f"<pre>{escape(configuration)}</pre>"]
-    page = [
-        "<!doctype html>",
-        '<html lang="en">',
-        '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>",
-        "<body>",
-        *body,
-        "</body>",
-        "</html>",
-    ]
-    Path(path).write_text("\n".join(page) + "\n", encoding="utf-8")
-
-
-def _table(rows: Sequence[Mapping[str, Cell]]) -> str:
-    columns = [*rows[0]]
-    lines = ["<tr>" + "".join(f'<th scope="col">{escape(column)}</th>' for column in columns) + "</tr>"]
-    for row in rows:
-        if [*row] != columns:
-            raise ValueError(f"classes: expected the columns {columns} in every row, got {[*row]}")
-        lines.append("<tr>" + "".join(_cell(row[column]) for column in columns) + "</tr>")
-    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
-
-
-def _cell(value: Cell) -> str:
-    if isinstance(value, float) and 0 <= value <= 1:
-        return f'<td class="share" style="--share: {value:.1%}">{_written(value)}</td>'
-    return f"<td>{escape(_written(value))}</td>"
-
-
-def _written(value: Cell) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "\N{EN DASH}"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _figure(caption: str, content: Figure | Image.Image | Path) -> str:
-    kind, data, (width, height) = _encoded(content)
-    source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    text = escape(caption)
-    size = f'width="{width}" height="{height}"'
-    plot = f' class="plot" style="--width: {width}px"' if isinstance(content, Figure) else ""
-    return f'<figure><figcaption>{text}</figcaption><img alt="{text}" {size}{plot} src="{source}"></figure>'
-
-
-def _encoded(content: Figure | Image.Image | Path) -> tuple[str, bytes, tuple[int, int]]:
-    """Media type, bytes, and (width, height) in CSS pixels, of which 96 are an inch of a plot: its text is then of the
-    size of the page's. Plots are PNG, which is sharp, photos JPEG, which is small."""
-    buffer = io.BytesIO()
-    if isinstance(content, Path):
-        if content.suffix.lower() not in _TYPES:
-            raise ValueError(f"{content}: expected an image file, one of {', '.join(_TYPES)}")
-        with Image.open(content) as image:
-            return _TYPES[content.suffix.lower()], content.read_bytes(), image.size
-    if isinstance(content, Figure):
-        content.savefig(buffer, format="png", dpi=150)
-        inches = content.get_size_inches()
-        return "image/png", buffer.getvalue(), (round(96 * inches[0]), round(96 * inches[1]))
-    content.convert("RGB").save(buffer, format="JPEG", quality=88)
-    return "image/jpeg", buffer.getvalue(), content.size
+        parts += [heading("Configuration"), preformatted(configuration)]
+    write_page(path, title, parts)

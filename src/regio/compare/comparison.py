@@ -1,0 +1,184 @@
+"""A comparison, to be read from top to bottom: plan, train each arm with each seed, measure, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from regio.compare.figures import examples_sheet
+from regio.compare.pace import measured_pace
+from regio.compare.plan import Pace, Plan, Run
+from regio.compare.provenance import provenance
+from regio.compare.report import Report, system_name
+from regio.compare.results import measure, predictions, write_results
+from regio.compare.speed import Speed, Timed, seconds_an_image
+from regio.data import DetectionDataset
+from regio.devices import pick_device
+from regio.errors import Interrupted
+from regio.given_proposals import source_for
+from regio.ready import ReadyDetector, inference_precision
+from regio.run import open_data, open_splits, run
+from regio.run_folders import emptied, locked
+from regio.weights import load_trained
+from regio.whole_files import write_json
+
+__all__ = ["compare"]
+
+QUIET = Console(quiet=True)
+
+
+def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> dict[str, str]:
+    """Train and measure every arm of `plan` with every seed, each in a folder of its own below `folder`, and report.
+
+    Runs that have ended are passed over, one that was stopped goes on. A report is written after each seed, as
+    report.html, results.json and results.csv. What fails, in building or in training, ends no other run: returned is
+    why, in a line, by arm or run. command: by which the comparison was started, for the report.
+
+    Raises ValueError where `folder` holds another comparison, for data that cannot be read, and where there are several
+    processes; Interrupted after SIGINT or SIGTERM, when the run that was going on has saved its state.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"regio compare: expected one process, got {processes}, those of torchrun")
+    with locked(folder):
+        dataset, validation = open_data(plan.arms[0].config, console)
+        identity = {
+            f"{name}.{key}": value
+            for name, data in (("data", dataset), ("validation", validation))
+            for key, value in data.identity().items()
+        }
+        plan = replace(plan, data=identity).agreed(folder)
+        plan.write(folder)
+        plan, failures = _with_paces(plan, folder, console)
+        made = provenance()
+        speed: dict[str, Speed] = {}
+        rounds = list(plan.runs(folder))
+        total = sum(map(len, rounds))
+        for number, runs in enumerate(rounds):
+            for place, each in enumerate(runs, 1 + number * len(plan.arms)):
+                if each.arm.label in plan.paces:
+                    _say(console, f"{place} of {total}: {_name(each)}")
+                    _end(each, plan.paces[each.arm.label], folder, made, failures, console)
+            ended = [run for some in rounds[: number + 1] for run in some if run.record.is_file()]
+            speed = _speed(ended, speed, folder, failures, console)
+            _report(plan, ended, failures, dataset, validation, speed, command, folder)
+        return failures
+
+
+def _with_paces(plan: Plan, folder: Path, console: Console) -> tuple[Plan, dict[str, str]]:
+    """The plan with the steps of all arms decided, but of those that fail; and why these do."""
+    failures: dict[str, str] = {}
+    for arm in plan.arms:
+        given = arm.config.training.steps
+        if arm.label in plan.paces:
+            continue
+        if given is not None:
+            plan = plan.with_pace(arm, Pace(given))
+        else:
+            _say(console, f"{arm.label}: timing a few steps")
+            try:
+                shown = console if arm.config.model.needs_proposals else QUIET  # finding boxes takes long
+                pace = measured_pace(arm.config, *open_splits(arm.config, shown, folder), plan.budget)
+            except Interrupted:
+                raise Interrupted(f"stopped while steps of {arm.label} were timed") from None
+            except Exception as error:
+                _failed(arm.label, error, failures, console)
+                continue
+            _say(console, f"{arm.label}: {pace.steps} steps, of {pace.seconds:.3g} s each")
+            plan = plan.with_pace(arm, pace)
+        plan.write(folder)
+    return plan, failures
+
+
+def _end(
+    each: Run, pace: Pace, folder: Path, made: Mapping[str, str], failures: dict[str, str], console: Console
+) -> None:
+    """Make the run, or go on with it, or leave it as it is where it has ended. Boxes that are found for the images are
+    kept below `folder`, for all runs."""
+    if each.record.is_file():
+        _say(console, "done before")
+        return
+    begun = each.begun
+    try:
+        place = (locked if begun else emptied)(each.folder)
+        run(each.config(pace.steps), place, console, resume=begun, project=folder)
+        detector = load_trained(each.folder / "weights" / "last.safetensors").detector
+        parameters = sum(parameter.numel() for parameter in detector.parameters())
+        ended = datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00") + " UTC"
+        write_json(each.record, {"parameters": parameters, "ended": ended, "made": dict(made)})
+    except Exception as error:
+        _failed(_name(each), error, failures, console)
+
+
+def _failed(name: str, error: Exception, failures: dict[str, str], console: Console) -> None:
+    """Print why, and go on with the others; the environment variable REGIO_DEBUG keeps the traceback."""
+    if isinstance(error, Interrupted):
+        raise error
+    expected = isinstance(error, (ValueError, TypeError, OSError, FloatingPointError))
+    words = " ".join(str(error).split())
+    failures[name] = words if expected else f"{type(error).__name__}: {words}"
+    console.print(f"{name} failed: {failures[name]}", style="red", highlight=False, markup=False)
+    if os.environ.get("REGIO_DEBUG"):
+        traceback.print_exception(error)
+
+
+def _speed(
+    ended: Sequence[Run], known: dict[str, Speed], folder: Path, failures: dict[str, str], console: Console
+) -> dict[str, Speed]:
+    """Of the detectors of the arms with a run that has ended, by label; `known` where it has all of them."""
+    first = {each.arm.label: each for each in reversed(ended)}
+    if first.keys() == known.keys():
+        return known
+    _say(console, "timing the detectors")
+    timed: dict[str, Timed] = {}
+    for label, each in first.items():
+        weights, place = each.folder / "weights" / "last.safetensors", pick_device(each.arm.config.training.device)
+        try:
+            trained = load_trained(weights)
+            propose = None
+            if trained.system.needs_proposals:
+                source = source_for(weights, trained.proposals, each.arm.config.validation_proposals)
+                propose = None if isinstance(source.origin, Path) else source.boxes
+            _, validation = open_splits(each.arm.config, QUIET, folder)
+            ready = ReadyDetector(trained.detector, place, inference_precision(place))
+            timed[label] = Timed(ready, validation, propose)
+        except Exception as error:
+            _failed(f"{label}, timing", error, failures, console)
+    return seconds_an_image(timed)
+
+
+def _report(
+    plan: Plan,
+    ended: Sequence[Run],
+    failures: Mapping[str, str],
+    dataset: DetectionDataset,
+    validation: DetectionDataset,
+    speed: Mapping[str, Speed],
+    command: str,
+    folder: Path,
+) -> None:
+    order = [arm.label for arm in plan.arms]
+    ended = sorted(ended, key=lambda each: (order.index(each.arm.label), each.seed))
+    measured = [
+        measure(each, validation, system_name(each.arm.config.model), speed.get(each.arm.label)) for each in ended
+    ]
+    found = {each.arm.label: predictions(each) for each in reversed(ended)}
+    made = {_name(each): json.loads(each.record.read_text())["made"] for each in ended}
+    about = {"command": command, "budget": plan.budget, "seeds": plan.seeds, "data": dict(plan.data)}
+    write_results(folder, measured, failures, {**about, "made": made})
+    examples = examples_sheet({label: found[label] for label in order if label in found}, validation)
+    Report(plan, measured, failures, validation, len(dataset), examples, command, made).write(folder)
+
+
+def _name(each: Run) -> str:
+    return f"{each.arm.label}, seed {each.seed}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, style="bold", highlight=False, markup=False)

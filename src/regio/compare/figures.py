@@ -1,0 +1,129 @@
+"""Plots of a comparison, and what its detectors find in the same photos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
+
+from regio.compare.results import Measured, spread
+from regio.data import DetectionDataset
+from regio.interchange import detections_from_coco
+from regio.visualize import contact_sheet, draw_detections, draw_targets
+from regio.visualize.plots import INK, line_colour, style_axes
+
+__all__ = ["accuracy_figure", "examples_sheet", "time_figure"]
+
+PHOTOS, CELL = 5, 300  # of the sheet, and pixels of each
+
+
+def accuracy_figure(measured: Sequence[Measured]) -> Figure:
+    """Bars of AP and of VOC's mAP for each arm: the mean over seeds, a line from the lowest to the highest, and a point
+    for each seed."""
+    labels = list(dict.fromkeys(each.label for each in measured))
+    bars: dict[str, Callable[[Measured], float]] = {
+        "COCO AP": lambda each: each.ap,
+        "VOC mAP (IoU 0.5)": lambda each: each.voc_map,
+    }
+    figure = Figure(figsize=(max(5.0, 1.6 + 1.3 * len(labels)), 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    style_axes(axes, "accuracy on the validation images")
+    for i, (name, value) in enumerate(bars.items()):
+        for place, label in enumerate(labels):
+            values = [value(each) for each in measured if each.label == label]
+            found, at = spread(values), place + (i - 0.5) * 0.38
+            axes.bar(at, found.mean, 0.36, color=line_colour(i), alpha=0.85, label=name if place == 0 else None)
+            if found.count > 1:
+                reach = [[found.mean - found.low], [found.high - found.mean]]
+                axes.errorbar(at, found.mean, reach, color=INK, capsize=4, linewidth=1.2)
+                axes.plot([at] * len(values), values, "o", color=INK, markersize=2.5)
+            if found.count:
+                axes.annotate(
+                    f"{found.mean:.3f}", (at, found.high), (0, 4), textcoords="offset points", ha="center", fontsize=8
+                )
+    axes.set_xticks(range(len(labels)), [_wrapped(label) for label in labels], fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.grid(visible=False, axis="x")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def time_figure(measured: Sequence[Measured]) -> Figure:
+    """VOC's mAP against the time of training and against the time for an image: a point for each seed, and the mean of
+    each arm with a line over its seeds."""
+    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+    times: dict[str, Callable[[Measured], float | None]] = {
+        "seconds of training": lambda each: each.training_seconds,
+        "seconds for an image": lambda each: each.seconds_an_image,
+    }
+    labels = list(dict.fromkeys(each.label for each in measured))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (name, time) in zip(panels, times.items(), strict=True):
+        style_axes(axes, "")
+        for i, label in enumerate(labels):
+            pairs = [(time(each), each.voc_map) for each in measured if each.label == label]
+            points = np.array([p for p in pairs if p[0] is not None and not math.isnan(p[1])], dtype=np.float64)
+            if not len(points):
+                continue
+            mean, colour = points.mean(axis=0), line_colour(i)
+            if len(points) > 1:
+                axes.plot(*points.T, "o", color=colour, markersize=3.5, alpha=0.6)
+                axes.vlines(mean[0], points[:, 1].min(), points[:, 1].max(), color=colour, linewidth=1.2)
+            axes.plot(*mean, "o", color=colour, markersize=9, label=label)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_xlim()
+        middle, reach = math.sqrt(low * high), max(1.25 * math.sqrt(high / low), 1.6)
+        axes.set_xlim(middle / reach, middle * reach)
+        axes.set_xlabel(name, fontsize=9)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("VOC mAP (IoU 0.5)", fontsize=9)
+    panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def examples_sheet(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], validation: DetectionDataset
+) -> Image.Image | None:
+    """A row for each of a few validation images, a column for what is annotated and one for each arm: as many of its
+    detections as objects are annotated, the best ones, whatever their scores. None where no image has an object.
+
+    found: detections in COCO's results form, by label.
+    """
+    light = validation.without_masks()
+    objects = [i for i, record in enumerate(light.records) if not record.crowd.all()]
+    chosen = [objects[i * len(objects) // min(PHOTOS, len(objects))] for i in range(min(PHOTOS, len(objects)))]
+    pictures, captions = [], []
+    for i in chosen:
+        sample = light[i]
+        count = int((~light.records[i].crowd).sum())
+        pictures.append(draw_targets(sample.image, sample.targets, light.class_names))
+        captions.append(f"{sample.name}: {count} annotated")
+        for rows in found.values():
+            own = sorted((row for row in rows if row["image_id"] == sample.id), key=lambda row: -row["score"])[:count]
+            best = [{k: v for k, v in row.items() if k != "segmentation"} for row in own]
+            detections = detections_from_coco(best, light.category_ids)
+            pictures.append(draw_detections(sample.image, detections, light.class_names, -math.inf))
+            lowest = f", scores down to {own[-1]['score']:.2f}" if own else ""
+            captions.append(f"{len(own)} best{lowest}")
+    if not pictures:
+        return None
+    return contact_sheet(pictures, 1 + len(found), captions, ["annotated", *found], CELL)
+
+
+def _wrapped(label: str, most: int = 16) -> str:
+    """A label in several lines, broken at spaces and hyphens."""
+    lines = [""]
+    for word in label.replace("$", r"\$").replace("-", "-\0").replace(" ", " \0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > most:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.rstrip() for line in lines)

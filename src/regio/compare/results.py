@@ -1,0 +1,137 @@
+"""The numbers of a comparison: those of each run, and their spread over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from regio.compare.plan import Run
+from regio.compare.speed import Speed
+from regio.data import DetectionDataset
+from regio.evaluate import BoxEvaluator
+from regio.training_log import TrainingLog
+from regio.whole_files import write_json
+
+__all__ = ["Measured", "Spread", "measure", "spread", "write_results"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one run.
+
+    ap, ap50, ap75: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5. training_seconds: of all its stages,
+    evaluations left out. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given;
+    proposal_seconds: of finding these; both are measured once for all seeds, None where they were not.
+    parameters: of the detector. ended: when, by the clock of the machine that ended it.
+    """
+
+    label: str
+    system: str
+    seed: int
+    ap: float
+    ap50: float
+    ap75: float
+    voc_map: float
+    voc_map_11_points: float
+    steps: int
+    training_seconds: float
+    seconds_an_image: float | None
+    proposal_seconds: float | None
+    parameters: int
+    ended: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of numbers, of which NaN do not count: their mean, lowest, highest, and standard deviation (with n - 1; NaN for
+    one number). All are NaN where there is none."""
+
+    mean: float
+    low: float
+    high: float
+    deviation: float
+    count: int
+
+    def __str__(self) -> str:
+        """As in a table: 0.137 (0.127 to 0.144)."""
+        if not self.count:
+            return "\N{EN DASH}"
+        return f"{self.mean:.3f}" + (f" ({self.low:.3f} to {self.high:.3f})" if self.count > 1 else "")
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """See `Spread`."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return Spread(math.nan, math.nan, math.nan, math.nan, 0)
+    deviation = statistics.stdev(known) if len(known) > 1 else math.nan
+    return Spread(statistics.fmean(known), min(known), max(known), deviation, len(known))
+
+
+def predictions(run: Run) -> list[dict[str, Any]]:
+    """What the trained detector of a run found in the validation images, in COCO's results form."""
+    rows: list[dict[str, Any]] = json.loads((run.folder / "predictions.json").read_text())
+    return rows
+
+
+def measure(run: Run, validation: DetectionDataset, system: str, speed: Speed | None) -> Measured:
+    """The numbers of a run that has ended. The detections that it left are measured here, all against the same
+    annotations by the same code."""
+    evaluator = BoxEvaluator(validation)
+    records = [predictions(run)]
+    coco, voc = evaluator.coco(records), evaluator.voc(records)
+    log = TrainingLog(run.folder / "metrics.csv", [])
+    record = json.loads(run.record.read_text())
+    return Measured(
+        label=run.arm.label,
+        system=system,
+        seed=run.seed,
+        ap=coco.ap,
+        ap50=coco.ap50,
+        ap75=coco.ap75,
+        voc_map=voc.map_area,
+        voc_map_11_points=voc.map_11_points,
+        steps=int(max(row["step"] for row in log.rows())),
+        training_seconds=log.seconds(),
+        seconds_an_image=None if speed is None else speed.detector,
+        proposal_seconds=None if speed is None else speed.proposals,
+        parameters=record["parameters"],
+        ended=record["ended"],
+    )
+
+
+def write_results(
+    folder: Path, measured: Sequence[Measured], failures: Mapping[str, str], about: Mapping[str, Any]
+) -> None:
+    """results.json: `about`, every run, the spread of each arm, and what failed, by run. results.csv: a row a run."""
+    labels = dict.fromkeys(each.label for each in measured)
+    write_json(
+        folder / "results.json",
+        {
+            **about,
+            "runs": [_plain(asdict(each)) for each in measured],
+            "arms": {
+                label: {
+                    name: _plain(asdict(spread(getattr(each, name) for each in measured if each.label == label)))
+                    for name in ("ap", "ap50", "ap75", "voc_map", "voc_map_11_points", "training_seconds")
+                }
+                for label in labels
+            },
+            "failed": dict(failures),
+        },
+    )
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Measured)])
+        writer.writeheader()
+        writer.writerows(_plain(asdict(each)) for each in measured)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN is None, for which JSON has a word."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
