@@ -34,4 +34,4 @@ with tempfile.TemporaryDirectory() as folder, torch.no_grad():
     machines.roi_heads[0].class_logits.bias.copy_(found.bias)
 for name, each in (("softmax", detector), ("SVMs", machines)):
     numbers = evaluate(ReadyDetector(each, precision="32-true"), evaluator).numbers
-    print(f"{name}: AP {numbers['AP']:.3f}, AP50 {numbers['AP50']:.3f}")
+    print(f"{name}: AP {numbers['ap']:.3f}, AP50 {numbers['ap50']:.3f}")
