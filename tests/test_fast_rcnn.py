@@ -21,6 +21,7 @@ from regio.config.systems import FastRCNN
 from regio.data import Shapes
 from regio.detector import TwoStageDetector
 from regio.matching import BalancedSampler, Matcher, RegionSampler
+from regio.optimisation import SGD
 from regio.ready import ReadyDetector
 from regio.regions import RoIAlign
 from regio.roi_heads import FastRCNNHead, FullyConnected, SVMHead
@@ -125,6 +126,29 @@ def test_the_weight_of_the_box_loss(weight: float) -> None:
     sum(losses[1].values(), torch.zeros(())).backward()
     grad = head_of(detector).box_deltas.weight.grad
     assert grad is not None and bool((grad != 0).any()) == (weight > 0)
+
+
+def test_stage_wise_training() -> None:
+    """A classifier first, then the layer of the boxes alone: classes stay as they are to the bit."""
+    detector = small(box_weight=0.0)
+    head = head_of(detector)
+    detector.requires_grad_(False)
+    head.box_deltas.requires_grad_(True)
+    head.box_weight = 1.0
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    optimizer = SGD(lr=0.1).build(detector)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+    losses = []
+    for _ in range(8):
+        torch.manual_seed(0)
+        own = detector.losses(photos(), targets(), boxes())
+        torch.stack([*own.values()]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(own)
+    changed = {name for name, tensor in detector.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"roi_heads.0.box_deltas.weight", "roi_heads.0.box_deltas.bias"}
+    assert torch.equal(losses[0]["class"], losses[-1]["class"]) and bool(losses[-1]["box"] < 0.95 * losses[0]["box"])
 
 
 def test_a_negative_weight() -> None:

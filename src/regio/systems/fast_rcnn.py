@@ -59,8 +59,9 @@ def fast_rcnn(
 
     A training step sees `regions_per_image` boxes of an image (the paper has two images of 64): a quarter with an IoU
     of 0.5 or more with an object, the others of [background_low, 0.5), which the paper takes for hard examples.
-    coder: `regio.box_targets.ClassBoxCoder` normalises targets as the paper does. beta, box_weight: of the box loss.
-    postprocess: which of the scored boxes are detections.
+    coder: `regio.box_targets.ClassBoxCoder` normalises targets as the paper does. beta, box_weight: of the box loss; a
+    weight of 0 trains a classifier, to which boxes can be added by a second training with everything frozen but the
+    head's `box_deltas` (section 5.1, stage-wise training). postprocess: which of the scored boxes are detections.
 
     Raises ValueError for a trunk that is made for other features than the extractor gives.
     """
