@@ -118,7 +118,7 @@ class Report:
             seeds = "One seed gives no order between systems that are near each other; --seeds 3 shows the spread."
         return (
             "AP is COCO's, the mean over IoU 0.50 to 0.95; VOC mAP is Pascal VOC's, the area under the curve at IoU "
-            "0.5. training: all stages of one run, evaluations left out; an image: from pixels to detections; its "
+            "0.5. training: steps and fits of all stages of one run; an image: from pixels to detections; its "
             f"proposals: finding the boxes that a system is given, which comes on top. {seeds}"
         )
 
@@ -184,6 +184,7 @@ class Report:
                 "VOC 11-point": each.voc_map_11_points,
                 "steps": each.steps,
                 "training": _seconds(each.training_seconds),
+                "whole run": _seconds(each.whole_seconds),
                 "ended": each.ended,
             }
             for each in self.measured
