@@ -65,7 +65,7 @@ def systems() -> dict[str, Callable[[], TwoStageDetector]]:
     return {
         "R-CNN": by_crops,
         "SPPnet, five scales": lambda: pooled(SIDES),
-        "SPPnet, one scale": lambda: pooled(()),
+        "SPPnet, one scale": lambda: pooled((600,)),
         "Fast R-CNN": fast,
         "Fast R-CNN, SVD": compressed,
         "Faster R-CNN": faster,

@@ -1,10 +1,11 @@
 """Exported detectors find what the detector finds."""
 
+import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +13,30 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.export import Dim
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops import FrozenBatchNorm2d
 
 from regio import __version__, regions
-from regio.backbones import Backbone, Level
+from regio.backbones import Backbone, Chain, Level
+from regio.boxes import clip, iou, resize_boxes, sides
 from regio.checkpoints import Card, save
 from regio.config import model_to_dict
 from regio.config.systems import FasterRCNNOnFPN
 from regio.detector import TwoStageDetector
 from regio.export import DetectorGraph, export_onnx, export_torch
-from regio.export.graph import scaled_batch, scaled_sizes
-from regio.masks import GridMasks
+from regio.export.files import OUTPUTS, onnx_program
+from regio.export.graph import SizedMap, scaled_batch, scaled_sizes
+from regio.export.onnx_forms import with_onnx_pooling
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
-from regio.proposals import Anchors
+from regio.proposals import RPN, Anchors, ProposalFilter
 from regio.roi_heads import FastRCNNHead
-from regio.systems import faster_rcnn, faster_rcnn_fpn, mask_rcnn_fpn, rpn
-from regio.types import Detections
-from regio.weights import from_torchvision
+from regio.systems import faster_rcnn, faster_rcnn_fpn, mask_rcnn_fpn, rpn_fpn
+from regio.types import Detections, FeatureMap, Regions
+from regio.weights import TORCHVISION
 from tests.photos import photo
 from tests.test_cli import regio
-from tests.test_torchvision_parity import distinctive
-
-Run = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 
 onnx = pytest.importorskip("onnx", reason='ONNX is exported with the packages of pip install "regio[export]"')
 pytest.importorskip("onnxscript", reason='ONNX is exported with the packages of pip install "regio[export]"')
@@ -42,10 +45,13 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="exported files are run 
 LABELS = ("a", "b", "c", "d")
 SIZES = [[[100, 90], [77, 60]], [[61, 203]], [[128, 128], [48, 48], [199, 30]]]
 """Of the images of three batches. None is a multiple of 32 but one, some are scaled up and some down."""
+THIN = [1, 400]
+"""The size of an image in which nothing is proposed: scaled, it is one pixel high."""
+GREY = 128
 
 
 class Body(nn.Module):
-    """A backbone small enough to be exported in a second: maps of stride 8 and 16."""
+    """A backbone small enough to be exported in a second: maps of stride 8 and 16. Of a grey image they are zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,75 +65,87 @@ class Body(nn.Module):
 
 
 def backbone(*levels: int) -> Backbone:
-    return Backbone(Body(), [Level(3, 12, 8), Level(4, 16, 16)], levels=levels)
+    return Backbone(Body(), [Level(3, 12, 8), Level(4, 16, 16)], levels=levels, mean=(GREY / 255,) * 3)
 
 
 SCALE = {"channels": 16, "short_side": 96, "long_side": 160}
+ANCHORS = Anchors(((16.0,), (32.0,), (64.0,)))
 
 
 @torch.no_grad()
-def spread(detector: TwoStageDetector) -> TwoStageDetector:
-    """With weights of predictions large enough for detections of different boxes, classes and scores."""
+def distinct(detector: TwoStageDetector) -> TwoStageDetector:
+    """With weights of predictions large enough for detections of different boxes, classes, scores and masks.
+
+    Proposals for heads are all anchors as they are, cut to the image: what rounding changed in a choice of proposals
+    would change the whole detector. `proposals_alone` is for that choice.
+    """
     for module in detector.modules():
-        if isinstance(module, FastRCNNHead):
-            module.class_logits.weight.mul_(600)
-            module.box_deltas.weight.mul_(300)
-    detector.proposals.objectness.weight.mul_(100)  # type: ignore[union-attr, operator]
-    detector.proposals.deltas.weight.mul_(20)  # type: ignore[union-attr, operator]
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+    _, maps = detector.features([torch.from_numpy(batch([[100, 120]])[0])])
+    network = detector.proposals
+    assert isinstance(network, RPN)
+    logits, deltas = (torch.cat(each, 1) for each in network.predict(network.levels(maps)))
+    network.objectness.weight.mul_(2 / logits.std())
+    if len(detector.roi_heads) == 0:
+        network.deltas.weight.mul_(0.3 / deltas.std())
+        network.test_filter = ProposalFilter(500, 200, nms_threshold=0.7, min_size=2.0, score_threshold=0.4)
+        return detector.eval()
+    network.deltas.weight.zero_()
+    network.test_filter = ProposalFilter(10**6, 10**6, nms_threshold=1.0, min_size=2.0)
+    seen = Regions.from_list([each.boxes[::10] for each in network(maps)])
+    for head in detector.roi_heads:
+        head.extractor.canonical_size = 24  # so that more than one map is read
+        if isinstance(head, FastRCNNHead):
+            mean, rows = head.trunk(head.extractor(maps, seen)).mean(0), head.class_logits.weight
+            rows.sub_(torch.outer(rows @ mean, mean) / mean.square().sum())  # or all boxes are of one class
+            logits, deltas = head.predict(maps, seen)
+            rows.mul_(3 / logits.std(0).mean())
+            head.class_logits.bias[0] = 4  # and nothing, where nothing is seen
+            head.box_deltas.weight.mul_(1 / deltas.std(0).mean())
+            head.postprocess = replace(head.postprocess, min_size=2.0)
+        else:
+            head.mask_logits.weight.mul_(3 / head.predict(maps, seen[torch.arange(9)]).std())
     return detector.eval()
 
 
 def pyramid(extractor: regions.RegionExtractor | None = None) -> TwoStageDetector:
-    torch.manual_seed(0)
-    anchors = Anchors(((16.0,), (32.0,), (64.0,)))
-    return spread(faster_rcnn_fpn(5, backbone(3, 4), extractor, hidden=32, anchors=anchors, **SCALE))
+    return faster_rcnn_fpn(5, backbone(3, 4), extractor, hidden=32, anchors=ANCHORS, **SCALE)
 
 
 def with_masks() -> TwoStageDetector:
     torch.manual_seed(0)
-    anchors = Anchors(((16.0,), (32.0,), (64.0,)))
-    detector = mask_rcnn_fpn(5, backbone(3, 4), hidden=32, mask_channels=8, anchors=anchors, **SCALE)
-    detector.roi_heads[1].mask_logits.weight.data.mul_(2000)
-    return spread(detector)
+    return distinct(mask_rcnn_fpn(5, backbone(3, 4), hidden=32, mask_channels=8, anchors=ANCHORS, **SCALE))
 
 
-def one_map(extractor: regions.RegionExtractor | None = None) -> TwoStageDetector:
+def one_map() -> TwoStageDetector:
     torch.manual_seed(0)
-    return spread(faster_rcnn(5, backbone(4), extractor, hidden=32, anchors=Anchors(((16.0, 32.0),)), **SCALE))
+    return distinct(faster_rcnn(5, backbone(4), hidden=32, anchors=Anchors(((16.0, 32.0),)), **SCALE))
 
 
 def proposals_alone() -> TwoStageDetector:
     torch.manual_seed(0)
-    return spread(rpn(backbone(4), anchors=Anchors(((16.0, 32.0),)), **SCALE))
+    return distinct(rpn_fpn(backbone(3, 4), anchors=ANCHORS, **SCALE))
 
 
-def nothing_found() -> TwoStageDetector:
-    """A detector with too high a threshold."""
-    detector = with_masks()
-    detector.roi_heads[0].postprocess = Postprocess(score_threshold=1.0)
-    return detector
-
-
-def nothing_proposed() -> TwoStageDetector:
-    detector = with_masks()
-    detector.proposals.test_filter = replace(detector.proposals.test_filter, min_size=1e6)  # type: ignore[union-attr, arg-type]
-    return detector
+Run = Callable[..., list[np.ndarray]]
+"""The outputs of a file from its inputs, by name."""
 
 
 def in_onnx_runtime(file: Path) -> Run:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda images, sizes: session.run(None, {"images": images, "sizes": sizes})
+    return lambda **inputs: session.run(None, inputs)
 
 
 def in_openvino(file: Path) -> Run:
     openvino = pytest.importorskip("openvino", reason="exported files are run by openvino")
     compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images, sizes: [np.array(each) for each in compiled([images, sizes]).values()]
+    return lambda **inputs: [np.array(each) for each in compiled(inputs).values()]
 
 
 def in_torch(file: Path) -> Run:
     module = torch.export.load(file).module()
-    return lambda images, sizes: [each.numpy() for each in module(torch.from_numpy(images), torch.from_numpy(sizes))]
+    return lambda **inputs: [each.numpy() for each in module(*map(torch.from_numpy, inputs.values()))]
 
 
 RUNTIMES = {"onnxruntime": in_onnx_runtime, "openvino": in_openvino}
@@ -143,39 +161,183 @@ def batch(sizes: list[list[int]], seed: int = 0) -> np.ndarray:
     return smooth.to(torch.uint8).numpy()
 
 
-def same(found: Detections, expected: Detections, pixels: float, score: float = 1e-4) -> None:
-    """As many, and each of one image has one of its own in the other: of its label, its score to 1e-4 and its box to
-    `pixels`. Those of scores so near to each other may change places."""
-    assert len(found) == len(expected)
-    if len(found) == 0:
-        return
-    apart = (found.boxes[:, None] - expected.boxes).abs().amax(2) / pixels
-    apart = apart.maximum((found.scores[:, None] - expected.scores).abs() / score)
-    apart = apart.masked_fill(found.labels[:, None] != expected.labels, torch.inf)
-    distance, nearest = apart.min(0)
-    assert float(distance.max()) < 1
-    assert len(nearest.unique()) == len(expected)
-    if expected.masks is not None:
-        assert isinstance(expected.masks, GridMasks) and isinstance(found.masks, GridMasks)
-        torch.testing.assert_close(found.masks.values[nearest], expected.masks.values, rtol=0, atol=1e-4)
-        assert float(expected.masks.values.std()) > 0.01
+SCORE, SIDE, IOU = 1e-4, 1e-3, 1e-3
+"""By how much rounding may move a score, a side in pixels and an IoU across a threshold."""
 
 
-def compare(detector: TwoStageDetector, run: Run, sizes: list[list[int]], pixels: float = 1e-3) -> int:
-    """The number of detections in a batch of images of `sizes`, which `run` finds as the detector does."""
-    images = batch(sizes)
-    outputs = [torch.from_numpy(each) for each in run(images, np.array(sizes))]
-    with torch.no_grad():
-        expected = detector([torch.from_numpy(x)[:, :h, :w] for x, (h, w) in zip(images, sizes, strict=True)])
-    boxes, labels, scores, image, *masks = outputs
+@dataclass(frozen=True)
+class Candidates:
+    """The boxes of an image of which suppression leaves the detections, in pixels of the batch.
+
+    group: [P], within which boxes suppress each other. margin: [P], by how many times what rounding may move it each is
+    a candidate at all. rule: what is asked of candidates, and how they are suppressed. count: of detections, at most.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    group: Tensor
+    margin: Tensor
+    rule: Postprocess | ProposalFilter
+    count: int
+
+    def require(self, found: Detections, pixels: float) -> None:
+        """Assert that greedy suppression finds `found` among these, up to rounding: scores to `SCORE`, boxes to
+        `pixels`.
+
+        What it finds is the one choice of at most `count`, best first, of which no two overlap and of which one at
+        least as good overlaps each candidate that was not chosen. So two boxes of equal score may be taken in either
+        order, with all that follows from it. One too many, one too few and one in another place are not excused.
+        """
+        assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+        assert len(found) <= self.count
+        margin = self.margin.minimum((self.scores - self.rule.score_threshold) / SCORE)
+        margin = margin.minimum((torch.stack(sides(self.boxes)).amin(0) - self.rule.min_size) / SIDE)
+        apart = (found.boxes[:, None] - self.boxes).abs().amax(2) / pixels
+        apart = apart.maximum((found.scores[:, None] - self.scores).abs() / SCORE)
+        apart = apart.masked_fill((found.labels[:, None] != self.labels) | (margin < -1), torch.inf)
+        assert bool((apart < 1).any(1).all()), "one that is not a candidate"
+        group = self.group[apart.argmin(1)] if len(found) else self.group[:0]
+        overlap = iou(found.boxes.double(), found.boxes.double()).masked_fill(group[:, None] != group, 0)
+        assert bool((overlap.fill_diagonal_(0) < self.rule.nms_threshold + IOU).all()), "one too many"
+        overlap = iou(found.boxes.double(), self.boxes.double()).masked_fill(group[:, None] != self.group, 0)
+        suppressed = (overlap > self.rule.nms_threshold - IOU) & (found.scores[:, None] > self.scores - SCORE)
+        missed = (margin > 1) & ~suppressed.any(0)
+        if len(found) == self.count:
+            missed &= self.scores > found.scores[-1] + SCORE
+        assert not bool(missed.any()), "one too few"
+
+
+def candidates(detector: TwoStageDetector, maps: Sequence[FeatureMap]) -> list[Candidates]:
+    """Of each image, those of the box head, or of a detector without heads the anchors."""
+    network = detector.proposals
+    assert isinstance(network, RPN)
+    if len(detector.roi_heads) == 0:
+        return anchors_of(network, network.levels(maps))
+    head = detector.roi_heads[0]
+    assert isinstance(head, FastRCNNHead) and isinstance(head.postprocess, Postprocess)
+    proposals = [each.boxes for each in network(maps)]
+    counts = [len(each) for each in proposals]
+    output = head.predict(maps, Regions.from_list(proposals))
+    scores = head.scores(output.logits).split(counts)
+    found = []
+    for box, score, delta, size in zip(
+        proposals, scores, output.deltas.split(counts), maps[0].image_sizes, strict=True
+    ):
+        row, label = (
+            each.flatten()
+            for each in torch.meshgrid(torch.arange(len(box)), torch.arange(1, score.shape[1] + 1), indexing="ij")
+        )
+        boxes = clip(head.coder.decode(delta[row, label], box[row]), size)
+        sure = torch.full_like(score.flatten(), torch.inf)
+        found.append(
+            Candidates(
+                boxes, label, score.flatten(), label, sure, head.postprocess, head.postprocess.detections_per_image
+            )
+        )
+    return found
+
+
+def anchors_of(network: RPN, levels: Sequence[FeatureMap]) -> list[Candidates]:
+    """Those of each image, refined, which are candidates if they are among the best of their level."""
+    rule = network.test_filter
+    logits, deltas = network.predict(levels)
+    anchors = torch.cat(network.anchors(levels))
+    scores = [each.sigmoid() for each in logits]
+    last = [each.topk(min(rule.pre_nms_top_n, each.shape[1])).values[:, -1:] for each in scores]
+    margin = torch.cat([(each - worst) / SCORE for each, worst in zip(scores, last, strict=True)], 1)
+    level = torch.cat([torch.full_like(each[0], i, dtype=torch.int64) for i, each in enumerate(scores)])
+    images = zip(torch.cat(deltas, 1), torch.cat(scores, 1), margin, levels[0].image_sizes, strict=True)
+    return [
+        Candidates(
+            clip(network.coder.decode(delta, anchors), size),
+            torch.ones_like(level),
+            score,
+            level,
+            own,
+            rule,
+            rule.post_nms_top_n,
+        )
+        for delta, score, own, size in images
+    ]
+
+
+@torch.no_grad()
+def compare(
+    detector: TwoStageDetector, run: Run, images: np.ndarray, sizes: list[list[int]], pixels: float = 1e-3
+) -> list[int]:
+    """The numbers of detections in images of `sizes`, which `run` finds as the detector does.
+
+    Boxes to `pixels` of the batch; masks to 1e-4, of the boxes that were found.
+    """
+    boxes, labels, scores, image, *masks = (
+        torch.from_numpy(each) for each in run(images=images, sizes=np.array(sizes))
+    )
     assert labels.dtype == image.dtype == torch.int64
     assert image.tolist() == sorted(image.tolist())
-    for i, each in enumerate(expected):
-        own = image == i
-        grids = GridMasks(masks[0][own]) if masks else None
-        assert torch.equal(scores[own], scores[own].sort(descending=True).values)
-        same(Detections(boxes[own], labels[own], scores[own], grids), each, pixels)
-    return sum(map(len, expected))
+    given = [torch.from_numpy(x)[:, :h, :w] for x, (h, w) in zip(images, sizes, strict=True)]
+    batch, maps = detector.features(given)
+    found = [
+        Detections(resize_boxes(boxes[image == i], old, new), labels[image == i], scores[image == i])
+        for i, (old, new) in enumerate(zip(batch.original, batch.sizes, strict=True))
+    ]
+    own = detector(given)
+    for i, among in enumerate(candidates(detector, maps)):
+        among.require(found[i], pixels)
+        among.require(replace(own[i], boxes=resize_boxes(own[i].boxes, batch.original[i], batch.sizes[i])), pixels)
+    if masks:
+        expected = torch.cat([each.masks.values for each in detector.roi_heads[1](maps, found)])
+        torch.testing.assert_close(masks[0], expected, rtol=0, atol=1e-4)
+        assert len(expected) == 0 or float(expected.std()) > 0.01
+    return [len(each) for each in found]
+
+
+def as_exported(detector: TwoStageDetector) -> Run:
+    """The detector itself, as if it had been exported."""
+    return lambda images, sizes: [
+        each.numpy() for each in DetectorGraph(detector)(*map(torch.from_numpy, (images, sizes)))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"nms_threshold": 0.69}, "one too few"),
+        ({"nms_threshold": 0.71}, "one too many"),
+        ({"post_nms_top_n": 199}, "one too few"),
+        ({"post_nms_top_n": 201}, "<= 200"),
+        ({"pre_nms_top_n": 200}, "one too few"),
+        ({"pre_nms_top_n": 600}, "not a candidate"),
+        ({"min_size": 4.0}, "one too few"),
+        ({"min_size": 0.1}, "not a candidate"),
+        ({"score_threshold": 0.42}, "one too few"),
+        ({"score_threshold": 0.38}, "not a candidate"),
+    ],
+)
+def test_what_is_chosen_otherwise_is_noticed(changes: dict[str, float], what: str) -> None:
+    """That is, the comparison of the other tests can fail, where a rule differs by little."""
+    detector, other = proposals_alone(), proposals_alone()
+    images = batch(SIZES[2])
+    assert compare(detector, as_exported(other), images, SIZES[2])[0] == 200
+    other.proposals.test_filter = replace(other.proposals.test_filter, **changes)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(AssertionError, match=what):
+        compare(detector, as_exported(other), images, SIZES[2])
+
+
+def test_what_is_found_elsewhere_is_noticed() -> None:
+    detector = with_masks()
+    run, images = as_exported(detector), batch(SIZES[0])
+
+    def changed(**by: float) -> Run:
+        return lambda **inputs: [
+            each + by.get(name, 0) * (np.arange(len(each)) == 7).astype(each.dtype).reshape(-1, *[1] * (each.ndim - 1))
+            for name, each in zip(OUTPUTS, run(**inputs), strict=True)
+        ]
+
+    assert compare(detector, changed(), images, SIZES[0]) == [100, 100]
+    for by in ({"boxes": 0.01}, {"labels": 1}, {"scores": 3e-4}, {"masks": 2e-4}):
+        with pytest.raises(AssertionError):
+            compare(detector, changed(**by), images, SIZES[0])
 
 
 @pytest.fixture(scope="module")
@@ -199,31 +361,39 @@ Exported = Callable[[Callable[[], TwoStageDetector]], Path]
 @BOTH
 @pytest.mark.parametrize("sizes", SIZES)
 def test_a_proposal_network(runtime: Callable[[Path], Run], sizes: list[list[int]], exported: Exported) -> None:
-    assert compare(proposals_alone(), runtime(exported(proposals_alone)), sizes) > 100 * len(sizes)
+    """Each choice: the best of a level, sides and scores, suppression, the best of all levels."""
+    assert min(compare(proposals_alone(), runtime(exported(proposals_alone)), batch(sizes), sizes)) > 100
 
 
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("sizes", SIZES)
 def test_boxes_and_masks(runtime: Callable[[Path], Run], sizes: list[list[int]], exported: Exported) -> None:
-    assert compare(with_masks(), runtime(exported(with_masks)), sizes) == 100 * len(sizes)
+    assert min(compare(with_masks(), runtime(exported(with_masks)), batch(sizes), sizes)) > 20
 
 
 @pytest.mark.slow
 @BOTH
 def test_one_map(runtime: Callable[[Path], Run], exported: Exported) -> None:
     """With the defaults of Faster R-CNN: RoIPool."""
-    assert compare(one_map(), runtime(exported(one_map)), SIZES[0]) == 200
+    assert min(compare(one_map(), runtime(exported(one_map)), batch(SIZES[0]), SIZES[0])) > 20
+
+
+def nothing(run: Run) -> None:
+    """Neither detections nor, in a thin image, proposals for them: no boxes and masks of no objects."""
+    sizes = [[100, 90], [60, 70], THIN]
+    images = batch(sizes)
+    images[1] = GREY
+    assert compare(with_masks(), run, images, sizes) == [100, 0, 0]
+    for image, size in zip(images[1:], sizes[1:], strict=True):
+        shapes = [each.shape for each in run(images=image[None], sizes=np.array([size]))]
+        assert shapes == [(0, 4), (0,), (0,), (0,), (0, 28, 28)]
 
 
 @pytest.mark.slow
 @BOTH
-@pytest.mark.parametrize("make", [nothing_found, nothing_proposed])
-def test_nothing(runtime: Callable[[Path], Run], make: Callable[[], TwoStageDetector], exported: Exported) -> None:
-    """Neither detections nor, in the other, proposals for them: no boxes and masks of no objects."""
-    run = runtime(exported(make))
-    assert [each.shape for each in run(batch(SIZES[0]), np.array(SIZES[0]))] == [(0, 4), (0,), (0,), (0,), (0, 28, 28)]
-    assert compare(make(), run, SIZES[1]) == 0
+def test_nothing(runtime: Callable[[Path], Run], exported: Exported) -> None:
+    nothing(runtime(exported(with_masks)))
 
 
 @pytest.mark.slow
@@ -276,47 +446,106 @@ ROUNDING = {"roi-pool, disjoint", "roi-average-pool", "spatial-pyramid"}
 """Those that divide a box into whole cells. Dividing, OpenVINO multiplies by the reciprocal and finds other cells."""
 
 
+class Reading(nn.Module):
+    """What a head reads of the boxes that are `wanted`, whose number is data, as in a detector."""
+
+    def __init__(self, levels: regions.Levels) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(
+        self, sizes: Tensor, boxes: Tensor, image: Tensor, wanted: Tensor, fine: Tensor, coarse: Tensor
+    ) -> Tensor:
+        rows = wanted.nonzero()[:, 0]
+        maps = [SizedMap(fine, 8, table=sizes), SizedMap(coarse, 16, table=sizes)]
+        features: Tensor = self.levels(maps, Regions(boxes[rows], image[rows]))
+        return features
+
+
+def reading(sizes: list[tuple[int, int]], count: int) -> dict[str, Tensor]:
+    """The inputs of `Reading` for images of `sizes`, with boxes in, across and beside them."""
+    torch.manual_seed(0)
+    height, width = np.array(sizes).max(0)
+    image = torch.randint(len(sizes), (count,))
+    centre, side = torch.rand((count, 2)) * 1.2 - 0.1, torch.rand((count, 2)) * 100
+    centre = centre * torch.tensor(sizes)[image].flip(1)
+    maps = [torch.randn((len(sizes), 16, -(-height // stride), -(-width // stride))) for stride in (8, 16)]
+    boxes = torch.cat([centre - side / 2, centre + side / 2], 1)
+    wanted = torch.rand(count) < 0.9
+    return dict(zip(INPUTS, (torch.tensor(sizes), boxes, image, wanted, *maps), strict=True))
+
+
+INPUTS = ("sizes", "boxes", "image", "wanted", "fine", "coarse")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_extractors(name: str, tmp_path: Path) -> None:
-    detector = pyramid(EXTRACTORS[name]())
-    export_onnx(detector, tmp_path / "model.onnx")
-    for runtime in RUNTIMES.values() if name not in ROUNDING else [in_onnx_runtime]:
-        assert compare(detector, runtime(tmp_path / "model.onnx"), SIZES[2]) == 300
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [with_masks, nothing_found, nothing_proposed, proposals_alone])
-def test_an_exported_program_of_pytorch(make: Callable[[], TwoStageDetector], tmp_path: Path) -> None:
-    export_torch(make(), tmp_path / "model.pt2", LABELS)
-    for sizes in SIZES:
-        compare(make(), in_torch(tmp_path / "model.pt2"), sizes, pixels=1e-4)
-    about = {"regio.json": ""}
-    torch.export.load(tmp_path / "model.pt2", extra_files=about)
-    assert json.loads(about["regio.json"])["labels"] == list(LABELS)
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="known defect: mask probabilities of this exported model differ by 1e-3 and more"
-)
-def test_torchvisions_mask_rcnn(shared_data: Path, tmp_path: Path) -> None:
-    """Random weights with outputs of realistic size, at a short side of 160: boxes to 1e-4 of the longer side."""
-    file = sorted((shared_data / "voc2012_100" / "JPEGImages").glob("*.jpg"))[0]
-    image = photo(file)
-    theirs = distinctive(image / 255, 160, "maskrcnn_resnet50_fpn")
-    detector = from_torchvision("maskrcnn_resnet50_fpn", theirs.state_dict(), eps=1e-5).eval()
-    detector.preprocess = replace(detector.preprocess, short_side=160)
-    export_onnx(detector, tmp_path / "model.onnx")
+    """Features to 1e-5 of what they are made of, from images and boxes of another number and size than when recorded;
+    also of no boxes."""
+    torch.manual_seed(0)
+    levels = regions.Levels(EXTRACTORS[name](), canonical_size=48)
+    images, boxes = Dim("images"), Dim("boxes")
+    maps = [{0: images, 2: Dim(f"height{i}"), 3: Dim(f"width{i}")} for i in (8, 16)]
+    shapes = ({0: images}, {0: boxes}, {0: boxes}, {0: boxes}, *maps)
+    graph = with_onnx_pooling(Reading(copy.deepcopy(levels)))
+    program = onnx_program(graph, tuple(reading([(70, 90), (40, 60)], 6).values()), shapes, INPUTS, ["features"])
+    program.save(tmp_path / "model.onnx")
+    inputs = reading([(160, 136), (100, 150), (60, 136)], 60)
+    sizes = tuple(map(tuple, inputs["sizes"].tolist()))
+    rows = inputs["wanted"]
     with torch.no_grad():
-        (expected,) = detector([image])
-    assert len(expected) == 100 and len(expected.labels.unique()) > 5
+        read = [FeatureMap(inputs[name], stride, sizes) for name, stride in (("fine", 8), ("coarse", 16))]
+        boxes = Regions(inputs["boxes"][rows], inputs["image"][rows])
+        assert 5 < int(levels.assign(read, boxes).sum()) < len(boxes) - 5
+        expected = levels(read, boxes)
+    assert float(expected.std()) > 0.1
+    for runtime in RUNTIMES.values() if name not in ROUNDING else [in_onnx_runtime]:
+        run = runtime(tmp_path / "model.onnx")
+        (found,) = run(**{key: value.numpy() for key, value in inputs.items()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+        (found,) = run(**{key: value.numpy() for key, value in (inputs | {"wanted": rows & False}).items()})
+        assert found.shape == (0, *expected.shape[1:])
+
+
+@pytest.mark.slow
+def test_an_exported_program_of_pytorch(tmp_path: Path) -> None:
+    for make in (with_masks, proposals_alone):
+        file = tmp_path / f"{make.__name__}.pt2"
+        export_torch(make(), file, LABELS)
+        run = in_torch(file)
+        for sizes in SIZES:
+            compare(make(), run, batch(sizes), sizes, pixels=1e-4)
+        about = {"regio.json": ""}
+        torch.export.load(file, extra_files=about)
+        assert json.loads(about["regio.json"])["labels"] == list(LABELS)
+    nothing(in_torch(tmp_path / "with_masks.pt2"))
+
+
+def torchvisions() -> TwoStageDetector:
+    """torchvision's Mask R-CNN on one block a stage: its anchors, conventions and layers."""
+
+    def resnet(eps: float) -> Backbone:
+        body = ResNet(Bottleneck, [1, 1, 1, 1], norm_layer=lambda width: FrozenBatchNorm2d(width, eps=eps))
+        layers = {name: child for name, child in body.named_children() if name not in ("avgpool", "fc")}
+        stages = ("layer1", "layer2", "layer3", "layer4")
+        levels = [Level(2, 256, 4), Level(3, 512, 8), Level(4, 1024, 16), Level(5, 2048, 32)]
+        return Backbone(Chain(layers, stages), levels, levels=(2, 3, 4, 5), mean=(GREY / 255,) * 3)
+
+    torch.manual_seed(0)
+    sizes = ((16.0,), (24.0,), (32.0,), (48.0,), (64.0,))
+    kind = replace(TORCHVISION["maskrcnn_resnet50_fpn"], backbone=resnet, sizes=sizes, short_side=64, long_side=120)
+    detector = kind.build(5)
+    detector.roi_heads[0].postprocess = Postprocess(detections_per_image=40)
+    return distinct(detector)
+
+
+@pytest.mark.slow
+def test_torchvisions_mask_rcnn(exported: Exported) -> None:
+    file, detector = exported(torchvisions), torchvisions()
+    assert {each.key: each.value for each in onnx.load(file).metadata_props}["mask_pasting"] == "PasteRounded"
     for runtime in RUNTIMES.values():
-        size = np.array([image.shape[1:]])
-        found = [torch.from_numpy(each) for each in runtime(tmp_path / "model.onnx")(image[None].numpy(), size)]
-        same(Detections(*found[:3]), replace(expected, masks=None), pixels=1e-4 * max(image.shape))
-        # float32 through the mask head of these weights leaves a thousandth of a probability
-        torch.testing.assert_close(found[4], expected.masks.values, rtol=0, atol=2e-3)
+        assert compare(detector, runtime(file), batch(SIZES[0]), SIZES[0]) == [40, 40]
 
 
 @pytest.mark.slow

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from regio.checkpoints import Card, read_card, save
 from regio.config import RunConfig, model_to_dict
 from regio.config.systems import FastRCNN
-from regio.data import SHAPE_CLASSES, Shapes, write_proposals
+from regio.data import SHAPE_CLASSES, Shapes, open_dataset, write_proposals
+from regio.data.proposals import read_scored_proposals
+from regio.evaluate import ProposalRecall
 from regio.given_proposals import ProposalSource, source_for, source_named
 from regio.proposals import Grid, ProposalNetwork, SelectiveSearch, method_settings
 from regio.run import open_splits
@@ -90,14 +93,76 @@ def test_boxes_from_files(tmp_path: Path) -> None:
     assert train.proposal_source == {"method": {}, "per_image": 50}
     rows = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]
     (tmp_path / "p.json").write_text(json.dumps(rows))
-    train, val = open_splits(replace(config, proposals="p.safetensors", validation_proposals="p.json"), quiet())
+    console = quiet()
+    train, val = open_splits(replace(config, proposals="p.safetensors", validation_proposals="p.json"), console)
     assert train[0].proposals is not None and len(train[0].proposals) == 2
     assert val[0].proposals is not None and val[0].proposals.tolist() == [[1, 2, 4, 6]]
     assert val[1].proposals is not None and len(val[1].proposals) == 0
-    assert val.notes[-1] == "p.json: no boxes of 2 of 3 images"
+    assert "p.json: no boxes of 2 of 3 images" in printed(console)
     write_proposals(tmp_path / "q.safetensors", {1: (boxes, scores), 2: none})
-    with pytest.raises(ValueError, match=r"^q\.safetensors: proposals: expected boxes of every image, got none of im"):
+    with pytest.raises(ValueError, match=r"^q\.safetensors: has no boxes of 1 of 3 images, the first is image-2\.png$"):
         open_splits(replace(config, proposals="q.safetensors"), quiet())
+    (tmp_path / "p.json").write_text(json.dumps([rows[0] | {"image_id": 9}]))
+    with pytest.raises(ValueError, match=r"^p\.json: boxes of another data set: it has none of the 3 images$"):
+        open_splits(replace(config, proposals="p.json"), quiet())
+
+
+def test_the_command_finds_measures_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(yolo(tmp_path / "d"))
+    assert regio("proposals", source, "--out", "new/ss.safetensors", "--processes", "2") == 0
+    shown = capsys.readouterr().out
+    assert "proposals: SelectiveSearch in 3 images, " in shown and "average best overlap" in shown
+    with Image.open("new/ss.png") as picture:
+        assert picture.size[0] > 1000
+    before = Path("new/ss.safetensors").stat().st_mtime_ns
+    words = ["--method", "grid", "--compare", "new/ss.safetensors", "--plot", "both.png", "--json"]
+    assert regio("proposals", source, *words) == 0
+    shown = capsys.readouterr()
+    numbers = json.loads(shown.out)
+    assert set(numbers) == {"grid", "new/ss.safetensors"} and Path("both.png").is_file()
+    recall = ProposalRecall(open_dataset(source, "val"), (100, 300, 1000, 2000))
+    records = recall.records_of(read_scored_proposals("new/ss.safetensors"))
+    assert numbers["new/ss.safetensors"] == recall.measure(records)
+    assert numbers["grid"]["recall50_2000"] == 1.0  # boxes of 0.6 of a side in the middle
+    assert [path.name.rpartition("-")[0] for path in Path("runs/proposals").glob("*.safetensors")] == ["data-val"]
+    assert regio("proposals", source, "--out", "new/ss.safetensors") == 0
+    assert "of 3 images, found before" in capsys.readouterr().out
+    assert Path("new/ss.safetensors").stat().st_mtime_ns == before
+    assert regio("proposals", source, "--out", "new/ss.safetensors", "--mode", "quality") == 2
+    error = capsys.readouterr().err
+    assert "new/ss.safetensors: found by other settings: colours ['hsv', 'lab'], got ['hsv', 'lab', 'rgi'," in error
+    assert regio("proposals", source, "--method", "edges") == 2
+    assert "proposals: expected selective-search, " in capsys.readouterr().err
+    assert regio("proposals", source, "--method", "grid", "--method", "selective-search", "--out", "p.safetensors") == 2
+    assert "--out: expected one --method, whose boxes it gets, got 2" in capsys.readouterr().err
+    assert regio("proposals", source, "--out", "p.json") == 2
+    assert "--out: expected a file NAME.safetensors, got p.json" in capsys.readouterr().err
+    empty = str(write_yolo_folder(tmp_path / "e", {"photo": ""}))
+    assert regio("proposals", empty, "--method", "grid") == 0
+    assert "no object is annotated, so recall is not measured" in capsys.readouterr().out
+    assert regio("proposals", empty, "--compare", "new/ss.safetensors") == 2
+    assert "new/ss.safetensors: boxes of another data set: image 1 is image-0.png, got photo" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(yolo(tmp_path / "d"))
+    calls = []
+
+    def interrupted(self: Grid, image: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return torch.zeros(0, 4), torch.zeros(0)
+
+    monkeypatch.setattr(Grid, "__call__", interrupted)
+    words = ["proposals", source, "--method", "grid", "--out", "p.safetensors", "--processes", "1"]
+    assert regio(*words) == 130
+    error = capsys.readouterr().err
+    assert "interrupted: p.safetensors: not all images are searched; the same command goes on with the rest" in error
+    assert regio(*words) == 0 and len(calls) == 4
+    assert "proposals: Grid in 1 images, " in capsys.readouterr().out
 
 
 def test_training_evaluation_and_detection_with_given_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +244,9 @@ def test_a_proposal_network_finds_boxes_for_another(tmp_path: Path) -> None:
     assert bool((scores[1:] <= scores[:-1]).all()) and torch.equal(source.boxes(image), boxes[:10])
     batch, maps = detector.eval().features([image])
     (wanted,) = detector.preprocess.restore(detector.proposals(maps), batch)  # type: ignore[misc]
-    torch.testing.assert_close(boxes, wanted.boxes.detach())
+    torch.testing.assert_close(boxes[: len(wanted)], wanted.boxes.detach())
+    assert len(ProposalNetwork(detector, number=12)(image)[0]) == 12
+    assert detector.proposals.test_filter.post_nms_top_n == 300  # type: ignore[union-attr]  # its own is as it was
     card = {"method": method_settings(source.origin), "per_image": 10}
     assert torch.equal(source_for("w", card).boxes(image), boxes[:10])
     with torch.no_grad():

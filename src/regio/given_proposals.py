@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
 from regio.config.proposals import METHODS, method_named, method_of_settings
 from regio.data import DetectionDataset
-from regio.data.proposals import read_origin, read_proposals
+from regio.data.proposals import Boxes, read_origin, read_scored_proposals
+from regio.errors import Interrupted
 from regio.processes import processors
 from regio.proposals import ProposalMethod, method_settings, propose
 from regio.proposals.files import require_same_images
 
-__all__ = ["ProposalSource", "find", "source_for", "source_named"]
+__all__ = ["ProposalSource", "cache_file", "data_name", "find", "read_for", "source_for", "source_named"]
 
 PER_IMAGE = 2000  # of a card that does not say it
 
@@ -40,17 +42,13 @@ class ProposalSource:
 
         Those of a method are found by all processors and kept in `project`/proposals/NAME-HASH.safetensors, of which
         HASH stands for the method and the images, and read from there the next time; a line says so. name: that of the
-        data set, in words. Raises as `regio.proposals.propose` and `regio.data.read_proposals`, and ValueError naming
-        the file where it is of other images.
+        data set, see `data_name`. Raises as `regio.proposals.propose` and `read_for`.
         """
-        if not isinstance(self.origin, Path):
-            file = project / "proposals" / f"{name}-{_hash(self.origin, dataset)}.safetensors"
-            find(dataset, self.origin, file, console)
-            return self._with_boxes(dataset, file, method_settings(self.origin))
-        origin = read_origin(self.origin)
-        if origin is not None:
-            require_same_images(self.origin, origin, dataset)
-        return self._with_boxes(dataset, self.origin, {} if origin is None else origin.method)
+        if isinstance(self.origin, Path):
+            return self._with_boxes(dataset, self.origin, console)
+        file = cache_file(project, name, self.origin, dataset)
+        find(dataset, self.origin, file, console, processors())
+        return self._with_boxes(dataset, file, console)
 
     def boxes(self, image: Tensor) -> Tensor:
         """Boxes [P, 4] of an image, uint8 [3, H, W]. Raises ValueError for a file, which has none of it."""
@@ -58,19 +56,17 @@ class ProposalSource:
             raise ValueError(f"--proposals: expected what finds boxes in any photo, got the file {self.origin}")
         return self.origin(image)[0][: self.per_image]
 
-    def _with_boxes(self, dataset: DetectionDataset, file: Path, method: Mapping[str, Any]) -> DetectionDataset:
-        boxes = read_proposals(file, self.per_image)
-        if file.suffix.lower() == ".json":  # a list of boxes cannot say that an image has none
-            absent = [record.id for record in dataset.records if record.id not in boxes]
-            if len(absent) == len(dataset):
-                raise ValueError(f"{file}: boxes of another data set: it has none of the {len(dataset)} images")
-            if absent:
-                boxes |= dict.fromkeys(absent, np.zeros((0, 4), np.float32))
-                dataset = dataset.with_note(f"{file}: no boxes of {len(absent)} of {len(dataset)} images")
-        try:
-            return dataset.with_proposals(boxes, {"method": dict(method), "per_image": self.per_image})
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+    def _with_boxes(self, dataset: DetectionDataset, file: Path, console: Console) -> DetectionDataset:
+        found, origin = read_for(file, dataset), read_origin(file)
+        boxes = {image: boxes[: self.per_image] for image, (boxes, _) in found.items()}
+        absent = sum(record.id not in boxes for record in dataset.records)
+        if absent:
+            boxes |= {record.id: boxes.get(record.id, np.zeros((0, 4), np.float32)) for record in dataset.records}
+            console.print(
+                f"{file}: no boxes of {absent} of {len(dataset)} images", style="dim", highlight=False, markup=False
+            )
+        method = {} if origin is None else dict(origin.method)
+        return dataset.with_proposals(boxes, {"method": method, "per_image": self.per_image})
 
 
 def source_named(word: str | None, per_image: int) -> ProposalSource:
@@ -96,8 +92,8 @@ def source_for(weights: str | Path, card: Mapping[str, Any], word: str | None = 
         raise ValueError(f"{weights}: {error}; name what finds boxes with --proposals") from error
 
 
-def find(dataset: DetectionDataset, method: ProposalMethod, file: Path, console: Console) -> None:
-    """As `regio.proposals.propose`, with all processors, a bar, and a line that says what was done."""
+def find(dataset: DetectionDataset, method: ProposalMethod, file: Path, console: Console, processes: int) -> None:
+    """As `regio.proposals.propose`, with a bar, and a line that says what was done. Raises Interrupted after Ctrl-C."""
     began = time.perf_counter()
     what = method_settings(method)["name"]
     with Progress(console=console, disable=not console.is_terminal) as bars:
@@ -106,10 +102,45 @@ def find(dataset: DetectionDataset, method: ProposalMethod, file: Path, console:
         def show(done: int, images: int) -> None:
             bars.update(task, completed=done)
 
-        found = propose(dataset, method, file, processes=processors(), progress=show)
+        try:
+            found = propose(dataset, method, file, processes=processes, progress=show)
+        except KeyboardInterrupt:
+            raise Interrupted(f"{file}: not all images are searched; the same command goes on with the rest") from None
     seconds = time.perf_counter() - began
     done = f"in {found} images, {seconds:.0f} s" if found else f"of {len(dataset)} images, found before"
     console.print(f"proposals: {what} {done}; in {file}", highlight=False, markup=False)
+
+
+def read_for(file: Path, dataset: DetectionDataset) -> dict[int, tuple[Boxes, NDArray[np.float32]]]:
+    """Boxes and scores by image id, see `regio.data.proposals.read_scored_proposals`, of all images of `dataset`; in a
+    list of boxes (JSON) an image without an entry has no box.
+
+    Raises ValueError naming the file where it is of other images, lacks some, or where an image has changed since.
+    """
+    origin, found = read_origin(file), read_scored_proposals(file)
+    if origin is not None:
+        require_same_images(file, origin, dataset)
+    absent = [record for record in dataset.records if record.id not in found]
+    if absent and len(absent) == len(dataset):
+        raise ValueError(f"{file}: boxes of another data set: it has none of the {len(dataset)} images")
+    if absent and file.suffix.lower() != ".json":
+        raise ValueError(
+            f"{file}: has no boxes of {len(absent)} of {len(dataset)} images, the first is {absent[0].name}"
+        )
+    return found
+
+
+def cache_file(project: Path, name: str, method: ProposalMethod, dataset: DetectionDataset) -> Path:
+    """Where the boxes of `method` in the images of `dataset`, called `name`, are kept."""
+    settings = {key: value for key, value in method_settings(method).items() if key != "weights"}
+    images = [(record.id, record.name, record.size) for record in dataset.records]
+    digest = hashlib.sha256(json.dumps([settings, images]).encode()).hexdigest()[:12]
+    return project / "proposals" / f"{name}-{digest}.safetensors"
+
+
+def data_name(path: str, split: str) -> str:
+    """A split of the data set at `path`, in the name of a file."""
+    return f"{Path(path).resolve().stem}-{split}"
 
 
 def _holds_boxes(path: Path) -> bool:
@@ -123,9 +154,3 @@ def _holds_boxes(path: Path) -> bool:
             return {"image_id", "boxes", "scores"} <= set(file.keys())
     except (SafetensorError, OSError):
         return False
-
-
-def _hash(method: ProposalMethod, dataset: DetectionDataset) -> str:
-    settings = {key: value for key, value in method_settings(method).items() if key != "weights"}
-    images = [(record.id, record.name, record.size) for record in dataset.records]
-    return hashlib.sha256(json.dumps([settings, images]).encode()).hexdigest()[:12]

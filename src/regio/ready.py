@@ -15,6 +15,7 @@ from regio.detector import TwoStageDetector
 from regio.fused import fuse
 from regio.image_pyramid import ImagePyramid
 from regio.necks import FPN
+from regio.roi_heads import WholeNetwork
 from regio.types import Detections
 
 __all__ = ["InferencePrecision", "ReadyDetector", "inference_precision"]
@@ -114,6 +115,10 @@ def _fused(detector: TwoStageDetector, dtype: torch.dtype) -> TwoStageDetector:
         detector.neck = fuse(neck, dtype)
     for head in detector.roi_heads:
         for name, child in head.named_children():
+            if isinstance(child, WholeNetwork):
+                child.backbone = _fused_backbone(child.backbone, dtype, device)
+                setattr(child, "fully_connected", fuse(child.fully_connected, dtype))  # noqa: B010
+                continue
             # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
             setattr(head, name, fuse(child, torch.float32 if name == "class_logits" else dtype))
     if isinstance(detector.proposals, nn.Module):

@@ -24,7 +24,7 @@ from regio.data import (
     open_undivided,
 )
 from regio.data.loading import without_worker_tracebacks
-from regio.given_proposals import source_named
+from regio.given_proposals import data_name, source_named
 from regio.identity import differences
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
@@ -152,7 +152,7 @@ def open_splits(
             )
         return dataset, validation
     train, val = (source_named(word, config.proposals_per_image) for word in given)
-    names = _name(config.data, "train"), _name(config.validation or config.data, "val")
+    names = data_name(config.data, "train"), data_name(config.validation or config.data, "val")
     return train.attached(dataset, names[0], project, console), val.attached(validation, names[1], project, console)
 
 
@@ -180,11 +180,6 @@ def _few(dataset: DetectionDataset, most: int | None) -> DetectionDataset:
         return dataset
     few = dataset.subset(i * len(dataset) // most for i in range(most))
     return few.with_note(f"{most} of {len(dataset)} images are used, spread over all")
-
-
-def _name(path: str, split: str) -> str:
-    """A data set, in the name of a file."""
-    return f"{Path(path).resolve().stem}-{split}"
 
 
 def _for_system(config: RunConfig, path: str, dataset: DetectionDataset) -> DetectionDataset:

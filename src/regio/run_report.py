@@ -44,7 +44,7 @@ from regio.visualize.page import Cell
 from regio.whole_files import write_json
 from regio.yaml_text import as_yaml
 
-__all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results"]
+__all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results", "recall_table"]
 
 PICTURES = 8  # images in the sheet of annotations and detections
 
@@ -180,11 +180,7 @@ class ProposalResults:
 
     def show(self, console: Console) -> None:
         """Print recall by the number of proposals."""
-        table = _table("proposals", "average recall", "at IoU 0.5", "at IoU 0.7", "average best overlap")
-        for limit in self.evaluator.limits:
-            row = (self.numbers[f"{what}_{limit}"] for what in ("ar", "recall50", "recall70", "abo"))
-            table.add_row(str(limit), *map(_written, row))
-        console.print(table)
+        console.print(recall_table(self.numbers, self.evaluator.limits))
 
     def to_json(self) -> dict[str, Any]:
         """The numbers by name; null where nothing is defined."""
@@ -217,6 +213,15 @@ class ProposalResults:
             pictures.append(draw_detections(sample.image, best, ["object"], 0.0))
             captions += [sample.name, f"{len(best)} best"]
         return contact_sheet(pictures, 2, captions, ["annotated", "best proposals"])
+
+
+def recall_table(numbers: Mapping[str, float], limits: Sequence[int]) -> Table:
+    """The numbers of `ProposalRecall`."""
+    table = _table("proposals", "average recall", "at IoU 0.5", "at IoU 0.7", "average best overlap")
+    for limit in limits:
+        row = (numbers[f"{what}_{limit}"] for what in ("ar", "recall50", "recall70", "abo"))
+        table.add_row(str(limit), *map(_written, row))
+    return table
 
 
 def _in_words(name: str) -> str:

@@ -217,7 +217,9 @@ class _Run:
                 if stop:
                     self.fabric.barrier()  # no process ends before the state is saved
                     where = self.weights / "resume.safetensors"
-                    raise Interrupted(f"stopped at step {self.step} of {self.steps}; the state is in {where}")
+                    raise Interrupted(
+                        f"stopped at step {self.step} of {self.steps}; the state is in {where}; go on with --resume"
+                    )
         return evaluation or self.evaluate()  # a run that is resumed after its last step is evaluated again
 
     def loader(self) -> DataLoader[Any]:

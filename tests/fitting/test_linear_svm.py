@@ -99,7 +99,7 @@ def test_a_class_without_an_example_is_not_detected(tmp_path: Path) -> None:
         for each in labelled
     ]
     found = HardNegativeMining()(store.layer("fc7"), labelled.__getitem__, (*CLASSES, "fourth"))
-    assert found.notes == ("fourth: no training example; it is not detected",)
+    assert found.notes == ("not detected, since there is no training example: fourth",)
     assert found.bias[3] == -torch.inf
     assert not found.weight[3].any()
     assert torch.isfinite(found.bias[:3]).all()
@@ -109,7 +109,7 @@ def test_a_class_without_negatives_is_not_detected(tmp_path: Path) -> None:
     store, labelled, _ = made(tmp_path)
     labelled = [each._replace(crowd=torch.ones(40, 3, dtype=torch.bool)) for each in labelled]
     found = HardNegativeMining()(store.layer("fc7"), labelled.__getitem__, CLASSES)
-    assert found.notes == tuple(f"{name}: no negative example; it is not detected" for name in CLASSES)
+    assert found.notes == ("not detected, since there is no negative example: first, second, third",)
     assert (found.bias == -torch.inf).all()
 
 

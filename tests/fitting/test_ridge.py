@@ -69,7 +69,7 @@ def test_it_is_the_regression_of_r_cnn(penalty: float) -> None:
         weight, bias = found.weight[label - 1].double().numpy(), found.bias[label - 1].double().numpy()
         predicted = layer.values[rows] @ weight.T + bias
         np.testing.assert_allclose(predicted, expected, atol=2e-5)
-    assert found.notes == ("third: no region has an IoU above 0.6 with an object; its boxes stay as they are",)
+    assert found.notes == ("boxes stay as they are, since no region has an IoU above 0.6 with an object: third",)
     assert not found.weight[2].any()
     assert not found.bias[2].any()
 

@@ -203,8 +203,8 @@ def test_a_class_without_an_example_is_said_and_not_detected(tmp_path: Path) -> 
     torch.manual_seed(0)
     made = rcnn(2, network(), FullyConnected(16, (3, 3), 24), crop=32, context=3)
     found = FittedHead(fine_tune=False)(made, here)
-    assert f"{name}: no training example; it is not detected" in lines
-    assert f"{name}: no region has an IoU above 0.6 with an object; its boxes stay as they are" in lines
+    assert f"not detected, since there is no training example: {name}" in lines
+    assert f"boxes stay as they are, since no region has an IoU above 0.6 with an object: {name}" in lines
     assert all(not records for records in found.records)
 
 

@@ -12,8 +12,9 @@ from torchvision.ops.poolers import LevelMapper
 
 from regio.regions.base import RegionExtractor, contract
 from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, NearestScale
+from regio.regions.quantisation import HalfOpenCorners
 from regio.regions.roi_align import RoIAlign
-from regio.regions.roi_pool import RoIPool
+from regio.regions.roi_pool import RoIAveragePool, RoIPool
 from regio.regions.sample_max import SampleMax
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import close
@@ -192,3 +193,29 @@ def test_the_form_of_the_paper_and_of_its_code_differ() -> None:
     boxes = torch.tensor([[0.0, 0, side, side] for side in (141.6, 141.8, 149.2, 149.4)])
     assert NearestArea(224)(boxes, [8, 16]).tolist() == [0, 1, 1, 1]
     assert NearestScale(224)(boxes, [8, 16]).tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("extractor", [RoIPool(3), RoIPool(3, HalfOpenCorners()), RoIAveragePool(2)])
+@pytest.mark.parametrize("count", [1, 4])
+def test_regions_that_cover_the_same_cells(extractor: RegionExtractor, count: int) -> None:
+    """The distinct ones have all features there are, no two of them on the same cells; boxes of another image, or read
+    from another level, are others."""
+    maps, r, levels = pyramid()[-count:], regions(), Levels(extractor)
+    shifts = torch.arange(-9, 10, dtype=torch.float64)[:, None, None] * 0.4
+    boxes = (r.boxes + shifts).flatten(0, 1)
+    every = Regions(torch.cat([boxes, boxes]), torch.cat([r.image.repeat(19), 1 - r.image.repeat(19)]))
+    found = levels.distinct(maps, every)
+    assert found is not None
+    some, index = found
+    assert len(some) < len(every) and index.shape == (len(every),)
+    close(levels(maps, some)[index], levels(maps, every), 0)
+    again = levels.distinct(maps, some)
+    assert again is not None and len(again[0]) == len(some)
+
+
+def test_regions_that_are_all_distinct() -> None:
+    none = Regions(torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    assert Levels(RoIAlign(2)).distinct(pyramid(), regions()) is None
+    assert Levels([RoIPool(2)] * 4).distinct(pyramid(), regions()) is None
+    found = Levels(RoIPool(2)).distinct(pyramid(), none)
+    assert found is not None and len(found[0]) == len(found[1]) == 0

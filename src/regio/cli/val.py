@@ -58,7 +58,7 @@ def val(
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
     from regio.evaluate import evaluate
-    from regio.given_proposals import source_for
+    from regio.given_proposals import data_name, source_for
     from regio.ready import ReadyDetector, inference_precision
     from regio.run import print_problems
     from regio.run_folders import latest_checkpoint, new_folder
@@ -78,7 +78,7 @@ def val(
         raise ValueError(f"{data}, of which {path} knows no class: {error}") from error
     if trained.system.needs_proposals:
         source = source_for(path, trained.proposals, proposals)
-        dataset = source.attached(dataset, f"{Path(data).resolve().stem}-{split}", project, console)
+        dataset = source.attached(dataset, data_name(data, split), project, console)
     elif proposals is not None:
         raise ValueError(f"--proposals: {path} finds its own boxes")
     evaluator = trained.system.evaluator(dataset)

@@ -83,4 +83,4 @@ def _network(path: str) -> ProposalMethod:
     detector, _ = load_detector(path)
     if detector.proposals is None:
         raise ValueError(f"{path}: expected a detector with a proposal network, got one whose boxes are given")
-    return ProposalNetwork(detector, path)
+    return ProposalNetwork(detector, weights=path)

@@ -458,9 +458,8 @@ class FastRCNN(FullyConnectedHead, SplitBackbone):
         found = target_statistics(dataset)
         coder.set(found)
         few = [name for name, std in zip(dataset.class_names, found.std[1:], strict=True) if not bool(std.all())]
-        return (
-            [f"too few proposals to normalise box targets by: {', '.join(few)} (fixed numbers instead)"] if few else []
-        )
+        what = "too few proposals to normalise box targets by"
+        return [f"{what}: {', '.join(few)} (fixed numbers instead)"] if few else []
 
 
 @dataclass(frozen=True)

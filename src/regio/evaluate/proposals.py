@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from regio.boxes import iou
 from regio.data.dataset import DetectionDataset, Sample
@@ -24,10 +26,12 @@ SHOWN = 10  # proposals of an image that a record keeps for pictures
 class Recalled(NamedTuple):
     """Of one image. ranks: [G, 10], for each object and each threshold the rank, from 0, of the proposal that found it;
     the largest integer where none does. overlaps: [G, L], the largest IoU of each object with the best proposals up to
-    each of the L limits. best: the first few proposals."""
+    each of the L limits. proposals: how many, up to the largest limit. best: the
+    first few of them."""
 
     ranks: NDArray[np.int64]
     overlaps: NDArray[np.float64]
+    proposals: int
     best: Detections
 
 
@@ -60,13 +64,26 @@ class ProposalRecall:
 
     def record(self, sample: Sample, prediction: Detections) -> Recalled:
         """Which proposals find the objects of an image."""
+        return self._record(sample.targets.boxes[~sample.targets.crowd], prediction)
+
+    def records_of(self, proposals: Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]) -> list[Recalled]:
+        """A record for each image of the data set, from boxes [P, 4] and scores [P] by image id, as
+        `regio.data.proposals.read_scored_proposals` gives them; no image is read. Raises KeyError for an image without
+        an entry."""
+        found = []
+        for record in self.dataset.records:
+            boxes, scores = (torch.from_numpy(each) for each in proposals[record.id])
+            objects = torch.from_numpy(record.boxes[~record.crowd].astype(np.float32))
+            found.append(self._record(objects, Detections(boxes, torch.ones(len(boxes), dtype=torch.int64), scores)))
+        return found
+
+    def _record(self, objects: Tensor, prediction: Detections) -> Recalled:
         order = prediction.scores.argsort(descending=True, stable=True)[: max(self.limits)]
-        objects = sample.targets.boxes[~sample.targets.crowd]
         boxes, scores, labels = (t[order].cpu() for t in (prediction.boxes, prediction.scores, prediction.labels))
         overlap = iou(boxes.double(), objects.double()).numpy()
         largest = [overlap[:limit].max(axis=0, initial=0.0) for limit in self.limits]
         best = Detections(boxes[:SHOWN].clone(), labels[:SHOWN].clone(), scores[:SHOWN].clone())
-        return Recalled(_ranks(overlap), np.stack(largest, axis=1), best)
+        return Recalled(_ranks(overlap), np.stack(largest, axis=1), len(boxes), best)
 
     def measure(self, records: Sequence[Recalled]) -> dict[str, float]:
         """The numbers of `names`."""
@@ -86,8 +103,10 @@ class ProposalRecall:
         return (ranks < limit).mean(axis=0) if len(ranks) else np.full(len(THRESHOLDS), np.nan)
 
     def curves(self, records: Sequence[Recalled]) -> dict[str, list[tuple[int, float]]]:
-        """Average recall, and recall at IoU 0.5 and 0.7, against the number of proposals up to the largest limit."""
-        limits = np.unique(np.geomspace(1, max(self.limits), 40).round().astype(int)).tolist()
+        """Average recall, and recall at IoU 0.5 and 0.7, against the number of proposals, up to the largest limit or to
+        the most that an image has."""
+        last = max([1, *(record.proposals for record in records)])
+        limits = np.unique(np.geomspace(1, last, 40).round().astype(int)).tolist()
         at = [self.recall(records, limit) for limit in limits]
         named = {"average, IoU 0.50 to 0.95": [float(r.mean()) for r in at]}
         named |= {f"at IoU {THRESHOLDS[i]:.1f}": [float(r[i]) for r in at] for i in (0, 4)}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim
 
 from regio import __version__
 from regio.detector import TwoStageDetector
@@ -20,7 +21,10 @@ from regio.export.onnx_forms import OPSET, forms, require_onnx_forms, translatio
 from regio.masks import GridMasks
 from regio.roi_heads import MaskHead
 
-__all__ = ["INPUTS", "OUTPUTS", "export_onnx", "export_torch"]
+__all__ = ["INPUTS", "OUTPUTS", "export_onnx", "export_torch", "onnx_program"]
+
+Shapes = tuple[dict[int, Any], ...]
+"""For each input its sizes, by axis, that are not fixed."""
 
 INPUTS = ("images", "sizes")
 OUTPUTS = ("boxes", "labels", "scores", "image", "masks")
@@ -46,28 +50,40 @@ def export_onnx(detector: TwoStageDetector, file: Path | str, labels: Sequence[s
     require_onnx_forms(detector)
     own = _own(detector)
     with_onnx_pooling(own)
-    graph = DetectorGraph(own)
-    with torch.no_grad(), warnings.catch_warnings():
+    program = onnx_program(DetectorGraph(own), *_inputs(), INPUTS, _outputs(detector))
+    model = program.model.graph
+    named = [(model.inputs[0], ["images", 3, "height", "width"]), (model.inputs[1], ["images", 2])]
+    for value, shape in named + [(each, ["detections", *(each.shape or ())[1:]]) for each in model.outputs]:
+        value.shape = onnx_ir.Shape(shape)
+    program.model.metadata_props.update(
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in _about(detector, labels)}
+    )
+    _write(path, lambda temporary: program.save(temporary, external_data=False))
+
+
+@torch.no_grad()
+def onnx_program(
+    graph: nn.Module, example: tuple[Tensor, ...], shapes: Shapes, inputs: Sequence[str], outputs: Sequence[str]
+) -> torch.onnx.ONNXProgram:
+    """`graph`, whose pooling is that of `with_onnx_pooling`, in operators of ONNX.
+
+    example, shapes: inputs of it, and which of their sizes may be others, see `torch.export.export`. inputs, outputs:
+    their names.
+    """
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of what PyTorch and onnxscript use
         warnings.filterwarnings("ignore", category=FutureWarning)
         program = torch.onnx.export(
-            _recorded(graph).run_decompositions(forms()),
-            input_names=list(INPUTS),
-            output_names=list(_outputs(detector)),
+            torch.export.export(graph.eval(), example, dynamic_shapes=shapes, strict=False).run_decompositions(forms()),
+            input_names=list(inputs),
+            output_names=list(outputs),
             opset_version=OPSET,
             dynamo=True,
             custom_translation_table=translations(),
             verbose=False,
         )
-        assert program is not None
-        model = program.model.graph
-        named = [(model.inputs[0], ["images", 3, "height", "width"]), (model.inputs[1], ["images", 2])]
-        for value, shape in named + [(each, ["detections", *(each.shape or ())[1:]]) for each in model.outputs]:
-            value.shape = onnx_ir.Shape(shape)
-        program.model.metadata_props.update(
-            {key: value if isinstance(value, str) else json.dumps(value) for key, value in _about(detector, labels)}
-        )
-        _write(path, lambda temporary: program.save(temporary, external_data=False))
+    assert program is not None
+    return program
 
 
 def export_torch(detector: TwoStageDetector, file: Path | str, labels: Sequence[str] = ()) -> None:
@@ -83,15 +99,17 @@ def export_torch(detector: TwoStageDetector, file: Path | str, labels: Sequence[
     path = _new(file)
     about = json.dumps(dict(_about(detector, labels)))
     with torch.no_grad():
-        program = _recorded(DetectorGraph(_own(detector)))
+        example, shapes = _inputs()
+        graph = DetectorGraph(_own(detector)).eval()
+        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
         _write(path, lambda temporary: torch.export.save(program, temporary, extra_files={"regio.json": about}))
 
 
-def _recorded(graph: DetectorGraph) -> ExportedProgram:
+def _inputs() -> tuple[tuple[Tensor, ...], Shapes]:
+    """An example of `DetectorGraph`'s inputs, and which of their sizes may be others."""
     images, height, width = Dim("images"), Dim("height"), Dim("width")
     example = (torch.zeros((2, 3, 100, 90), dtype=torch.uint8), torch.tensor([[100, 90], [70, 80]]))
-    shapes = ({0: images, 2: height, 3: width}, {0: images})
-    return torch.export.export(graph.eval(), example, dynamic_shapes=shapes, strict=False)
+    return example, ({0: images, 2: height, 3: width}, {0: images})
 
 
 def _own(detector: TwoStageDetector) -> TwoStageDetector:

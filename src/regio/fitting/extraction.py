@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
-from regio.evaluate import evaluation_mode
 from regio.fitting.feature_store import FeatureStore
 from regio.fitting.labels import count_regions, label_regions
 from regio.identity import describe
+from regio.ready import ReadyDetector
 from regio.roi_heads import SVMHead
 from regio.types import Regions
 
@@ -23,9 +23,14 @@ __all__ = ["open_store", "store_features"]
 
 
 def open_store(
-    root: Path, detector: TwoStageDetector, dataset: DetectionDataset, dtype: Literal["float16", "float32"] = "float16"
+    root: Path,
+    detector: TwoStageDetector,
+    dataset: DetectionDataset,
+    dtype: Literal["float16", "float32"] = "float16",
+    layers: Sequence[str] = (),
 ) -> FeatureStore:
-    """The store in `root` for the layers that the head of `detector` reads, of all regions of `dataset`.
+    """The store in `root` for the `layers`, by default those that the head of `detector` reads, of all regions of
+    `dataset`.
 
     They depend on the weights before them, on how regions are read and images scaled, and on the data set with its
     proposals; features that were made of anything else are not taken for these. Raises OSError where the disk has not
@@ -41,7 +46,8 @@ def open_store(
         ("trunk", head.trunk),
     ):
         identity |= describe(part, name)
-    return FeatureStore(root, identity, count_regions(dataset), head.read_layers, dtype)
+    widths = {name: head.trunk.widths[name] for name in layers or head.read_layers}
+    return FeatureStore(root, identity, count_regions(dataset), widths, dtype)
 
 
 def store_features(
@@ -57,16 +63,18 @@ def store_features(
 
     progress: called with (images done, images) after each image. Raises OSError where the disk is full.
     """
-    head, missing = _head(detector), store.missing
-    detector.to(device)
-    with torch.no_grad(), evaluation_mode(detector):
+    ready, missing = ReadyDetector(detector, device, "32-true").detector, store.missing
+    head = _head(ready)
+    with torch.no_grad():
         for number, index in enumerate(missing):
             if stop():
                 return False
             boxes = label_regions(dataset, index).boxes.to(device)
             if len(boxes):
-                batch, maps = detector.features([dataset.read_image(index).to(device)])
-                features = head.layers(maps, Regions.from_list(detector.preprocess.boxes([boxes], batch)))
+                batch, maps = ready.features([dataset.read_image(index).to(device)])
+                features = head.layers(
+                    maps, Regions.from_list(ready.preprocess.boxes([boxes], batch)), list(store.widths)
+                )
             else:
                 features = {name: torch.zeros(0, width) for name, width in store.widths.items()}
             store.write(index, features)

@@ -105,6 +105,12 @@ class HardNegativeMining:
             if not found:
                 break
         notes = [note for machine in machines for note in machine.notes]
+        for what, missing in (
+            ("training example", [m.name for m in machines if not len(m.positives)]),
+            ("negative example", [m.name for m in machines if len(m.positives) and not m.fitted]),
+        ):
+            if missing:
+                notes.append(f"not detected, since there is no {what}: {', '.join(missing)}")
         weight = np.stack([machine.weight * scale for machine in machines]) if machines else np.zeros((0, layer.width))
         bias = np.array([machine.bias for machine in machines])
         return LinearClassifiers(torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), tuple(notes))
@@ -130,11 +136,7 @@ class _Machine:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know."""
-        if not len(self.positives):
-            return [f"{self.name}: no training example; it is not detected"]
-        if not self.fitted:
-            return [f"{self.name}: no negative example; it is not detected"]
+        """What a person should know of the fit."""
         notes = []
         if self.dropped:
             notes.append(

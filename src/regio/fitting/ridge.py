@@ -63,13 +63,11 @@ class BoxRegression:
         mean = layer.mean_norm(seed=self.seed)
         scale = self.mean_norm / mean if mean else 1.0
         weight, bias = np.zeros((len(class_names), 4, layer.width)), np.zeros((len(class_names), 4))
-        notes = []
+        notes, missing = [], []
         for label, (rows, targets) in enumerate(self._examples(layer, regions, len(class_names))):
             name = class_names[label]
             if not len(rows):
-                notes.append(
-                    f"{name}: no region has an IoU above {self.iou:g} with an object; its boxes stay as they are"
-                )
+                missing.append(name)
                 continue
             room = int((self.memory / 16) ** 0.5)  # float64, and a copy of it while it is solved
             if min(len(rows), layer.width + 1) > room:
@@ -85,6 +83,9 @@ class BoxRegression:
             beta = ridge(lambda: _blocks(layer, rows, scale), layer.width, centred @ (v / root) @ v.T, self.penalty)  # noqa: B023
             beta = beta @ (v * root) @ v.T
             weight[label], bias[label] = beta[:-1].T * scale, beta[-1] + centre
+        if missing:
+            why = f"since no region has an IoU above {self.iou:g} with an object"
+            notes.append(f"boxes stay as they are, {why}: {', '.join(missing)}")
         return BoxRegressors(torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), tuple(notes))
 
     def _examples(

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from regio.data.dataset import DetectionDataset
@@ -144,20 +146,23 @@ class _Work:
         """Look at what is not done."""
         todo = [i for i, record in enumerate(self.dataset.records) if record.id not in self.done]
         progress(len(self.done), len(self.dataset))
-        loader = DataLoader(
-            _Searched(self.dataset, method),
-            batch_size=None,
-            sampler=todo,
-            num_workers=processes if processes > 1 and len(todo) > 1 else 0,
-            collate_fn=_as_it_is,
-            worker_init_fn=_ignore_interrupt,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more than the machine has processors
+            loader = DataLoader(
+                _Searched(self.dataset, method),
+                batch_size=None,
+                sampler=todo,
+                num_workers=processes if processes > 1 and len(todo) > 1 else 0,
+                collate_fn=_as_it_is,
+                worker_init_fn=_ignore_interrupt,
+            )
+            items = iter(loader)
         saved = time.monotonic()
         try:
             with without_worker_tracebacks():
-                for index, found, image in loader:
+                for index, boxes, scores, image in items:
                     id = self.dataset.records[index].id
-                    self.done[id], self.images[id] = found, image
+                    self.done[id], self.images[id] = (boxes.numpy().copy(), scores.numpy().copy()), image
                     self.unsaved.append(id)
                     progress(len(self.done), len(self.dataset))
                     if time.monotonic() - saved >= PART_SECONDS:
@@ -179,20 +184,24 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Searched(Dataset[tuple[int, Found, ImageFile]]):
-    """Item i: i, what is found in image i, and the image's file."""
+class _Searched(Dataset[tuple[int, Tensor, Tensor, ImageFile]]):
+    """Item i: i, boxes and scores of image i, and the image's file.
+
+    Boxes are tensors, which come from another process in shared memory: through a pipe, they would fill it, and a
+    process whose parent was killed would wait for ever to write to it.
+    """
 
     dataset: DetectionDataset
     method: ProposalMethod
 
-    def __getitem__(self, index: int) -> tuple[int, Found, ImageFile]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor, ImageFile]:
         image = _image_file(self.dataset, index)
         boxes, scores = self.method(self.dataset.read_image(index))
         if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
             raise ValueError(
                 f"method: expected boxes [P, 4] and scores [P], got {list(boxes.shape)} and {list(scores.shape)}"
             )
-        return index, (boxes.float().numpy(), scores.float().numpy()), image
+        return index, boxes.detach().float(), scores.detach().float(), image
 
 
 def _as_it_is(item: object) -> object:

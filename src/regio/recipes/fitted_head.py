@@ -112,7 +112,10 @@ class FittedHead:
                 )
             if not done:
                 there = len(store.counts) - len(store.missing)
-                raise Interrupted(f"stopped with the features of {there} of {len(store.counts)} images; they are kept")
+                raise Interrupted(
+                    f"stopped with the features of {there} of {len(store.counts)} images; they are kept; go on with "
+                    "--resume"
+                )
         return store
 
 

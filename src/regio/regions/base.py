@@ -59,6 +59,11 @@ class RegionExtractor(nn.Module, ABC):
         """
         return level_by_level([self] * len(maps), maps, r, level)
 
+    def whole_cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor | None:
+        """For extractors that round boxes to cells: numbers [R, D] int64 that are equal for boxes of one image and
+        level only if they cover the same cells, so that their features are equal too. None for all others."""
+        return None
+
     def terms_alone(self) -> dict[str, RegionExtractor]:
         """This extractor with each of the terms of its weights alone, by name; empty where there is but one."""
         return {}

@@ -126,6 +126,18 @@ class Levels(nn.Module):
             return own[0].pyramid(maps, r, level)
         return level_by_level(own, maps, r, level)
 
+    def distinct(self, maps: Sequence[FeatureMap], r: Regions) -> tuple[Regions, Tensor] | None:
+        """Regions without those whose features repeat another one's, since they cover the same cells, and the index
+        [R] int64 of each region of `r` among them; None for extractors that do not round boxes to cells."""
+        level = self.assign(maps, r) if len(maps) > 1 else torch.zeros_like(r.image)
+        cells = [own.whole_cells(maps, r, level) for own in self._of(maps)[: len(self.extractors)]]
+        if len(cells) > 1 or cells[0] is None:
+            return None
+        _, index = torch.cat([cells[0], r.image[:, None], level[:, None]], 1).unique(dim=0, return_inverse=True)
+        first = index.new_zeros(int(index.max()) + 1 if len(r) else 0)
+        first[index] = torch.arange(len(r), device=index.device)
+        return r[first], index
+
     def weights(self, maps: Sequence[FeatureMap], r: Regions) -> list[Tensor]:
         """One tensor a level, [R, 1 or C, K, H_l, W_l], zero for the boxes of other levels.
 

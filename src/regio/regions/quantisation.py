@@ -28,6 +28,7 @@ __all__ = [
     "SPPNetReleasedCorners",
     "SlidingBins",
     "bin_ranges",
+    "cell_ranges",
     "round_half_away",
 ]
 
@@ -160,6 +161,14 @@ def _count(bins: int, like: Tensor) -> Tensor:
     return torch.arange(bins, device=like.device, dtype=like.dtype)
 
 
+def cell_ranges(maps: Sequence[FeatureMap], r: Regions, level: Tensor, corners: Corners) -> tuple[Range, Tensor]:
+    """The cells (begin, end) [2, R] that every box covers along x and y, in ``maps[level]`` and not cut to it, and the
+    (height, width) [R, 2] or [1, 2] of that map."""
+    boxes, size = boxes_in_cells(maps, r, level)
+    boxes = boxes.detach().clamp(-(2**30), 2**30)  # so that no side overflows
+    return corners(*along_axes(boxes, size)), size
+
+
 def bin_ranges(
     maps: Sequence[FeatureMap],
     r: Regions,
@@ -170,9 +179,7 @@ def bin_ranges(
 ) -> tuple[Range, Range, Tensor]:
     """The rows (begin, end) [R, Kh] and columns (begin, end) [R, Kw] of every bin, in cells of ``maps[level]`` and not
     cut to it, and the (height, width) [R, 2] or [1, 2] of that map."""
-    boxes, size = boxes_in_cells(maps, r, level)
-    boxes = boxes.detach().clamp(-(2**30), 2**30)  # so that no side overflows
-    begin, end = corners(*along_axes(boxes, size))
+    (begin, end), size = cell_ranges(maps, r, level, corners)
     if bins[0] != bins[1]:
         return division(begin[1], end[1], bins[0]), division(begin[0], end[0], bins[1]), size
     first, last = division(begin.flatten(), end.flatten(), bins[0])  # both axes as those of twice as many boxes

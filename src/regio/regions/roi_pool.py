@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regio.regions.axes import max_count, outer_grid
 from regio.regions.base import rows_and_columns
-from regio.regions.quantisation import Corners, Division, FastRCNNCorners, OverlappingBins, bin_ranges
+from regio.regions.quantisation import Corners, Division, FastRCNNCorners, OverlappingBins, bin_ranges, cell_ranges
 from regio.regions.sampling import CellBlocks, SampleGrid, Samples, SamplingExtractor
 from regio.types import FeatureMap, Regions
 
@@ -46,6 +46,11 @@ class RoIPool(SamplingExtractor):
             raise ValueError("shift: expected None, a maximum over cells cannot be moved by a fraction of one")
         rows, columns, _ = bin_ranges(maps, r, level, self.bins, self.corners, self.division)
         return CellBlocks(*(edge.to(torch.int64) for edge in (*rows, *columns)))
+
+    def whole_cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """The corners [R, 4] of each box in cells; see `RegionExtractor.whole_cells`."""
+        ranges, _ = cell_ranges(maps, r, level, self.corners)
+        return torch.cat(ranges).T.to(torch.int64)
 
     def cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The cells of each bin within the map: top and bottom [R, rows], left and right [R, columns], int64,
@@ -107,6 +112,11 @@ class RoIAveragePool(SamplingExtractor):
             *self._axis(top, bottom, down_by, size[:, 0, None, None], height),
             *self._axis(left, right, right_by, size[:, 1, None, None], width),
         )
+
+    def whole_cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """The corners [R, 4] of each box in cells; see `RegionExtractor.whole_cells`."""
+        ranges, _ = cell_ranges(maps, r, level, self.corners)
+        return torch.cat(ranges).T.to(torch.int64)
 
     def _axis(self, begin: Tensor, end: Tensor, shift: Tensor, size: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """Positions and weights [..., S] of the cells from `begin` to `end` [...], moved by `shift`, that read the map

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from regio.boxes import BoxCoder, Coder
 from regio.losses import MeanLoss, Reduction, smooth_l1
@@ -150,7 +151,11 @@ class FastRCNNHead(BoxHead):
         nn.init.zeros_(self.box_deltas.bias)
 
     def predict(self, maps: Sequence[FeatureMap], r: Regions) -> BoxOutput:
-        y = self.trunk(self.extractor(maps, r))
+        """As of `BoxHead`. Without gradients, regions that cover the same cells are computed once (so does the released
+        code at test time): half of the 2000 proposals of a small image."""
+        shared = None if torch.is_grad_enabled() or is_compiling() else self.extractor.distinct(maps, r)
+        y = self.trunk(self.extractor(maps, r if shared is None else shared[0]))
         logits, deltas = self.class_logits(y), self.box_deltas(y)
         precise = torch.promote_types(logits.dtype, torch.float32)
-        return BoxOutput(logits.to(precise), deltas.to(precise).unflatten(1, (-1, 4)))
+        logits, deltas = logits.to(precise), deltas.to(precise).unflatten(1, (-1, 4))
+        return BoxOutput(logits, deltas) if shared is None else BoxOutput(logits[shared[1]], deltas[shared[1]])

@@ -76,10 +76,10 @@ class SVMHead(BoxHead):
         names = dict.fromkeys(name for name in (self.layer, self.box_layer) if name is not None)
         return {name: self.trunk.widths[name] for name in names}
 
-    def layers(self, maps: Sequence[FeatureMap], r: Regions) -> dict[str, Tensor]:
-        """The features [R, width] of regions in the layers that are read."""
+    def layers(self, maps: Sequence[FeatureMap], r: Regions, names: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The features [R, width] of regions in the layers `names`, by default those that are read."""
         parts = [self.trunk.layers(self.extractor(maps, some)) for some in r.chunks(self.chunk)]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.read_layers}
+        return {name: torch.cat([part[name] for part in parts]) for name in names or self.read_layers}
 
     def predict(self, maps: Sequence[FeatureMap], r: Regions) -> BoxOutput:
         logits, deltas = [], []

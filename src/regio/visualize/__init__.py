@@ -3,7 +3,13 @@
 from regio.visualize.colours import class_colour
 from regio.visualize.contact_sheet import comparison_sheet, contact_sheet
 from regio.visualize.draw import draw_detections, draw_targets
-from regio.visualize.plots import confusion_figure, precision_recall_figure, recall_figure, training_figure
+from regio.visualize.plots import (
+    confusion_figure,
+    precision_recall_figure,
+    recall_comparison_figure,
+    recall_figure,
+    training_figure,
+)
 from regio.visualize.report import write_report
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "draw_detections",
     "draw_targets",
     "precision_recall_figure",
+    "recall_comparison_figure",
     "recall_figure",
     "training_figure",
     "write_report",

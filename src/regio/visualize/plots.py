@@ -21,6 +21,7 @@ __all__ = [
     "confusion_figure",
     "line_colour",
     "precision_recall_figure",
+    "recall_comparison_figure",
     "recall_figure",
     "style_axes",
     "training_figure",
@@ -132,9 +133,7 @@ def recall_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
     style_axes(axes, "recall of proposals")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _logarithmic(axes)
     for i, (name, points) in enumerate(curves.items()):
         numbers, values = zip(*points, strict=True)
         colour = INK if i == 0 else line_colour(i)
@@ -144,6 +143,32 @@ def recall_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     axes.set_ylabel("recall", fontsize=9)
     axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8)
     return figure
+
+
+def recall_comparison_figure(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+    """Recall of several methods against the number of proposals: for each method the curves of
+    `regio.evaluate.ProposalRecall.curves`, one a panel."""
+    panels = list(next(iter(curves.values())))
+    figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    for panel, (axes, what) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
+        style_axes(axes, f"recall, {what}")
+        _logarithmic(axes)
+        for i, (name, own) in enumerate(curves.items()):
+            numbers, values = zip(*own[what], strict=True)
+            colour = INK if i == 0 else line_colour(i)
+            axes.plot(numbers, values, color=colour, linewidth=1.8, label=_short(name, 60))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("proposals an image", fontsize=9)
+        if panel == 0:
+            axes.set_ylabel("recall", fontsize=9)
+            figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=max(1, 4 - len(curves) // 4))
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
