@@ -29,8 +29,9 @@ SHAPES = (
 )
 """For the generated scenes, which are small: the demo's settings."""
 SMALL_IMAGES = ("short_side=240", "long_side=320")
-FEW_BOXES = ("proposals_per_image=300", "crop=96", "context=7")  # R-CNN runs its network on each of them
-ONE_SCALE = {"sppnet": "sides=[{}]"}  # in place of five, up to 1200 pixels
+FEW_BOXES = ("proposals_per_image=300",)
+SMALL_CROPS = ("crop=96", "context=7"), ("crop=64", "context=4")  # of photos, and of scenes: R-CNN's, of each box
+ONE_SCALE = {"sppnet": ("sides=[240]", "sides=[160]")}  # in place of five, up to 1200 pixels
 """Settings of the short version, for systems that have them."""
 
 BUDGET, SEEDS, IMAGES, VALIDATION_IMAGES = 300.0, 1, 400, 200
@@ -141,8 +142,8 @@ def compare(
         def defaults(arm: str) -> list[str]:
             if full:
                 return [*FOR_ALL, *sizes]
-            scale = ONE_SCALE.get(system_in(arm))
-            return [*FOR_ALL, *sizes, *FEW_BOXES, *([scale.format(160 if scenes else 240)] if scale else [])]
+            scales = ONE_SCALE.get(system_in(arm))
+            return [*FOR_ALL, *sizes, *FEW_BOXES, *SMALL_CROPS[scenes], *([scales[scenes]] if scales else [])]
 
         words = [*([] if steps is None else [f"steps={steps}"]), *words]
         chosen = split_arms(",".join(MILESTONES) if systems is None else systems)

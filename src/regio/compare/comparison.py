@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -104,14 +105,16 @@ def _end(
     if each.record.is_file():
         _say(console, "done before")
         return
-    begun = each.begun
+    begun, clock = each.begun, time.monotonic()
     try:
         place = (locked if begun else emptied)(each.folder)
         run(each.config(pace.steps), place, console, resume=begun, project=folder)
+        whole = None if begun else time.monotonic() - clock
         detector = load_trained(each.folder / "weights" / "last.safetensors").detector
         parameters = sum(parameter.numel() for parameter in detector.parameters())
         ended = datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00") + " UTC"
-        write_json(each.record, {"parameters": parameters, "ended": ended, "made": dict(made)})
+        values = {"parameters": parameters, "whole_seconds": whole, "ended": ended, "made": dict(made)}
+        write_json(each.record, values)
     except Exception as error:
         _failed(_name(each), error, failures, console)
 

@@ -28,7 +28,7 @@ from regio.training_log import TrainingLog
 
 __all__ = ["measured_pace", "seconds_a_step"]
 
-WARM_UP, TIMED = 3, 7  # steps of each training: those before the clocks run even, and those that count
+WARM_UP, TIMED = 2, 5  # steps of each training: those before the clocks run even, and those that count
 NOMINAL = 10_000  # steps of the whole, of which a recipe's stages take their shares
 
 

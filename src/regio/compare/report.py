@@ -118,7 +118,7 @@ class Report:
             seeds = "One seed gives no order between systems that are near each other; --seeds 3 shows the spread."
         return (
             "AP is COCO's, the mean over IoU 0.50 to 0.95; VOC mAP is Pascal VOC's, the area under the curve at IoU "
-            "0.5. training: all stages of one run, evaluations left out; an image: from pixels to detections; its "
+            "0.5. training: steps and fits of all stages of one run; an image: from pixels to detections; its "
             f"proposals: finding the boxes that a system is given, which comes on top. {seeds}"
         )
 
@@ -145,21 +145,18 @@ class Report:
 
     def _papers(self) -> list[str]:
         rows: list[Mapping[str, Cell]] = []
-        for label, runs in self._by_label().items():
-            for each in published():
-                if runs[0].system not in each.systems:
-                    continue
-                own = spread((run.voc_map if each.measure == "mAP" else run.ap) for run in runs).mean
+        for each in published():
+            own = {label: runs for label, runs in self._by_label().items() if runs[0].system in each.systems}
+            if own:
                 rows.append(
                     {
-                        "system": label,
                         "paper": each.paper,
                         "network": each.network,
                         "data": each.data,
                         "paper's figure": f"{each.value:.1f} % {each.measure}",
-                        "here": "\N{EN DASH}" if math.isnan(own) else f"{100 * own:.1f} %",
+                        "here": _each({label: _percent(runs, each.measure) for label, runs in own.items()}),
                         "paper's time": _seconds(each.seconds),
-                        "time here": _seconds(runs[0].seconds_an_image),
+                        "time here": _each({label: _seconds(runs[0].seconds_an_image) for label, runs in own.items()}),
                         "source": each.source,
                     }
                 )
@@ -184,6 +181,7 @@ class Report:
                 "VOC 11-point": each.voc_map_11_points,
                 "steps": each.steps,
                 "training": _seconds(each.training_seconds),
+                "whole run": _seconds(each.whole_seconds),
                 "ended": each.ended,
             }
             for each in self.measured
@@ -220,7 +218,8 @@ class Report:
         timed = any(pace.seconds is not None for pace in self.plan.paces.values())
         text = (
             f"about {self.plan.budget:g} s of training by gradients for each run; the steps that fit were counted "
-            "once, before the first run, by timing a few of them, and are the same for every seed. "
+            "once, before the first run, by timing a few of them, and are the same for every seed (of a training in "
+            "stages, the time of what all stages do for one step). "
         )
         return (text if timed else "") + "; ".join(words)
 
@@ -262,6 +261,21 @@ class Report:
             [f"{label}:", *(f"  {k}: {words.get(v, v)}" for k, v in each.items())] for label, each in sections if each
         ]
         return "\n\n".join("\n".join(each) for each in lines)
+
+
+def _percent(runs: Sequence[Measured], measure: str) -> str:
+    """The mean over seeds of what a paper calls `measure`."""
+    mean = spread((run.voc_map if measure == "mAP" else run.ap) for run in runs).mean
+    return "\N{EN DASH}" if math.isnan(mean) else f"{100 * mean:.1f} %"
+
+
+def _each(values: Mapping[str, str]) -> str:
+    """The value, or where there are several that of each arm."""
+    return (
+        "; ".join(f"{label} {value}" for label, value in values.items())
+        if len(values) > 1
+        else "".join(values.values())
+    )
 
 
 def _seconds(value: float | None) -> str:

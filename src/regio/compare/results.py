@@ -25,10 +25,11 @@ __all__ = ["Measured", "Spread", "measure", "spread", "write_results"]
 class Measured:
     """What was measured of one run.
 
-    ap, ap50, ap75: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5. training_seconds: of all its stages,
-    evaluations left out. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given;
-    proposal_seconds: of finding these; both are measured once for all seeds, None where they were not.
-    parameters: of the detector. ended: when, by the clock of the machine that ended it.
+    ap, ap50, ap75: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5. training_seconds: of all its steps and
+    fits. whole_seconds: from its start to its own report; None for a run that was stopped in between. seconds_an_image:
+    of its arm's detector, from pixels and the boxes that it is given; proposal_seconds: of finding these; both are
+    measured once for all seeds, None where they were not. parameters: of the detector. ended: when, by the clock of the
+    machine that ended it.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Measured:
     voc_map_11_points: float
     steps: int
     training_seconds: float
+    whole_seconds: float | None
     seconds_an_image: float | None
     proposal_seconds: float | None
     parameters: int
@@ -99,6 +101,7 @@ def measure(run: Run, validation: DetectionDataset, system: str, speed: Speed | 
         voc_map_11_points=voc.map_11_points,
         steps=int(max(row["step"] for row in log.rows())),
         training_seconds=log.seconds(),
+        whole_seconds=record["whole_seconds"],
         seconds_an_image=None if speed is None else speed.detector,
         proposal_seconds=None if speed is None else speed.proposals,
         parameters=record["parameters"],
