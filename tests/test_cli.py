@@ -105,6 +105,7 @@ HEAVY = ("torch", "torchvision", "numba", "timm", "matplotlib", "PIL", "numpy")
         ["detect", "--help"],
         ["val", "--help"],
         ["explain", "--help"],
+        ["proposals", "--help"],
         ["train", "--help"],
         ["config"],
         ["nothing"],

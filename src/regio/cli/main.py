@@ -30,7 +30,7 @@ COMMANDS = {
     "compare": "Train systems on the same data for the same time, and put them side by side in a report.",
     "config": "Print every setting of a training: its value, its type and what it means.",
     "val": "Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, or recall of a proposal network.",
-    "proposals": "Find boxes in all images for a detector that finds none itself, and measure their recall.",
+    "proposals": "Find boxes in all images, for detectors that find none themselves, and measure their recall.",
     "detect": "Detect objects in photos: annotated pictures, and detections.json with boxes in pixels.",
     "export": "Write a trained detector as one file that other programs run: ONNX, or an exported program of PyTorch.",
     "explain": "Draw which cells of the feature map an extractor reads for a box, and with what weight.",

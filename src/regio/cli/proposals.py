@@ -44,7 +44,7 @@ def proposals(
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the recall as JSON, and nothing else.")] = False,
 ) -> None:
-    """Find boxes in all images, for a detector that finds none itself, and measure how many objects they cover.
+    """Find boxes in all images, for detectors that find none themselves, and measure their recall.
 
     Boxes that a file has already are not searched for again; a start after a kill goes on where it stopped.
     """
