@@ -484,7 +484,7 @@ def test_extractors(name: str, tmp_path: Path) -> None:
     """Features to 1e-5 of what they are made of, from images and boxes of another number and size than when recorded;
     also of no boxes."""
     torch.manual_seed(0)
-    levels = regions.Levels(EXTRACTORS[name](), canonical_size=48)
+    levels = regions.Levels(EXTRACTORS[name](), regions.FPNLevels(48))
     images, boxes = Dim("images"), Dim("boxes")
     maps = [{0: images, 2: Dim(f"height{i}"), 3: Dim(f"width{i}")} for i in (8, 16)]
     shapes = ({0: images}, {0: boxes}, {0: boxes}, {0: boxes}, *maps)
