@@ -20,6 +20,7 @@ from regio.regions import Levels, RoIAlign
 from regio.roi_heads import BoxHead, BoxOutput, FastRCNNHead, FullyConnected, Margins, Scores, Sigmoid, Softmax
 from regio.systems import faster_rcnn_fpn
 from regio.types import Detections, FeatureMap, Regions, Targets
+from regio.weights.detectron2 import EMPTY_LAST
 
 
 def small_head(num_classes: int = 3, channels: int = 4, **options: object) -> FastRCNNHead:
@@ -223,6 +224,17 @@ def test_postprocess_thresholds_and_limits() -> None:
     assert found.boxes.tolist() == [[20, 20, 29, 29]]
     found = Postprocess(score_threshold=0.99)(scores, deltas, boxes, CODER, (60, 60))
     assert len(found) == 0 and found.boxes.shape == (0, 4)
+
+
+def test_what_is_dropped_last_is_not_replaced() -> None:
+    """The empty box is the best of two; of detectron2's rule the other is left, of the usual one two."""
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 20, 29, 29], [50, 50, 50, 59]])
+    scores, deltas = torch.tensor([[0.5], [0.6], [0.9]]), torch.zeros(3, 2, 4)
+    usual = Postprocess(detections_per_image=2)
+    assert usual(scores, deltas, boxes, CODER, (60, 60)).boxes[:, 0].tolist() == [20, 0]
+    last = replace(EMPTY_LAST, detections_per_image=2)
+    assert last(scores, deltas, boxes, CODER, (60, 60)).boxes[:, 0].tolist() == [20]
+    assert replace(last, min_kept_size=0.0)(scores, deltas, boxes, CODER, (60, 60)).boxes[:, 0].tolist() == [50, 20]
 
 
 def test_postprocess_keeps_classes_apart_and_best_first() -> None:

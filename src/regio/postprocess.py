@@ -19,13 +19,15 @@ class Postprocess:
 
     Every class of a box is a candidate of its own. Candidates with a score up to `score_threshold` or a side under
     `min_size` (in pixels of the batch) are dropped; of candidates of one class with IoU above `nms_threshold` only the
-    best stays; at most `detections_per_image` remain.
+    best stays; at most `detections_per_image` remain. Of these, what has a side under `min_kept_size` is dropped
+    and not replaced (detectron2, of empty boxes).
     """
 
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     detections_per_image: int = 100
     min_size: float = 1e-2
+    min_kept_size: float = 0.0
 
     def __call__(
         self, scores: Tensor, deltas: Tensor, boxes: Tensor, coder: Coder, size: tuple[int, int]
@@ -40,8 +42,14 @@ class Postprocess:
         score, label = scores[row, column], column + 1
         refined = coder.decode(deltas[row, label if deltas.shape[1] > 1 else 0], boxes[row], label)
         refined = clip(refined, size)
-        width, height = sides(refined)
-        large = (width >= self.min_size) & (height >= self.min_size)
+        large = _large(refined, self.min_size)
         refined, label, score = refined[large], label[large], score[large]
         best = batched_nms(refined, score, label, self.nms_threshold)[: self.detections_per_image]
+        if self.min_kept_size > 0:
+            best = best[_large(refined[best], self.min_kept_size)]
         return Detections(refined[best], label[best], score[best])
+
+
+def _large(boxes: Tensor, side: float) -> Tensor:
+    width, height = sides(boxes)
+    return (width >= side) & (height >= side)

@@ -217,7 +217,11 @@ def _box_head(head: BoxHead, maps: Sequence[SizedMap], found: Found) -> Found:
     scored = Found(boxes, label, scores[row, column], image)
     group = image * (scores.shape[1] + 1) + label
     large = _large(boxes, rule.min_size)
-    return _suppressed(scored, group, large, rule.nms_threshold, rule.detections_per_image, sizes)
+    found = _suppressed(scored, group, large, rule.nms_threshold, rule.detections_per_image, sizes)
+    if rule.min_kept_size > 0:
+        kept = _large(found.boxes, rule.min_kept_size).nonzero()[:, 0]
+        found = Found(found.boxes[kept], found.labels[kept], found.scores[kept], found.image[kept])
+    return found
 
 
 @run_head.register

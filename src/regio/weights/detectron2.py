@@ -40,6 +40,7 @@ __all__ = ["DETECTRON2", "Architecture", "detectron2_detector", "from_detectron2
 
 ZOO = "https://dl.fbaipublicfiles.com/detectron2"
 POSITIVE = torch.finfo(torch.float32).tiny  # the least side of a box: any but zero
+EMPTY_LAST = Postprocess(min_size=0.0, min_kept_size=POSITIVE)  # empty boxes are among the best 100, then dropped
 SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 COCO = tuple(n for n in FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:] if n != "N/A")
 
@@ -106,7 +107,7 @@ class Architecture(ABC):
             1024,
             num_classes,
             beta=0.0,
-            postprocess=Postprocess(min_size=POSITIVE),
+            postprocess=EMPTY_LAST,
         )
         masks = MaskHead(Levels(RoIAlign(14, samples=0), rule), MaskConvolutions(channels), 256, num_classes)
         return [box, masks] if self.masks else [box]
@@ -124,7 +125,7 @@ class C4(Architecture):
             2048,
             num_classes,
             beta=0.0,
-            postprocess=Postprocess(min_size=POSITIVE),
+            postprocess=EMPTY_LAST,
         )
         masks = MaskHead(box.extractor, nn.Sequential(stage, MaskConvolutions(2048, 256, 0)), 256, num_classes)
         return TwoStageDetector(
