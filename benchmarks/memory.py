@@ -6,7 +6,8 @@ Each measurement has a process of its own: the highest resident set (on CUDA, th
 the process held before, with the model built, everything imported and compiled by a run on a small image, and the input
 in memory in the form that the library takes: uint8 for regio, floating point for torchvision. In MiB.
 
-- a training step: two images of 800 x 1120 with ten objects, each with a mask; forward, losses, backward, SGD;
+- a training step: two images, of 800 x 1120 or of 3000 x 4000, with ten objects, each with a mask; forward, losses,
+  backward, SGD;
 - detection of 100 objects with masks in one image: what the detector returns; then COCO's run-length encodings of it;
   and, of regio alone, the annotated picture. A row's peak is that up to its end. Pixels count as objects from 0.5 on.
 """
@@ -46,6 +47,7 @@ CLASSES, OBJECTS = 91, 10
 SMALL, SCREEN, PHOTO = (96, 128), (800, 1120), (3000, 4000)
 CASES = {  # what is done, on which size of image, and the rows of the table: its stages
     "train": ("train", SCREEN, ["training step, 2 images of 800 x 1120"]),
+    "train photo": ("train", PHOTO, ["training step, 2 images of 3000 x 4000"]),
     "screen": ("detect", SCREEN, ["100 detections, 800 x 1120", "and run-length encodings", "and a picture"]),
     "photo": ("detect", PHOTO, ["100 detections, 3000 x 4000", "and run-length encodings", "and a picture"]),
 }

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    dataset = open_dataset(options.data, options.split).without_difficult()
+    dataset = open_dataset(options.data, options.split)
     if options.images and options.images < len(dataset):
         dataset = dataset.subset(i * len(dataset) // options.images for i in range(options.images))
     method = SelectiveSearch.quality() if options.mode == "quality" else SelectiveSearch.fast()

@@ -130,7 +130,7 @@ def measure_accuracy(weights: Path, data: str, proposals: str | None, shares: li
         found = evaluate(ReadyDetector(detector, precision="32-true"), evaluator).numbers
         milliseconds = layers_time(head.trunk, y) * 1e3
         label = "" if share is None else f"{share:.3g}"
-        numbers = f"{milliseconds:.0f} | {found['AP']:.3f} | {found['AP50']:.3f}"
+        numbers = f"{milliseconds:.0f} | {found['ap']:.3f} | {found['ap50']:.3f}"
         print(f"| {label} | {ranks} | {count / 1e6:.2f} M | {numbers} |", flush=True)
 
 

@@ -14,7 +14,7 @@ from regio.cli.explain import parse_box
 from regio.config import EXTRACTORS, model_to_dict
 from regio.config.systems import FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes
-from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign
+from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, WarpedCrop
 from regio.regions.deformable import DeformableRoIPool
 from regio.types import FeatureMap
 from regio.visualize.explain import ReadBox, pictures
@@ -151,3 +151,12 @@ def test_terms_are_drawn_without_changing_the_extractor() -> None:
     np.testing.assert_allclose(maps[2], both / both.max(), rtol=1e-6)
     assert np.abs(maps[0] - maps[2]).max() > 0.1 and np.abs(maps[1] - maps[2]).max() > 0.1
     assert torch.equal(extractor.weights(x, reading.regions), before)
+
+
+def test_the_crop_of_r_cnn_is_not_drawn() -> None:
+    """Its 51,529 parts have a weight for each pixel of the image, gigabytes of them."""
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    x = FeatureMap(torch.zeros(1, 3, 64, 64), 1)
+    read = ReadBox(image, (4.0, 4.0, 20.0, 20.0), x, WarpedCrop(), "WarpedCrop", "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors: expected an extractor of up to 1024 parts, got WarpedCrop of"):
+        pictures(read)

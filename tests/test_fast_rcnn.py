@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from regio.backbones import efficientnet_lite0
 from regio.box_targets import ClassBoxCoder
 from regio.boxes import iou
-from regio.checkpoints import Card, load_weights, read_card, save
+from regio.checkpoints import Card, read_card, save
 from regio.classifiers import split_classifier
 from regio.config import load_detector, model_from_dict
 from regio.config.systems import FastRCNN
 from regio.data import Shapes
 from regio.detector import TwoStageDetector
 from regio.matching import BalancedSampler, Matcher, RegionSampler
+from regio.optimisation import SGD
 from regio.ready import ReadyDetector
 from regio.regions import RoIAlign
-from regio.roi_heads import FastRCNNHead, FullyConnected, Margins
-from regio.systems import fast_rcnn
-from regio.types import Detections, FeatureMap, Regions, Targets
+from regio.roi_heads import FastRCNNHead, FullyConnected, SVMHead
+from regio.systems import fast_rcnn, fast_rcnn_svms
+from regio.types import FeatureMap, Regions, Targets
 from tests.data.small_datasets import write_yolo_folder
 from tests.test_cli import here, regio
 
@@ -127,6 +128,29 @@ def test_the_weight_of_the_box_loss(weight: float) -> None:
     assert grad is not None and bool((grad != 0).any()) == (weight > 0)
 
 
+def test_stage_wise_training() -> None:
+    """A classifier first, then the layer of the boxes alone: classes stay as they are to the bit."""
+    detector = small(box_weight=0.0)
+    head = head_of(detector)
+    detector.requires_grad_(False)
+    head.box_deltas.requires_grad_(True)
+    head.box_weight = 1.0
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    optimizer = SGD(lr=0.1).build(detector)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+    losses = []
+    for _ in range(8):
+        torch.manual_seed(0)
+        own = detector.losses(photos(), targets(), boxes())
+        torch.stack([*own.values()]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(own)
+    changed = {name for name, tensor in detector.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"roi_heads.0.box_deltas.weight", "roi_heads.0.box_deltas.bias"}
+    assert torch.equal(losses[0]["class"], losses[-1]["class"]) and bool(losses[-1]["box"] < 0.95 * losses[0]["box"])
+
+
 def test_a_negative_weight() -> None:
     with pytest.raises(ValueError, match="box_weight: expected a factor of 0 or more, got -1"):
         small(box_weight=-1.0)
@@ -178,33 +202,42 @@ def test_ready_for_inference(options: dict[str, Any]) -> None:
     assert len(ReadyDetector(detector, precision="bf16-mixed")(photos(), boxes())) == 2
 
 
-def test_support_vector_machines_take_the_place_of_the_softmax(tmp_path: Path) -> None:
-    """A second head on the extractor and the layers of a trained one: its margins are linear in the features fc7, the
-    boxes are refined as before, and a checkpoint holds the shared layers once."""
-    detector = report_everything(small())
+@pytest.mark.parametrize("normalised", [False, True])
+@torch.no_grad()
+def test_support_vector_machines_take_the_place_of_the_softmax(tmp_path: Path, normalised: bool) -> None:
+    """Of a trained detector the network is shared and the boxes are as before; margins are linear in fc7."""
+    coder = ClassBoxCoder(3)
+    coder.std += torch.rand(3, 4, generator=torch.Generator().manual_seed(2))
+    coder.mean += 0.05
+    detector = report_everything(small(**({"coder": coder} if normalised else {})))
     first = head_of(detector)
-    machines = FastRCNNHead(
-        first.extractor, first.trunk, 32, 3, scores=Margins(), coder=first.coder,
-        postprocess=replace(first.postprocess, score_threshold=-1e9),
-    )  # fmt: skip
-    machines.box_deltas = first.box_deltas
+    nn.init.normal_(first.box_deltas.weight, std=0.1)
+    nn.init.normal_(first.box_deltas.bias, std=0.1)
+    machines = fast_rcnn_svms(detector).eval()
+    head = machines.roi_heads[0]
+    assert isinstance(head, SVMHead) and head.trunk is first.trunk and head.extractor is first.extractor
+    assert machines.backbone is detector.backbone
+    assert [len(each) for each in machines(photos(), boxes())] == [0, 0]
     _, maps = detector.features(photos())
     r = Regions.from_list(boxes())
+    nn.init.normal_(head.class_logits.weight)
+    nn.init.normal_(head.class_logits.bias)
+    old, new = first.predict(maps, r), head.predict(maps, r)
     assert isinstance(first.trunk, FullyConnected)
     features = first.trunk.layers(first.extractor(maps, r))["fc7"]
-    output = machines.predict(maps, r)
-    torch.testing.assert_close(output.logits, machines.class_logits(features))
-    torch.testing.assert_close(output.deltas, first.predict(maps, r).deltas)
-    found = machines(maps, [Detections(b, torch.ones(len(b)).long(), torch.ones(len(b))) for b in boxes()])
-    assert all(len(each) == 100 or len(each) > 10 for each in found)
-    both = nn.ModuleList([first, machines])
+    torch.testing.assert_close(new.logits, head.class_logits(features))
+    for label in (1, 2):
+        labels = torch.full((len(r),), label)
+        before = first.coder.decode(old.deltas[:, label], r.boxes, labels)
+        torch.testing.assert_close(head.coder.decode(new.deltas[:, label], r.boxes, labels), before, atol=1e-2, rtol=0)
+    assert all(len(each) > 10 for each in machines(photos(), boxes()))
+    both = nn.ModuleList([detector, machines])
     save(tmp_path / "both.safetensors", both, Card(("a", "b")))
-    save(tmp_path / "one.safetensors", first, Card(("a", "b")))
-    small_part = sum(p.numel() * 4 for p in machines.class_logits.parameters())
+    save(tmp_path / "one.safetensors", detector, Card(("a", "b")))
     grown = (tmp_path / "both.safetensors").stat().st_size - (tmp_path / "one.safetensors").stat().st_size
-    assert grown < small_part + 4096
-    again = nn.ModuleList([head_of(small()), machines])
-    load_weights(tmp_path / "both.safetensors", again)
+    assert grown < 100_000 < (tmp_path / "one.safetensors").stat().st_size / 50
+    with pytest.raises(TypeError, match="expected one with fully connected layers and a softmax, got SVMHead"):
+        fast_rcnn_svms(machines)
 
 
 def grid_proposals(dataset: Any) -> Any:

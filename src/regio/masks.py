@@ -200,10 +200,11 @@ def _require_size(found: Sequence[int], size: tuple[int, int]) -> None:
         raise ValueError(f"masks: expected the size {list(size)} of the image, got {list(found)}")
 
 
-def cover(masks: Tensor, boxes: Tensor, cells: int) -> Tensor:
+def cover(masks: Tensor | Sequence[Tensor], boxes: Tensor, cells: int) -> Tensor:
     """The share in [0, 1] of each cell of a grid over each box that its mask covers: [R, cells, cells].
 
-    masks: [R, H, W] bool, boxes: [R, 4] in their pixels. Exact: the integral of a mask up to a point is bilinear in the
+    masks: R of them, each [H, W] bool; a mask that several boxes share may stand there several times without taking
+    memory again. boxes: [R, 4] in their pixels. Exact: the integral of a mask up to a point is bilinear in the
     point between the corners of pixels, so four values of it give the area in any rectangle. Nothing is covered outside
     the mask's image; a box without area covers nothing. (Mask R-CNN, section 3: the target is the intersection of a
     region and its object's mask.)
@@ -211,12 +212,11 @@ def cover(masks: Tensor, boxes: Tensor, cells: int) -> Tensor:
     Law: for boxes on whole pixels with a whole number of pixels a cell it is ``avg_pool2d`` of the crop.
     """
     dtype = torch.promote_types(boxes.dtype, torch.float32)
-    height, width = masks.shape[1:]
     steps = torch.linspace(0, 1, cells + 1, dtype=dtype, device=boxes.device)
     low, side = boxes[:, :2].to(dtype), (boxes[:, 2:] - boxes[:, :2]).to(dtype)
     x, y = (low[:, i, None] + side[:, i, None] * steps for i in (0, 1))  # [R, cells + 1]
     covered = [
-        _integral(mask, u.clamp(0, width), v.clamp(0, height)).diff(dim=0).diff(dim=1)
+        _integral(mask, u.clamp(0, mask.shape[1]), v.clamp(0, mask.shape[0])).diff(dim=0).diff(dim=1)
         for mask, u, v in zip(masks, x, y, strict=True)
     ]
     if not covered:

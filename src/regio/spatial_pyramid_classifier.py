@@ -25,7 +25,11 @@ class SpatialPyramidClassifier(nn.Module):
     length of both, so they share all weights. Outside training the first is used.
 
     Pooling is that of the paper's training: windows of ceil(a / n) cells every floor(a / n), on a map of a x a cells.
-    How many images it was trained on is part of its state.
+    How many images it was trained on is part of its state. It is trained like a detector, on images of one object each:
+
+        train(classifier, read_class_folders("imagenet/train"), ClassAccuracy(read_class_folders("imagenet/val")), ...)
+
+    and what it has learnt goes on as ``sppnet(num_classes, classifier.backbone, classifier.trunk)``.
 
     Raises ValueError for no side, or one that is not positive.
     """

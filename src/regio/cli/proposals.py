@@ -37,6 +37,7 @@ def proposals(
     processes: Annotated[
         int | None, typer.Option(min=1, help="That search at once (default: as many as there are processors).")
     ] = None,
+    device: Annotated[str, typer.Option(help="Of a proposal network: cpu, cuda, cuda:1, mps or auto.")] = "auto",
     plot: Annotated[
         Path | None, typer.Option(help="Picture of recall against the number of boxes (default: recall.png beside).")
     ] = None,
@@ -49,9 +50,11 @@ def proposals(
     """
     from regio.config.proposals import method_named
     from regio.data import open_dataset
+    from regio.devices import pick_device
     from regio.evaluate import ProposalRecall
     from regio.given_proposals import cache_file, data_name, find, read_for
     from regio.processes import processors
+    from regio.proposals import ProposalNetwork
     from regio.run import print_problems
     from regio.run_report import recall_table
     from regio.visualize import recall_comparison_figure
@@ -68,8 +71,13 @@ def proposals(
     files: dict[str, Path] = {}
     for word in words:
         chosen = method_named("selective-search:quality" if (word, mode) == ("selective-search", "quality") else word)
+        count = processes or processors()
+        if isinstance(chosen, ProposalNetwork):
+            place = pick_device(device)
+            chosen.detector.to(place)
+            count = count if place.type == "cpu" else 1
         files[word] = out or cache_file(project, data_name(data, split), chosen, dataset)
-        find(dataset, chosen, files[word], console, processes or processors())
+        find(dataset, chosen, files[word], console, count)
     files |= {str(path): path for path in compare or []}
     boxes = {word: read_for(file, dataset) for word, file in files.items()}
     if not any(len(record) for record in dataset.records):

@@ -81,7 +81,8 @@ def require_same_images(file: Path, origin: Origin, dataset: DetectionDataset) -
         if was.name != record.name:
             raise ValueError(f"{file}: boxes of another data set: image {record.id} is {was.name}, got {record.name}")
         if not _same(was, dataset, index):
-            raise ValueError(f"{file}: {record.name} has changed since its boxes were found")
+            what = f"{record.name} has changed since its boxes were found"
+            raise ValueError(f"{file}: {what}; remove that file to find them again")
 
 
 def missing_images(origin: Origin, dataset: DetectionDataset) -> list[Record]:

@@ -6,10 +6,13 @@ Girshick: Fast R-CNN, ICCV 2015. The numbers are the paper's and, where it gives
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import nn
 
 from regio.backbones import Backbone
+from regio.box_targets import ClassBoxCoder
 from regio.boxes import BoxCoder, Coder
 from regio.detector import TwoStageDetector
 from regio.image_pyramid import ImagePyramid
@@ -19,9 +22,9 @@ from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
 from regio.regions import FPNLevels, LevelRule, Levels, NearestArea, RoIPool
 from regio.regions.base import RegionExtractor
-from regio.roi_heads import FastRCNNHead, FullyConnected
+from regio.roi_heads import FastRCNNHead, FullyConnected, Softmax, SVMHead
 
-__all__ = ["fast_rcnn", "fast_rcnn_head"]
+__all__ = ["fast_rcnn", "fast_rcnn_head", "fast_rcnn_svms"]
 
 
 def fast_rcnn(
@@ -56,8 +59,9 @@ def fast_rcnn(
 
     A training step sees `regions_per_image` boxes of an image (the paper has two images of 64): a quarter with an IoU
     of 0.5 or more with an object, the others of [background_low, 0.5), which the paper takes for hard examples.
-    coder: `regio.box_targets.ClassBoxCoder` normalises targets as the paper does. beta, box_weight: of the box loss.
-    postprocess: which of the scored boxes are detections.
+    coder: `regio.box_targets.ClassBoxCoder` normalises targets as the paper does. beta, box_weight: of the box loss; a
+    weight of 0 trains a classifier, to which boxes can be added by a second training with everything frozen but the
+    head's `box_deltas` (section 5.1, stage-wise training). postprocess: which of the scored boxes are detections.
 
     Raises ValueError for a trunk that is made for other features than the extractor gives.
     """
@@ -91,6 +95,47 @@ def fast_rcnn(
         proposals=None,
         roi_heads=[head],
     )
+
+
+@torch.no_grad()
+def fast_rcnn_svms(detector: TwoStageDetector) -> TwoStageDetector:
+    """`detector`, a trained Fast R-CNN, with one linear SVM a class on fc7 in place of the softmax (section 5.4).
+
+    All else is that of `detector`: its network, which is shared and not copied, and its refinements of boxes. It finds
+    nothing until the SVMs are fitted (`regio.fitting.HardNegativeMining`; `examples/softmax_and_svms.py`).
+
+    Raises TypeError for a detector whose first head is not that of Fast R-CNN with fully connected layers.
+    """
+    head = next(iter(detector.roi_heads), None)
+    if not (
+        isinstance(head, FastRCNNHead) and isinstance(head.trunk, FullyConnected) and isinstance(head.scores, Softmax)
+    ):
+        raise TypeError(f"detector: expected one with fully connected layers and a softmax, got {type(head).__name__}")
+    classes = head.class_logits.out_features - 1
+    svms = SVMHead(head.extractor, head.trunk, classes + 1, box_layer="fc7", postprocess=_margins(head.postprocess))
+    assert svms.box_deltas is not None
+    weight, bias = (each.unflatten(0, (-1, 4)) for each in (head.box_deltas.weight, head.box_deltas.bias))
+    if len(weight) > 1:
+        weight, bias = weight[1:], bias[1:]  # the background has none in an SVMHead
+    if isinstance(head.coder, ClassBoxCoder):
+        mean, std = head.coder.mean[1:], head.coder.std[1:]
+    else:
+        assert isinstance(head.coder, BoxCoder)
+        mean, std = bias.new_zeros(4), 1 / bias.new_tensor(head.coder.weights)
+    svms.box_deltas.weight.copy_((weight * std[..., None]).expand(classes, 4, -1).flatten(0, 1))
+    svms.box_deltas.bias.copy_((bias * std + mean).expand(classes, 4).flatten())
+    return TwoStageDetector(
+        preprocess=detector.preprocess,
+        backbone=detector.backbone,
+        neck=detector.neck,
+        proposals=detector.proposals,
+        roi_heads=[svms.to(head.box_deltas.weight)],
+    )
+
+
+def _margins(postprocess: Postprocess) -> Postprocess:
+    """The same for margins, of which none is too low."""
+    return replace(postprocess, score_threshold=-torch.inf)
 
 
 def fast_rcnn_head(

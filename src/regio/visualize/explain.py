@@ -26,6 +26,8 @@ __all__ = ["ReadBox", "pictures", "read_trained", "read_untrained"]
 
 Box = tuple[float, float, float, float]
 
+MOST_PARTS = 1024  # a part has a weight for each cell of the map
+
 
 @dataclass(frozen=True)
 class ReadBox:
@@ -103,9 +105,15 @@ def _scaled(
 
 @torch.no_grad()
 def pictures(read: ReadBox) -> dict[str, Figure]:
-    """The pictures by the names of their files; see `regio explain --help`."""
+    """The pictures by the names of their files; see `regio explain --help`. Raises ValueError for more parts than can
+    be drawn: those of R-CNN's crop are the pixels of an image."""
     image, box, x, extractor, r = read.image, read.box, read.x, read.extractor, read.regions
     rows, columns = extractor.bins
+    if rows * columns > MOST_PARTS:
+        raise ValueError(
+            f"{read.source}: expected an extractor of up to {MOST_PARTS} parts, got {read.name} of {rows} x {columns}, "
+            "whose weights cannot be drawn"
+        )
     source = read.source if len(read.source) <= 50 else f"…{read.source[-49:]}"
     where = f"{x.size[1]} x {x.size[0]} cells at stride {x.stride:g}; {source}"
     title = f"{read.name}: {f'{rows} x {columns}' if columns > 1 else rows} parts"
