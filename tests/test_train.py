@@ -23,7 +23,7 @@ from regio.detector import TwoStageDetector
 from regio.evaluate import BoxEvaluator
 from regio.optimisation import AdamW, Step
 from regio.progress import SilentProgress
-from regio.train import Interrupted, NonFiniteLoss, TrainConfig, train
+from regio.train import Interrupted, NonFiniteLoss, TrainConfig, stop_requests, train
 from regio.training_log import TrainingLog
 from regio.types import Targets
 
@@ -149,6 +149,45 @@ def test_an_interrupted_run_goes_on_exactly(straight: Path, tmp_path: Path, numb
         run(tmp_path, progress=StopAt(3, number))
     run(tmp_path, resume=True)
     assert_same_weights(straight, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_ends_the_workers_too(straight: Path, tmp_path: Path) -> None:
+    """As of `timeout`, or a scheduler."""
+
+    class StopAll(StopAt):
+        def step(self, step: int, losses: dict[str, float], images_per_second: float) -> None:
+            if step == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    with pytest.raises(Interrupted, match=r"stopped at step 3 of 6; the state is in .*resume\.safetensors"):
+        run(tmp_path, progress=StopAll(3, signal.SIGTERM))
+    run(tmp_path, resume=True)
+    assert_same_weights(straight, tmp_path)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path / "other", progress=Failing())
+
+
+def test_a_request_within_another_is_one_of_both() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with stop_requests() as outer:
+        with stop_requests() as inner:
+            assert not outer() and not inner()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert outer() and inner()
+        with stop_requests() as later:
+            assert outer() and not later()
+    with stop_requests() as alone:
+        assert not alone()
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+class Failing(SilentProgress):
+    """Fails at the first step, and nobody has asked to stop."""
+
+    def step(self, step: int, losses: dict[str, float], images_per_second: float) -> None:
+        raise RuntimeError("out of memory")
 
 
 @pytest.mark.slow

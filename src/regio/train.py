@@ -208,6 +208,11 @@ class _Run:
                 except (OSError, ValueError, ProcessFailed):  # a photo that cannot be read: once it is repaired, the
                     self.save()  # run can go on from here
                     raise
+                except RuntimeError as error:
+                    if not stop_requested():
+                        raise
+                    self.save()  # a signal to the whole process group ends the processes that read images first
+                    raise self._interrupted() from error
                 done = self.step % evaluate_steps == 0 or self.step == self.steps
                 if done:
                     evaluation = self.evaluate()
@@ -216,11 +221,12 @@ class _Run:
                     self.save()
                 if stop:
                     self.fabric.barrier()  # no process ends before the state is saved
-                    where = self.weights / "resume.safetensors"
-                    raise Interrupted(
-                        f"stopped at step {self.step} of {self.steps}; the state is in {where}; go on with --resume"
-                    )
+                    raise self._interrupted()
         return evaluation or self.evaluate()  # a run that is resumed after its last step is evaluated again
+
+    def _interrupted(self) -> Interrupted:
+        where = self.weights / "resume.safetensors"
+        return Interrupted(f"stopped at step {self.step} of {self.steps}; the state is in {where}; go on with --resume")
 
     def loader(self) -> DataLoader[Any]:
         """This process's batches from the current step to the last one."""
@@ -337,9 +343,13 @@ class _Run:
                 raise NonFiniteLoss(f"loss '{name}' is {loss} at step {self.step}, on the images {images}")
 
 
+_requests: list[Any] = []  # the handlers of all `stop_requests` that are entered
+
+
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within, the first SIGINT or SIGTERM only makes the given function return True; a later one acts as usual."""
+    """Within, the first SIGINT or SIGTERM only makes the given function return True; a later one acts as usual. One
+    within another makes both return True, so that what goes on after a training knows too."""
     requested: float | None = None
     previous: dict[int, Any] = {}
 
@@ -348,10 +358,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         now = time.monotonic()
         if requested is None or now - requested < SAME_SIGNAL:
             requested = now if requested is None else requested
+            if previous[number] in _requests:
+                previous[number](number, frame)
             return
         signal.signal(number, previous[number])
         signal.raise_signal(number)
 
+    _requests.append(request)
     try:
         for each in (signal.SIGINT, signal.SIGTERM):
             previous[each] = signal.signal(each, request)
@@ -360,6 +373,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: requested is not None
     finally:
+        _requests.remove(request)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,23 @@ def test_an_interrupt_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(Interrupted, match="stopped at step 2"):
         compare(plan(), tmp_path / "c", QUIET)
     assert Plan.read(tmp_path / "c").paces.keys() == {"faster-rcnn", "pooled"}
+
+
+def test_a_signal_during_the_report_of_a_run_ends_the_comparison_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def stopped(config: Any, folder: Any, *given: Any, **named: Any) -> None:
+        with folder as place:
+            made.append(place.parent.name)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("too late")
+
+    monkeypatch.setattr("regio.compare.comparison.run", stopped)
+    with pytest.raises(Interrupted, match="stopped between two runs; go on with --resume"):
+        compare(plan(), tmp_path / "c", QUIET)
+    assert made == ["faster-rcnn"]
 
 
 def test_an_interrupt_while_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from regio.given_proposals import source_for
 from regio.ready import ReadyDetector, inference_precision
 from regio.run import open_data, open_splits, run
 from regio.run_folders import emptied, locked
+from regio.train import stop_requests
 from regio.weights import load_trained
 from regio.whole_files import write_json
 
@@ -47,7 +48,7 @@ def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> di
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(f"regio compare: expected one process, got {processes}, those of torchrun")
-    with locked(folder):
+    with locked(folder), stop_requests() as stop_requested:
         dataset, validation = open_data(plan.arms[0].config, console)
         identity = {
             f"{name}.{key}": value
@@ -66,6 +67,8 @@ def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> di
                 if each.arm.label in plan.paces:
                     _say(console, f"{place} of {total}: {_name(each)}")
                     _end(each, plan.paces[each.arm.label], folder, made, failures, console)
+                if stop_requested():  # while a run was evaluated or reported, which goes on to its end
+                    raise Interrupted("stopped between two runs; go on with --resume")
             ended = [run for some in rounds[: number + 1] for run in some if run.record.is_file()]
             speed = _speed(ended, speed, folder, failures, console)
             _report(plan, ended, failures, dataset, validation, speed, command, folder)
@@ -87,7 +90,7 @@ def _with_paces(plan: Plan, folder: Path, console: Console) -> tuple[Plan, dict[
                 shown = console if arm.config.model.needs_proposals else QUIET  # finding boxes takes long
                 pace = measured_pace(arm.config, *open_splits(arm.config, shown, folder), plan.budget)
             except Interrupted:
-                raise Interrupted(f"stopped while steps of {arm.label} were timed") from None
+                raise Interrupted(f"stopped while steps of {arm.label} were timed; go on with --resume") from None
             except Exception as error:
                 _failed(arm.label, error, failures, console)
                 continue
