@@ -323,7 +323,7 @@ def test_recall_on_photos_is_at_least_opencvs(shared_data: Path) -> None:
     from regio.evaluate import ProposalRecall
     from regio.types import Detections
 
-    dataset = open_dataset(shared_data / "voc2012_100", "all").subset(range(0, 100, 8))
+    dataset = open_dataset(shared_data / "voc2012_100", "all").subset(range(0, 100, 3))
     recall = ProposalRecall(dataset, limits=(100, 300, 1000, 2000))
     method = SelectiveSearch.fast()
     numbers = []
