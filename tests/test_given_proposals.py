@@ -107,6 +107,7 @@ def test_boxes_from_files(tmp_path: Path) -> None:
         open_splits(replace(config, proposals="p.json"), quiet())
 
 
+@pytest.mark.slow
 def test_the_command_finds_measures_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = str(yolo(tmp_path / "d"))
     assert regio("proposals", source, "--out", "new/ss.safetensors", "--processes", "2") == 0
@@ -165,6 +166,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert "proposals: Grid in 1 images, " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_evaluation_and_detection_with_given_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same method finds boxes afterwards, by the card; its file is read again."""
     source = str(yolo(tmp_path / "d"))
