@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from regio.checkpoints import read_card
 from regio.config.systems import FasterRCNNOnFPN
 from regio.data import HorizontalFlip, Shapes
 from regio.evaluate import BoxEvaluator
@@ -97,6 +98,15 @@ def test_what_it_leaves(straight: Path) -> None:
     assert (straight / "weights" / "best.safetensors").is_file()
     assert (straight / "predictions.json").is_file()
     assert json.loads((straight / "stages" / "2-halved" / "done.json").read_text()) == {"factor": 0.5}
+
+
+def test_only_the_whole_says_how_it_is_built(tmp_path: Path) -> None:
+    """The checkpoint of a stage is of a part, which the settings of the run do not build."""
+    run, detector = replace(staged(tmp_path), configuration={"name": "x"}), model()
+    run.stage("1-first", detector)
+    assert read_card(tmp_path / "stages" / "1-first" / "weights" / "last.safetensors").model == {}
+    run.finish(detector)
+    assert read_card(tmp_path / "weights" / "best.safetensors").model == {"name": "x"}
 
 
 def test_stages_follow_each_other(straight: Path) -> None:

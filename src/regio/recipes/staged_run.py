@@ -70,7 +70,8 @@ class StagedRun:
 
     def train(self, model: nn.Module) -> Evaluation:
         """The whole run as one training; returns what was measured at its end."""
-        return self._train(model, self.folder, self.dataset, self.evaluator, self.config, self.resume)
+        own = self.dataset, self.evaluator, self.config
+        return self._train(model, self.folder, *own, self.resume, self.configuration)
 
     def stage(
         self,
@@ -82,12 +83,13 @@ class StagedRun:
         config: TrainConfig | None = None,
     ) -> dict[str, float]:
         """Train `model`, which has `losses`, by gradients; returns what was measured at the end of the stage. dataset,
-        evaluator, config: those of the run unless given."""
+        evaluator, config: those of the run unless given. A stage trains a part of the run's model, or more than that,
+        so the cards of its checkpoints do not say how to build it."""
 
         def change(place: Path) -> Mapping[str, float]:
             begun = (place / "weights" / "resume.safetensors").is_file()
             own = dataset or self.dataset, evaluator or self.evaluator, config or self.config
-            return self._train(model, place, *own, self.resume and begun).numbers
+            return self._train(model, place, *own, self.resume and begun, {}).numbers
 
         return self._staged(name, model, change)
 
@@ -159,6 +161,7 @@ class StagedRun:
         evaluator: Evaluator,
         config: TrainConfig,
         resume: bool,
+        configuration: Mapping[str, Any],
     ) -> Evaluation:
         return train(
             cast(Trainable, model),
@@ -167,7 +170,7 @@ class StagedRun:
             config,
             folder,
             transform=self.transform,
-            configuration=self.configuration,
+            configuration=configuration,
             resume=resume,
             progress=self.progress(),
             fabric=self.fabric,

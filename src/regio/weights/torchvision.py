@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -22,10 +23,10 @@ from regio.necks import FPN, Norm
 from regio.preprocess import Preprocess
 from regio.pretrained import published_state, read_state
 from regio.proposals import RPN, Anchors, ProposalFilter
-from regio.regions import Levels, RoIAlign
+from regio.regions import FPNLevels, LevelRule, Levels, RoIAlign
 from regio.roi_heads import ConvolutionsAndLinear, FastRCNNHead, FullyConnected, MaskConvolutions, MaskHead
 from regio.state_dicts import load_exactly
-from regio.types import FeatureMap, Regions
+from regio.types import FeatureMap
 from regio.weights.renaming import Rule, renamed
 
 __all__ = ["TORCHVISION", "Architecture", "InferredStrideAnchors", "from_torchvision", "torchvision_detector"]
@@ -53,13 +54,17 @@ class Architecture:
     def build(self, num_classes: int) -> TwoStageDetector:
         """The detector for so many classes, the background among them, with random weights."""
         backbone = self.backbone(self.eps)
-        levels = _FinestMap if len(set(backbone.strides)) == 1 else Levels
+        rule: LevelRule = _FinestMap() if len(set(backbone.strides)) == 1 else FPNLevels()
         if self.norm is None:
             trunk: nn.Module = FullyConnected(256, (7, 7), 1024)
         else:
             trunk = ConvolutionsAndLinear(256, (7, 7), 1024, norm=self.norm)
         box = FastRCNNHead(
-            levels(RoIAlign(7, samples=2, aligned=False)), trunk, 1024, num_classes, beta=1.0 if self.norm else 1 / 9
+            Levels(RoIAlign(7, samples=2, aligned=False), rule),
+            trunk,
+            1024,
+            num_classes,
+            beta=1.0 if self.norm else 1 / 9,
         )
         heads: list[nn.Module] = [box]
         if self.masks:
@@ -173,17 +178,12 @@ class InferredStrideAnchors(Anchors):
         return self.on_grids([x.size for x in maps], strides, maps[0].data.device)
 
 
-class _FinestMap(Levels):
-    """Reads all boxes from the finest map: what torchvision's rule comes to where all maps have one stride."""
+@dataclass(frozen=True)
+class _FinestMap:
+    """All boxes are read from the finest map: what torchvision's rule comes to where all maps have one stride."""
 
-    def forward(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
-        """Region features [R, C, *bins]."""
-        return super().forward(maps[:1], r)
-
-    def weights(self, maps: Sequence[FeatureMap], r: Regions) -> list[Tensor]:
-        """Those of the finest map, and zeros of the others."""
-        of_finest = super().weights(maps[:1], r)
-        return [*of_finest, *(of_finest[0].new_zeros((*of_finest[0].shape[:3], *x.size)) for x in maps[1:])]
+    def __call__(self, boxes: Tensor, strides: Sequence[float]) -> Tensor:
+        return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
 
 
 def _resnet50(eps: float) -> Backbone:
