@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from regio.config.systems.backbones import OnBackbone
-from regio.config.systems.base import System
 from regio.settings import setting
 
 if TYPE_CHECKING:
@@ -107,6 +106,13 @@ class Pyramid(Necked):
 class ProposalsAlone(Proposing):
     """The systems that end with the proposals, which have no class and are measured by the objects among them."""
 
+    score_threshold: float = setting(0.0, "lowest score of a proposal", ge=0, le=1)
+
+    def adjusted(self, detector: TwoStageDetector) -> TwoStageDetector:
+        rpn: Any = detector.proposals
+        rpn.test_filter = replace(rpn.test_filter, score_threshold=self.score_threshold)
+        return super().adjusted(detector)
+
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
         from regio.evaluate import ProposalRecall
 
@@ -120,9 +126,6 @@ class ProposalsAlone(Proposing):
     def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
         """All that a proposal network finds are objects."""
         return ("object",)
-
-    def with_score_threshold(self, threshold: float) -> System:
-        return self
 
 
 @dataclass(frozen=True)
