@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,10 @@ class Proposing(OnBackbone):
         rpn: Any = detector.proposals
         rpn.box_weight = self.rpn_box_weight
         return detector
+
+    def proposals_alone(self) -> ProposalsAlone | None:
+        """The system that is the proposal network of this one, without heads; None where the table has none."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class OneMap(Necked):
             "norm": self.make_norm(),
         }
 
+    def proposals_alone(self) -> ProposalsAlone:
+        return RPN(**{each.name: getattr(self, each.name) for each in fields(OneMap)})
+
 
 @dataclass(frozen=True)
 class Pyramid(Necked):
@@ -100,6 +107,9 @@ class Pyramid(Necked):
             "anchors": Anchors(tuple((size,) for size in self.anchor_sizes), self.anchor_ratios),
             "norm": self.make_norm(),
         }
+
+    def proposals_alone(self) -> ProposalsAlone:
+        return RPNOnFPN(**{each.name: getattr(self, each.name) for each in fields(Pyramid)})
 
 
 @dataclass(frozen=True)
