@@ -66,7 +66,7 @@ class _Rehearsal(StagedRun):
     ) -> Evaluation:
         steps = WARM_UP + TIMED
         with tempfile.TemporaryDirectory() as folder:
-            few = replace(config, steps=steps, log_every=1, save_every=steps, evaluate_every=1e9)
+            few = replace(config, steps=steps, log_every=1, save_every=steps, keep_every=None, evaluate_every=1e9)
             evaluation = train(
                 cast(Trainable, model),
                 dataset or self.dataset,
