@@ -107,6 +107,7 @@ HEAVY = ("torch", "torchvision", "numba", "timm", "matplotlib", "PIL", "numpy")
         ["detect", "--help"],
         ["val", "--help"],
         ["explain", "--help"],
+        ["analyse", "--help"],
         ["proposals", "--help"],
         ["train", "--help"],
         ["config"],

@@ -41,7 +41,7 @@ class _Rehearsal(StagedRun):
 
     def by_gradients(self, model: nn.Module, folder: Path, *, config: TrainConfig, **others: Any) -> Evaluation:
         steps = WARM_UP + TIMED
-        few = replace(config, steps=steps, log_every=1, save_every=steps, evaluate_every=1e9)
+        few = replace(config, steps=steps, log_every=1, save_every=steps, keep_every=None, evaluate_every=1e9)
         evaluation = super().by_gradients(model, folder, config=few, **others)
         clock = [row["seconds"] for row in TrainingLog(folder / "metrics.csv", []).rows() if "seconds" in row]
         self.costs.append((config.steps or 0, seconds_a_step(clock)))
