@@ -22,7 +22,7 @@ from torch import Tensor
 from regio.kernels.cpu import buffer_pool, threads
 from regio.kernels.cpu.channels_last import add_cells, cell_product, sum_cells
 from regio.kernels.cpu.compile import compiled
-from regio.kernels.cpu.inner_loops import NARROW
+from regio.kernels.cpu.inner_loops import NARROW, keep_weights_of_row, largest, span_not_below
 
 __all__ = ["ListedBoxes", "Lists"]
 
@@ -175,57 +175,39 @@ def _list_part(
     u0, v0, u1, v1 = support[4 * box], support[4 * box + 1], support[4 * box + 2], support[4 * box + 3]
     if u0 >= u1 or v0 >= v1:
         return first
-    at, row_at = U((box * terms.parts + k) * width), U((box * terms.parts + k) * terms.height)
+    at, row_at = U((box * terms.parts + k) * width + u0), U((box * terms.parts + k) * terms.height + v0)
     map_at = U((terms.image[box] * terms.parts + k) * terms.height * width)
-    top_u, top_v = _peak(column, at, u0, u1), _peak(row, row_at, v0, v1)
-    top_column, top_row = column[at + U(top_u)], row[row_at + U(top_v)]
+    top_column, top_row = largest(column, at, u1 - u0), largest(row, row_at, v1 - v0)
+    top_u = u0 + span_not_below(column, at, u1 - u0, top_column)[0]
+    top_v = v0 + span_not_below(row, row_at, v1 - v0, top_row)[0]
     least = appearance[map_at + U(top_v * width + top_u)]
     kind = np.finfo(column.dtype)
-    if not least > kind.tiny / kind.eps**2:
+    if not (least > kind.tiny / kind.eps**2 and top_column > -np.inf and top_row > -np.inf):
         return _MANY
     # A quarter of the resolution for the columns and rows that are left out, and a quarter for cells of the others.
     least *= kind.eps / 4
-    limit = math.log(least / ((u1 - u0) * (v1 - v0)))
-    u0, u1 = _reach(column, at, u0, u1, top_column + limit)
-    v0, v1 = _reach(row, row_at, v0, v1, top_row + limit)
-    least /= (u1 - u0) * (v1 - v0)
-    for u in range(u0, u1):
-        factors[u] = np.exp(column[at + U(u)] - top_column)
-    n, total = first, column.dtype.type(0)
-    for v in range(v0, v1):
-        if n + u1 - u0 > last:
+    limit = np.log(least / column.dtype.type((u1 - u0) * (v1 - v0)))
+    left, right = span_not_below(column, at, u1 - u0, top_column + limit)
+    top, bottom = span_not_below(row, row_at, v1 - v0, top_row + limit)
+    least /= column.dtype.type((right - left) * (bottom - top))
+    for u in range(left, right):
+        factors[u - left] = np.exp(column[at + U(u)] - top_column)
+    n = U(first)
+    for v in range(top, bottom):
+        if n + U(right - left) > last:
             return _MANY
-        factor = np.exp(row[row_at + U(v)] - top_row)
-        for p in range(v * width + u0, v * width + u1):
-            weight = factor * factors[p - v * width] * appearance[map_at + U(p)]
-            if not weight < least:  # also where it is not a number
-                cells[n] = p
-                weights[n] = weight
-                total += weight
-                n += 1
-    for i in range(first, n):
-        weights[i] /= total
-    return n
-
-
-@compiled
-def _peak(term: Array, at: int, start: int, stop: int) -> int:
-    """Where the largest of term[at + start : at + stop] is; NaN counts as larger than any number."""
-    best = start
-    for i in range(start + 1, stop):
-        if not term[at + U(i)] <= term[at + U(best)]:
-            best = i
-    return best
-
-
-@compiled
-def _reach(term: Array, at: int, start: int, stop: int, limit: float) -> tuple[int, int]:
-    """The smallest range that has all of term[at + start : at + stop] that are not below a limit."""
-    while start < stop - 1 and term[at + U(start)] < limit:
-        start += 1
-    while start < stop - 1 and term[at + U(stop - 1)] < limit:
-        stop -= 1
-    return start, stop
+        cell = (v0 + v) * width + u0 + left
+        n = keep_weights_of_row(
+            factors, U(0), np.exp(row[row_at + U(v)] - top_row), appearance, map_at + U(cell), least, right - left,
+            cell, weights, cells, n
+        )  # fmt: skip
+    total = column.dtype.type(0)
+    for i in range(U(first), n):
+        total += weights[i]
+    scale = 1 / total
+    for i in range(U(first), n):
+        weights[i] *= scale
+    return int(n)
 
 
 @compiled
