@@ -10,7 +10,7 @@ from regio.config.systems.backbones import BACKBONES, OnBackbone
 from regio.config.systems.base import System
 from regio.config.systems.box_heads import FullyConnectedHead
 from regio.config.systems.fitted import RCNN, SPPNet
-from regio.config.systems.given_boxes import FastRCNN
+from regio.config.systems.given_boxes import FastRCNN, FastRCNNOnFPN
 from regio.config.systems.masks import MaskRCNN, MaskRCNNOnC4
 from regio.config.systems.proposal_networks import RPN, RPNOnFPN
 from regio.config.systems.published import Detectron2, Published, Torchvision
@@ -23,6 +23,7 @@ __all__ = [
     "SYSTEMS",
     "Detectron2",
     "FastRCNN",
+    "FastRCNNOnFPN",
     "FasterRCNN",
     "FasterRCNNOnC4",
     "FasterRCNNOnFPN",
@@ -41,6 +42,7 @@ SYSTEMS: dict[str, type[System]] = {
     "faster-rcnn-fpn": FasterRCNNOnFPN,
     "faster-rcnn": FasterRCNN,
     "fast-rcnn": FastRCNN,
+    "fast-rcnn-fpn": FastRCNNOnFPN,
     "mask-rcnn": MaskRCNN,
     "faster-rcnn-c4": FasterRCNNOnC4,
     "mask-rcnn-c4": MaskRCNNOnC4,

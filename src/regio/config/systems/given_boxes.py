@@ -1,4 +1,4 @@
-"""Fast R-CNN, whose boxes are given."""
+"""Fast R-CNN, whose boxes are given: on one map, and on a feature pyramid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from regio.data import DetectionDataset
     from regio.detector import TwoStageDetector
 
-__all__ = ["FastRCNN"]
+__all__ = ["FastRCNN", "FastRCNNOnFPN"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,28 @@ class FastRCNN(FullyConnectedHead, SplitBackbone):
         few = [name for name, std in zip(dataset.class_names, found.std[1:], strict=True) if not bool(std.all())]
         what = "too few proposals to normalise box targets by"
         return [f"{what}: {', '.join(few)} (fixed numbers instead)"] if few else []
+
+
+@dataclass(frozen=True)
+class FastRCNNOnFPN(FullyConnectedHead):
+    """Fast R-CNN on a feature pyramid: boxes are given, by selective search or a proposal network."""
+
+    needs_proposals: ClassVar[bool] = True
+
+    levels: tuple[int, ...] = setting((3, 4, 5), "of the backbone, which the pyramid is made of")
+    channels: int = setting(128, "of the maps of the pyramid", ge=1)
+    background_low: float = setting(0.0, "lowest IoU with an object of the background in the mini-batch", ge=0, le=0.5)
+
+    def whole(self, classes: int, *, pretrained: bool) -> TwoStageDetector:
+        from regio.systems import fast_rcnn_fpn
+
+        return fast_rcnn_fpn(
+            classes + 1,
+            self.make_backbone(self.levels, 32, pretrained=pretrained),
+            self.extractor.build(self.channels),
+            channels=self.channels,
+            short_side=self.short_side,
+            long_side=self.long_side,
+            background_low=self.background_low,
+            **self.head(),
+        )
