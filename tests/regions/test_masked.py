@@ -34,6 +34,9 @@ class MaskOfTheBox(RegionExtractor):
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         return self.masked.weights(x, self.mask(r))
 
+    def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        return self.masked.mean_weights(x, self.mask(r))
+
 
 class TestMaskedBins(ExtractorContract):
     weights_sum_to_one = False

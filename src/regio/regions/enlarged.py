@@ -49,6 +49,9 @@ class Enlarged(RegionExtractor):
         r.check(x)
         return self.extractor.weights(x, self._enlarged(r))
 
+    def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        return self.extractor.mean_weights(x, self._enlarged(r))
+
     def whole_cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor | None:
         """Those of the larger boxes."""
         return self.extractor.whole_cells(maps, self._enlarged(r), level)

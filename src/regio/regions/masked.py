@@ -79,6 +79,9 @@ class MaskedBins(RegionExtractor):
         """The weights [R, 1 or C, K, H, W]."""
         return self.extractor.weights(x, r) * self.values(x, r).flatten(1)[:, None, :, None, None]
 
+    def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        return self.extractor.mean_weights(x, r) * self.values(x, r).flatten(1)[:, None, :, None, None]
+
     def values(self, x: FeatureMap, r: Regions) -> Tensor:
         """The share [R, *bins] of each bin that is kept, 0 to 1."""
         if not isinstance(r, MaskedRegions):
