@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from regio.compare.plan import Pace
@@ -22,7 +23,7 @@ from regio.data import DetectionDataset
 from regio.evaluate import Evaluation
 from regio.processes import launch
 from regio.recipes import StagedRun
-from regio.run import transform
+from regio.run import on_kept_maps, transform
 from regio.training_log import TrainingLog
 
 __all__ = ["measured_pace", "seconds_a_step"]
@@ -72,12 +73,18 @@ def measured_pace(config: RunConfig, dataset: DetectionDataset, validation: Dete
     dataset = _some(dataset, images)
     model = config.model.build(len(dataset.class_names))
     config.model.prepare(model, dataset)
+    validation = _some(validation, 1)
+    fabric = launch(training.device, training.devices, training.precision)
     with tempfile.TemporaryDirectory() as folder:
+        if config.keep_maps:
+            model, dataset, validation = on_kept_maps(
+                config, model, dataset, validation, Path(folder), fabric, Console(quiet=True)
+            )
         rehearsal = _Rehearsal(
-            launch(training.device, training.devices, training.precision),
+            fabric,
             Path(folder),
             dataset,
-            config.model.evaluator(_some(validation, 1)),
+            config.model.evaluator(validation),
             training,
             transform=transform(config),
         )
