@@ -20,7 +20,7 @@ from regio.whole_files import write_json
 
 __all__ = ["Pace", "Plan", "Run"]
 
-MACHINE = ("device", "workers", "save_every", "log_every")
+MACHINE = ("device", "workers", "save_every", "keep_every", "log_every")
 """Settings of a training on which no result depends."""
 
 

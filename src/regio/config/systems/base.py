@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from regio.settings import as_dict, from_dict
 
 if TYPE_CHECKING:
     from regio.data import DetectionDataset
@@ -19,10 +21,16 @@ __all__ = ["System"]
 
 @dataclass(frozen=True)
 class System(ABC):
-    """The settings of a system. needs_proposals: whether boxes are given to its model with each image, in training and
-    afterwards, since it finds none itself."""
+    """The settings of a system. Each has the setting `score_threshold`, the lowest score of a detection.
+
+    needs_proposals: whether boxes are given to its model with each image, in training and afterwards, since it finds
+    none itself. shown_score: lowest score of the detections in pictures, where none is asked for. weak_score: one that
+    weak detections have too.
+    """
 
     needs_proposals: ClassVar[bool] = False
+    shown_score: ClassVar[float] = 0.5
+    weak_score: ClassVar[float] = 0.05
 
     @abstractmethod
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
@@ -54,7 +62,7 @@ class System(ABC):
         from regio.run_report import BoxResults, MaskResults
 
         kind = MaskResults if isinstance(evaluator, MaskEvaluator) else BoxResults
-        return kind(evaluator, records)
+        return kind(evaluator, records, self.shown_score)
 
     def recipe(self) -> Recipe:
         """How the model is trained."""
@@ -66,9 +74,7 @@ class System(ABC):
         """The names of the labels 1, 2, ... of what the model finds."""
         return tuple(class_names)
 
-    def with_score_threshold(self, threshold: float) -> System:
-        """The same with another `score_threshold`, the lowest score of a detection: a setting of most systems. Those
-        without it return themselves."""
-        settings: Any = self
-        changed: System = replace(settings, score_threshold=threshold)
-        return changed
+    def with_score_threshold(self, threshold: float) -> Self:
+        """The same with another lowest score of a detection. Raises ValueError for a number that is no score of this
+        system, such as 2 for a probability."""
+        return from_dict(type(self), as_dict(self) | {"score_threshold": threshold})

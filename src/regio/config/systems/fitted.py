@@ -22,6 +22,8 @@ class Fitted(SplitBackbone):
     of a fine-tuned network."""
 
     needs_proposals: ClassVar[bool] = True
+    shown_score: ClassVar[float] = -0.5  # margins: those of most regions are near -1
+    weak_score: ClassVar[float] = -1.1
 
     output_stride: int = setting(32, "of the map at most, by dilation", ge=1)
     hidden: int = setting(512, "width of new layers fc6 and fc7", ge=1)
@@ -39,7 +41,9 @@ class Fitted(SplitBackbone):
     feature_type: Literal["float16", "float32"] = setting("float16", "of the features on disk")
     keep_features: bool = setting(False, "whether they stay there")
     fit_memory: float = setting(2.0, "gigabytes that the examples of a fit take at most", gt=0)
-    score_threshold: float | None = setting(None, "lowest score of a detection, a margin; null for any")
+    score_threshold: float | None = setting(
+        None, "lowest score of a detection, a margin; null for any", allow_inf_nan=False
+    )
     nms_threshold: float = setting(0.3, "IoU above which the weaker of two detections of a class goes", ge=0, le=1)
     detections_per_image: int = setting(100, "at most", ge=1)
 

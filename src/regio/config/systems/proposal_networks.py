@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from regio.config.systems.backbones import OnBackbone
-from regio.config.systems.base import System
 from regio.settings import setting
 
 if TYPE_CHECKING:
@@ -34,6 +33,10 @@ class Proposing(OnBackbone):
         rpn: Any = detector.proposals
         rpn.box_weight = self.rpn_box_weight
         return detector
+
+    def proposals_alone(self) -> ProposalsAlone | None:
+        """The system that is the proposal network of this one, without heads; None where the table has none."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class OneMap(Necked):
             "norm": self.make_norm(),
         }
 
+    def proposals_alone(self) -> ProposalsAlone:
+        return RPN(**{each.name: getattr(self, each.name) for each in fields(OneMap)})
+
 
 @dataclass(frozen=True)
 class Pyramid(Necked):
@@ -102,10 +108,20 @@ class Pyramid(Necked):
             "norm": self.make_norm(),
         }
 
+    def proposals_alone(self) -> ProposalsAlone:
+        return RPNOnFPN(**{each.name: getattr(self, each.name) for each in fields(Pyramid)})
+
 
 @dataclass(frozen=True)
 class ProposalsAlone(Proposing):
     """The systems that end with the proposals, which have no class and are measured by the objects among them."""
+
+    score_threshold: float = setting(0.0, "lowest score of a proposal", ge=0, le=1)
+
+    def adjusted(self, detector: TwoStageDetector) -> TwoStageDetector:
+        rpn: Any = detector.proposals
+        rpn.test_filter = replace(rpn.test_filter, score_threshold=self.score_threshold)
+        return super().adjusted(detector)
 
     def evaluator(self, dataset: DetectionDataset) -> Evaluator:
         from regio.evaluate import ProposalRecall
@@ -120,9 +136,6 @@ class ProposalsAlone(Proposing):
     def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
         """All that a proposal network finds are objects."""
         return ("object",)
-
-    def with_score_threshold(self, threshold: float) -> System:
-        return self
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,13 @@ class TwoStage(Proposing):
     )
 
     def recipe(self) -> Recipe:
+        from regio.config.run import model_to_dict
         from regio.recipes import Alternating, Joint
 
-        return Alternating() if self.scheme == "alternating" else Joint()
+        if self.scheme != "alternating":
+            return Joint()
+        alone = self.proposals_alone()
+        return Alternating(network=None if alone is None else model_to_dict(alone))
 
     def adjusted(self, detector: TwoStageDetector) -> TwoStageDetector:
         """As `Proposing.adjusted`. Raises ValueError where boxes are to be trained through an extractor that has no
