@@ -4,7 +4,7 @@ from regio.analysis.dilation import FILTER_CLASSES, effective_dilation, filter_c
 from regio.analysis.divergence import divergence, kl_between_parts, kl_of_mask, masks_to_cells
 from regio.analysis.flops import LearnedFlops, LearnedSize, published_flops, separable_flops
 from regio.analysis.object_sizes import SIZES, Statistic, by_class, size_class
-from regio.analysis.sample_counts import count_samples
+from regio.analysis.sample_counts import count_cells, count_samples
 from regio.analysis.trained import (
     MOST_PARTS,
     Divergences,
@@ -26,6 +26,7 @@ __all__ = [
     "LearnedSize",
     "Statistic",
     "by_class",
+    "count_cells",
     "count_samples",
     "divergence",
     "divergence_of_checkpoints",

@@ -18,7 +18,7 @@ from regio.visualize.plots import FAINT, INK, line_colour, style_axes
 __all__ = ["Line", "TableResult", "pooled_deviation", "table_figure", "table_result", "write_table"]
 
 DASH = "\N{EN DASH}"
-NAMES = dict(zip(METRICS, ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"), strict=True))
+NAMES = dict(zip(METRICS, ("AP", "AP50", "AP75", "small", "medium", "large"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class TableResult:
                 "AP, paper": _number(line.paper["ap"]),
                 "difference, paper": _signed(line.paper_difference),
                 "seeds": line.here["ap"].count,
-                "a step": _milliseconds(line.step_seconds),
-                "an image": _milliseconds(line.seconds_an_image),
+                "a step": _time(line.step_seconds),
+                "an image": _time(line.seconds_an_image),
             }
             for name in extra:
                 known = (line.row.also or {}).get(name, math.nan)
@@ -214,7 +214,9 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return DASH if math.isnan(value) else f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    if math.isnan(value):
+        return DASH
+    return "0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _short(value: float) -> str:
@@ -233,7 +235,7 @@ def _difference(line: Line) -> str:
     return text if math.isnan(line.deviations) else f"{text} ({_signed(line.deviations)} sd)"
 
 
-def _milliseconds(seconds: float | None) -> str:
+def _time(seconds: float | None) -> str:
     if seconds is None or math.isnan(seconds):
         return DASH
-    return f"{1000 * seconds:.3g} ms" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"

@@ -70,10 +70,11 @@ class GridPrior:
             raise ValueError(f"sigma: expected a positive number of cells, got {self.sigma}")
 
     def __call__(self, x: FeatureMap, r: Regions, bins: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The terms [R, K, W] of the columns and [R, K, H] of the rows, for K = prod(bins) parts."""
+        """The terms [R, 1, bins[1], W] of the columns, the same for all rows of bins, and [R, bins[0], 1, H] of the
+        rows."""
         x1, y1, x2, y2 = (r.boxes.to(coordinate_dtype(x.data)) / x.stride).unbind(1)
         down, across = self._term(y1, y2, bins[0], x.size[0]), self._term(x1, x2, bins[1], x.size[1])
-        return across.repeat(1, bins[0], 1), down[:, :, None].expand(-1, -1, bins[1], -1).flatten(1, 2)
+        return across[:, None], down[:, :, None]
 
     def _term(self, low: Tensor, high: Tensor, bins: int, length: int) -> Tensor:
         """Along one axis, [R, bins, length], for boxes from `low` [R] to `high` [R] in cells."""
@@ -300,7 +301,7 @@ class LearnedRegionFeatures(RegionExtractor):
                 logits = logits + self._appearance(x)[r.image]
             if self.prior is not None:
                 across, down = self.prior(x, r, self.bins)
-                logits = logits + (across[:, :, None] + down[..., None])
+                logits = logits + (across[..., None, :] + down[..., None]).flatten(1, 2)
         logits = logits.expand(r.boxes.shape[0], -1, *x.size).flatten(2).masked_fill(~inside, -torch.inf)
         return logits.softmax(2).masked_fill(~inside, 0.0).unflatten(2, x.size)[:, None]
 
@@ -318,8 +319,10 @@ class LearnedRegionFeatures(RegionExtractor):
             appearance = self._appearance(x) if self.appearance_weight is not None else None
             column, row = self._separable_geometry(x, r, table)
             if self.prior is not None:
-                across, down = self.prior(x, r, self.bins)
-                column, row = column + across, row + down
+                prior = self.prior(x, r, self.bins)
+                column, row = (
+                    (t.unflatten(1, self.bins) + p).flatten(1, 2) for t, p in zip((column, row), prior, strict=True)
+                )
         return column, row, appearance
 
     def _separable_geometry(self, x: FeatureMap, r: Regions, table: GeometryTable | None) -> tuple[Tensor, Tensor]:

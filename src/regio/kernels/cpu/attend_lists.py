@@ -105,6 +105,16 @@ class ListedBoxes:
             threads.share(partial(_list_boxes, self.terms, lists), lists.stop - start, shares=4)
             yield lists
 
+    def counts(self) -> Tensor:
+        """The cells that each part reads, [R, K] int64; H W for boxes that are not listed."""
+        found = []
+        for lists in self.lists():
+            starts = np.arange(lists.stop - lists.start)[:, None] * lists.room
+            ends = lists.ends[: starts.size * self.terms.parts].reshape(starts.size, self.terms.parts)
+            counts = np.diff(ends, axis=1, prepend=starts)
+            found.append(np.where(ends[:, :1] == _MANY, self.terms.height * self.terms.width, counts))
+        return torch.from_numpy(np.concatenate([np.empty((0, self.terms.parts), np.int64), *found]))
+
     def sums(self) -> tuple[Tensor, Tensor]:
         """The results [R, K, C], and the boxes [n] int64 that are not listed, of which they are arbitrary."""
         out = buffer_pool.empty((self.boxes, self.terms.parts, self.channels), self.features.dtype)
