@@ -411,18 +411,29 @@ def matmul_precision(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.slow
-def test_the_grid_prior_keeps_its_precision(matmul_precision: str) -> None:
-    """Exact and dense agree, on float64 and with each other, whatever the switch, on a map of the usual size."""
+@pytest.fixture(scope="module")
+def with_grid_prior() -> tuple[LearnedRegionFeatures, LearnedRegionFeatures, FeatureMap, Regions, Tensor]:
+    """Exact and dense, boxes on a map of the usual size, and their features in float64."""
     torch.manual_seed(0)
     x = FeatureMap(torch.randn(1, 32, 50, 76), 16)
-    r = random_boxes(200, 76 * 16, 50 * 16)
+    r = random_boxes(100, 76 * 16, 50 * 16)
     e = LearnedRegionFeatures(32, prior=GridPrior())
     dense = LearnedRegionFeatures(32, prior=GridPrior(), mode=Dense())
     dense.load_state_dict(e.state_dict())
     with torch.no_grad():
+        double = copy.deepcopy(dense).double()(FeatureMap(x.data.double(), 16), Regions(r.boxes.double(), r.image))
+    return e, dense, x, r, double.float()
+
+
+@pytest.mark.slow
+def test_the_grid_prior_keeps_its_precision(
+    matmul_precision: str,
+    with_grid_prior: tuple[LearnedRegionFeatures, LearnedRegionFeatures, FeatureMap, Regions, Tensor],
+) -> None:
+    """Exact and dense agree, on float64 and with each other, whatever the switch, on a map of the usual size."""
+    e, dense, x, r, double = with_grid_prior
+    with torch.no_grad():
         out, written_out = e(x, r), dense(x, r)
-        double = dense.double()(FeatureMap(x.data.double(), 16), Regions(r.boxes.double(), r.image)).float()
     tolerance = {"highest": 2e-5, "medium": 1e-2}[matmul_precision]  # the latter of features with a deviation of 1
     torch.testing.assert_close(out, written_out, rtol=0, atol=tolerance)
     torch.testing.assert_close(out, double, rtol=0, atol=tolerance)
