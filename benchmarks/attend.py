@@ -1,6 +1,6 @@
 """Learned region features on a CPU: the separable form against the equations as they are written.
 
-    python benchmarks/attend.py [--json FILE] [--repeats N] [--boxes R] [--threads T]
+    python benchmarks/attend.py [--json FILE] [--repeats N] [--boxes R] [--threads T] [--scopes S ...]
 
 One map of 38 x 51 cells at stride 16 with 256 channels, 300 boxes, 49 parts, whole image, both terms (the sizes of
 table 1 of Gu et al. 2018). Times are medians of `repeats` runs after two warm-up runs, all variants in turn so that a
@@ -43,7 +43,9 @@ from regio.types import FeatureMap, Regions
 
 HEIGHT, WIDTH, STRIDE, CHANNELS, PARTS = 38, 51, 16, 256, 49
 TILE = 11  # boxes
+SCOPES = ("kernel", "module", "grid", "sigma")
 Variant = Callable[[], Tensor]
+Clock = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True)
@@ -188,16 +190,16 @@ def with_backward(run: Variant, leaves: list[Tensor]) -> Variant:
     return step
 
 
-def times_in_turn(runs: list[Variant], repeats: int) -> list[list[float]]:
+def times_in_turn(runs: list[Variant], repeats: int, clock: Clock) -> list[list[float]]:
     """Milliseconds of each run."""
     for run in runs * 2:
         run()
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             run()
-            measured.append((time.perf_counter() - start) * 1e3)
+            measured.append((clock() - start) * 1e3)
     return times
 
 
@@ -223,13 +225,13 @@ def largest_difference(variants: dict[str, Variant], name: str) -> float:
         return float((variants[name]() - dense).abs().max() / dense.abs().max())
 
 
-def measure(scope: str, variants: dict[str, Variant], leaves: list[Tensor], repeats: int) -> list[Row]:
+def measure(scope: str, variants: dict[str, Variant], leaves: list[Tensor], repeats: int, clock: Clock) -> list[Row]:
     rows = []
     for backward in (False, True):
         for leaf in leaves:
             leaf.requires_grad_(backward)
         runs = {n: with_backward(run, leaves) if backward else run for n, run in variants.items()}
-        times = dict(zip(runs, times_in_turn(list(runs.values()), repeats), strict=True))
+        times = dict(zip(runs, times_in_turn(list(runs.values()), repeats, clock), strict=True))
         dense = statistics.median(times["dense"]) if "dense" in times else None
         for name, measured in times.items():
             first, median, third = statistics.quantiles(measured, n=4)
@@ -257,17 +259,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table to this file")
     parser.add_argument("--repeats", type=int, default=9, help="runs of each measurement (default 9)")
     parser.add_argument("--boxes", type=int, default=300)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="of all threads together, for a machine that does other things too",
+    )
+    parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=SCOPES)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     about = machine() | {"boxes": arguments.boxes}
     print("  ".join(f"{k} {v}" for k, v in about.items()))
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     rows, differences = [], {}
     print(f"{'':8}{'':22}{'':20}{'median':>9}{'minimum':>9}{'IQR':>8} ms{'peak MiB':>10}{'x dense':>9}")
 
     def report(scope: str, variants: dict[str, Variant], leaves: list[Tensor]) -> None:
-        for row in measure(scope, variants, leaves, arguments.repeats):
+        for row in measure(scope, variants, leaves, arguments.repeats, clock):
             rows.append(row)
             direction = "forward + backward" if row.backward else "forward"
             memory = "" if row.memory is None else f"{row.memory:.0f}"
@@ -279,11 +288,14 @@ def main() -> None:
             )
 
     for scope, make in (("kernel", kernel_variants), ("module", module_variants)):
+        if scope not in arguments.scopes:
+            continue
         variants, leaves = make(arguments.boxes)
         differences[scope] = {n: largest_difference(variants, n) for n in ("exact", "exact, bfloat16")}
         report(scope, variants, leaves)
-    report("grid", *grid_variants(arguments.boxes))
-    for sigma in (0.5, 1.0, 2.0, 4.0, 8.0):
+    if "grid" in arguments.scopes:
+        report("grid", *grid_variants(arguments.boxes))
+    for sigma in (0.5, 1.0, 2.0, 4.0, 8.0) if "sigma" in arguments.scopes else ():
         variants, leaves, read = gaussian_variants(arguments.boxes, sigma)
         print(f"sigma {sigma}: {read:.0f} of {HEIGHT * WIDTH} cells are read for a part")
         report(f"sigma {sigma:g}", variants, leaves)

@@ -10,7 +10,8 @@ by all boxes of an image; each factor is shifted by its maximum, and where their
 logits are summed and shifted together. The weights of a few boxes (a tile that fits the cache) are multiplied out,
 handed to one matrix product and overwritten; the division by their sum is done on the result. Columns and rows which
 cannot reach the last digit of the sum are left out, so that peaked weights cost little. The backward pass makes the
-tiles again.
+tiles again. On a CPU boxes are first looked at part by part: where these read few cells, the cells that can be told
+from zero are listed, and they alone are formed, summed, and given gradients (`regio.kernels.cpu.attend_lists`).
 
 All this is a few dozen tensor operations on tiles. On a CPU, kernels do what is between the matrix products of boxes
 that read the whole map (`regio.kernels.cpu.attend`); on a CUDA device one kernel does all, with tiles that never leave
@@ -52,11 +53,12 @@ def attend(
     others.
 
     `aggregate_dtype` is that of the operands of the matrix product (bfloat16 is about twice as fast as float32 on a
-    CPU that has it); the accumulation, the logits and the sums of the weights stay in float32. It is the autocast
-    dtype under autocast, and that of `x` otherwise. Operands are float16 in the CUDA kernel only, in which the weights
-    are scaled to its range; elsewhere float32 takes its place. So no weight is lost for being small, and the error
-    relative to the largest result is that of rounding x, the weights and the result once. Gradients reach x, column,
-    row and appearance, once (no double backward). Memory is the inputs, the result and a few tiles: it does not grow
+    CPU that has it); the accumulation, the logits and the sums of the weights stay in float32, and so do the weights
+    and features of boxes whose cells are listed, which have no matrix product. It is the autocast dtype under autocast,
+    and that of `x` otherwise. Operands are float16 in the CUDA kernel only, in which the weights are scaled to its
+    range; elsewhere float32 takes its place. So no weight is lost for being small, and the error relative to the
+    largest result is that of rounding x, the weights and the result once. Gradients reach x, column, row and
+    appearance, once (no double backward). Memory is the inputs, the result and a few tiles or lists: it does not grow
     with R x H x W.
 
     Raises ValueError or TypeError for shapes, dtypes and ranges that are not as above.
