@@ -7,8 +7,11 @@ table 1 of Gu et al. 2018). Times are medians of `repeats` runs after two warm-u
 busy moment meets each of them, with the minimum and the interquartile range. Memory is the growth of the peak resident
 size over one run (Linux). "x dense" compares with the dense form in float32; below 1 is a loss.
 
-    module   from boxes and map to features, as a detector calls it
+    module   from boxes and map to features, as a detector calls it; weights as they start without a prior, flat
+    grid     the same with the grid prior, which is where `--extractor learned` begins
     kernel   from queries W_k_box E(b), keys W_im E(p) and A to features
+    sigma S  the kernel on Gaussians with a deviation of S cells on the grid of each box, and appearance terms with a
+             deviation of 0.5: the parts of `grid` when they have become wider
 
     dense           every inner product of Eq. 8, softmax, one matrix product, all boxes at once
     dense in tiles  the same for 11 boxes at a time, which stays in the cache
@@ -33,7 +36,8 @@ from torch import Tensor
 
 import regio
 from regio.kernels.attend import attend
-from regio.regions.learned import Exact, LearnedRegionFeatures, Sampled, embed
+from regio.kernels.cpu.attend_lists import ListedBoxes
+from regio.regions.learned import Exact, GridPrior, LearnedRegionFeatures, Sampled, embed
 from regio.regions.support import WholeImage
 from regio.types import FeatureMap, Regions
 
@@ -53,7 +57,7 @@ class Row:
     minimum: float
     iqr: float
     memory: float | None
-    times_dense: float
+    times_dense: float | None
 
 
 def random_regions(count: int) -> Regions:
@@ -120,6 +124,34 @@ def module_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
         "sampled, bfloat16": evaluate(Sampled(aggregate_dtype=half)),
     }
     return variants, [x.data, *e.parameters()]
+
+
+def grid_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
+    """The module with the grid prior. The dense form has no prior, which would only take it longer."""
+    e = LearnedRegionFeatures(CHANNELS, prior=GridPrior())
+    x = FeatureMap(torch.randn(1, CHANNELS, HEIGHT, WIDTH).contiguous(memory_format=torch.channels_last), STRIDE)
+    r = random_regions(boxes)
+
+    def evaluate(mode: Exact) -> Variant:
+        return lambda: mode(e, x, r)
+
+    half = torch.bfloat16
+    modes = {"exact": Exact(), "exact, bfloat16": Exact(aggregate_dtype=half), "sampled": Sampled()}
+    return {name: evaluate(mode) for name, mode in modes.items()}, [x.data, *e.parameters()]
+
+
+def gaussian_variants(boxes: int, sigma: float) -> tuple[dict[str, Variant], list[Tensor], float]:
+    """The kernel on Gaussian parts, and the cells that a part reads."""
+    r = random_regions(boxes)
+    x = FeatureMap(torch.randn(1, CHANNELS, HEIGHT, WIDTH).contiguous(memory_format=torch.channels_last), STRIDE)
+    column, row = (
+        t.expand(-1, 7, 7, -1).flatten(1, 2).contiguous() for t in GridPrior(sigma)(x, r, (7, 7))
+    )  # fmt: skip
+    appearance, support = torch.randn(1, PARTS, HEIGHT, WIDTH) / 2, WholeImage()(x, r)
+    arguments = x.data, r.image, column, row, appearance, support
+    read = ListedBoxes(*arguments, torch.float32).counts().double().mean()
+    variants: dict[str, Variant] = {"exact": lambda: attend(*arguments)}
+    return variants, [x.data, column, row, appearance], float(read)
 
 
 def kernel_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
@@ -198,11 +230,13 @@ def measure(scope: str, variants: dict[str, Variant], leaves: list[Tensor], repe
             leaf.requires_grad_(backward)
         runs = {n: with_backward(run, leaves) if backward else run for n, run in variants.items()}
         times = dict(zip(runs, times_in_turn(list(runs.values()), repeats), strict=True))
-        dense = statistics.median(times["dense"])
+        dense = statistics.median(times["dense"]) if "dense" in times else None
         for name, measured in times.items():
             first, median, third = statistics.quantiles(measured, n=4)
             memory = peak_memory(runs[name])
-            rows.append(Row(scope, name, backward, median, min(measured), third - first, memory, dense / median))
+            rows.append(
+                Row(scope, name, backward, median, min(measured), third - first, memory, dense and dense / median)
+            )
     for leaf in leaves:
         leaf.requires_grad_(False)
     return rows
@@ -231,24 +265,34 @@ def main() -> None:
     print("  ".join(f"{k} {v}" for k, v in about.items()))
     rows, differences = [], {}
     print(f"{'':8}{'':22}{'':20}{'median':>9}{'minimum':>9}{'IQR':>8} ms{'peak MiB':>10}{'x dense':>9}")
-    for scope, make in (("kernel", kernel_variants), ("module", module_variants)):
-        variants, leaves = make(arguments.boxes)
-        differences[scope] = {n: largest_difference(variants, n) for n in ("exact", "exact, bfloat16")}
+
+    def report(scope: str, variants: dict[str, Variant], leaves: list[Tensor]) -> None:
         for row in measure(scope, variants, leaves, arguments.repeats):
             rows.append(row)
             direction = "forward + backward" if row.backward else "forward"
             memory = "" if row.memory is None else f"{row.memory:.0f}"
+            times = "" if row.times_dense is None else f"{row.times_dense:.2f}"
             print(
                 f"{scope:8}{row.variant:22}{direction:20}{row.median:9.1f}{row.minimum:9.1f}{row.iqr:8.1f}   "
-                f"{memory:>10}{row.times_dense:9.2f}",
+                f"{memory:>10}{times:>9}",
                 flush=True,
             )
+
+    for scope, make in (("kernel", kernel_variants), ("module", module_variants)):
+        variants, leaves = make(arguments.boxes)
+        differences[scope] = {n: largest_difference(variants, n) for n in ("exact", "exact, bfloat16")}
+        report(scope, variants, leaves)
+    report("grid", *grid_variants(arguments.boxes))
+    for sigma in (0.5, 1.0, 2.0, 4.0, 8.0):
+        variants, leaves, read = gaussian_variants(arguments.boxes, sigma)
+        print(f"sigma {sigma}: {read:.0f} of {HEIGHT * WIDTH} cells are read for a part")
+        report(f"sigma {sigma:g}", variants, leaves)
     for scope, found in differences.items():
         for name, value in found.items():
             print(f"{scope}: largest difference of '{name}' from dense, over the largest value: {value:.1e}")
     if arguments.json:
-        report = {"machine": about, "differences": differences, "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        found = {"machine": about, "differences": differences, "rows": [asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,13 @@ from regio.systems import fast_rcnn_svms
 
 weights, data, proposals = Path(sys.argv[1]), sys.argv[2], (sys.argv[3:] or [None])[0]
 detector, card = load_detector(weights)
-config = RunConfig(data, model=model_from_dict(card.model), classes=card.class_names, proposals=proposals)
+config = RunConfig(
+    data,
+    model=model_from_dict(card.model),
+    classes=card.class_names,
+    proposals=proposals,
+    proposals_per_image=card.proposals.get("per_image", 2000),
+)
 training, validation = open_splits(config, Console(), weights.parent)
 evaluator = config.model.evaluator(validation)
 machines = fast_rcnn_svms(detector.eval()).eval()

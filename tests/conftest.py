@@ -1,8 +1,13 @@
 """Fixtures that all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# A process of tests for each core: threads of PyTorch besides would wait for each other. Read when PyTorch is loaded,
+# here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

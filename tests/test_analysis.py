@@ -58,6 +58,38 @@ def test_divergence_between_two_parts() -> None:
     assert kl_between_parts(weights, diagonal=False).item() == pytest.approx(both / 2)
 
 
+def test_divergence_between_three_parts() -> None:
+    """p = (1, 0), q = (1/2, 1/2), r = (1/4, 3/4). KL(p || q) = ln 2, KL(p || r) = ln 4; of the others, KL(q || p) and
+    KL(r || p) have -ln(floor) on the second cell."""
+    far = -math.log(1e-12)
+    q_p, r_p = (far - math.log(2)) / 2 - math.log(2) / 2, 0.75 * (far + math.log(0.75)) - math.log(4) / 4
+    q_r, r_q = math.log(4 / 3) / 2, 0.75 * math.log(3) - math.log(2)
+    expected = math.log(2) + math.log(4) + q_p + r_p + q_r + r_q
+    weights = parts([1.0, 0.0], [0.5, 0.5], [0.25, 0.75])
+    assert kl_between_parts(weights).item() == pytest.approx(expected / 9)
+    assert kl_between_parts(weights, diagonal=False).item() == pytest.approx(expected / 6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 1e-12, 1e-3]),
+    st.sampled_from([1.0, 40.0]),
+    st.sampled_from([torch.float64, torch.float32, torch.float16]),
+)
+def test_divergence_between_parts_is_the_mean_over_all_pairs(
+    seed: int, floor: float, scale: float, dtype: torch.dtype
+) -> None:
+    """Also of sharp distributions, whose weights half precision takes to zero."""
+    logits = scale * torch.randn(2, 1, 5, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    weights = logits.softmax(-1).to(dtype).unflatten(3, (3, 4))
+    p = weights.double().flatten(3)[:, 0]
+    p = p / p.sum(2, keepdim=True)
+    pairs = divergence(p[:, :, None], p[:, None], floor=floor)  # [2, 5, 5]
+    torch.testing.assert_close(kl_between_parts(weights, floor=floor), pairs.mean((1, 2)))
+    torch.testing.assert_close(kl_between_parts(weights, diagonal=False, floor=floor), pairs.sum((1, 2)) / 20)
+
+
 def test_divergence_of_disjoint_parts_is_bounded_by_the_floor() -> None:
     weights = parts([1.0, 0.0], [0.0, 1.0])
     assert kl_between_parts(weights, diagonal=False).item() == pytest.approx(-math.log(1e-12))

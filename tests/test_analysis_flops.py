@@ -1,8 +1,11 @@
 """Tables 1 and 3 of Gu et al. 2018, and by how much they miss each other."""
 
 import pytest
+import torch
 
-from regio.analysis import LearnedSize, published_flops, separable_flops
+from regio.analysis import LearnedSize, count_cells, published_flops, separable_flops
+from regio.regions.learned import GridPrior, LearnedRegionFeatures
+from regio.types import FeatureMap, Regions
 
 G = 2**30
 
@@ -86,3 +89,18 @@ def test_separable_form_over_the_whole_image() -> None:
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="expected positive numbers, got LearnedSize"):
         LearnedSize(0, 4, cells=1)
+
+
+def test_cells_that_specialised_parts_read() -> None:
+    """Of 40 x 60, parts of the grid prior read fewer than 40, and ones without any place all; the operations fall with
+    them."""
+    torch.manual_seed(0)
+    x = FeatureMap(torch.randn(1, 16, 40, 60), 16)
+    corner = torch.rand(20, 2) * 400
+    r = Regions(torch.cat([corner, corner + 100 + 100 * torch.rand(20, 2)], 1), torch.zeros(20, dtype=torch.int64))
+    with_grid, without = (count_cells(LearnedRegionFeatures(16, prior=p), x, r) for p in (GridPrior(), None))
+    assert with_grid.shape == (20, 49) and int(with_grid.min()) >= 1 and float(with_grid.double().mean()) < 40
+    assert (without == 40 * 60).all()
+    few, all_cells = (separable_flops(LearnedSize(40, 60, float(c.double().mean()))) for c in (with_grid, without))
+    assert few.aggregation < all_cells.aggregation / 60
+    assert count_cells(LearnedRegionFeatures(16), x, r[torch.tensor([], dtype=torch.int64)]).shape == (0, 49)

@@ -1,6 +1,7 @@
 """Divergences over a data set."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,14 @@ from regio.analysis import (
     SIZES,
     divergence_of_checkpoints,
     divergence_of_detector,
+    divergence_over_training,
+    divergence_rows,
     extractor_of,
     kl_between_parts,
     kl_of_mask,
     masks_to_cells,
+    measured_images,
+    size_class,
     weights_by_level,
 )
 from regio.backbones import efficientnet_lite0
@@ -22,9 +27,10 @@ from regio.checkpoints import Card, save
 from regio.config import model_to_dict
 from regio.config.extractors import EXTRACTORS, Learned
 from regio.config.systems import FasterRCNNOnFPN
-from regio.data import SHAPE_CLASSES, Shapes
+from regio.data import SHAPE_CLASSES, DetectionDataset, Shapes
+from regio.data.records import Record
 from regio.detector import TwoStageDetector
-from regio.regions import LearnedRegionFeatures, RoIPool
+from regio.regions import LearnedRegionFeatures, RoIPool, WarpedCrop
 from regio.regions.base import RegionExtractor
 from regio.systems import faster_rcnn
 from regio.types import FeatureMap, Regions
@@ -116,8 +122,104 @@ def test_each_box_is_read_from_its_level() -> None:
     assert sorted(seen) == [0, 1, 2, 3]
     for row, (level, each) in seen.items():
         assert level == levels.assign(maps, r)[row]
-        torch.testing.assert_close(each[None], levels.weights(maps, r[torch.tensor([row])])[level])
-        assert each.sum() == 49 * 8  # every bin of every channel reads one cell
+        of_channels = levels.weights(maps, r[torch.tensor([row])])[level]
+        torch.testing.assert_close(each[None], of_channels.mean(1, keepdim=True))
+        assert of_channels.shape[1] == 8 and each.sum() == 49  # every bin of every channel reads one cell
+
+
+def test_a_lone_box_that_reads_nothing_is_counted_with_masks_too() -> None:
+    """No other box of its level is left to measure."""
+    made = detector(RoIPool(1))
+    scenes = Shapes(1, seed=1).with_masks()
+    (height, width), record = scenes.sizes[0], scenes.records[0]
+    record.boxes[:] = [width - 1, height - 1, width, height]
+    found = divergence_of_detector(made, scenes)
+    assert found.unread == len(record)
+    assert all(each.count == 0 for each in (*found.between_parts.values(), *found.of_mask.values()))
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_every_extractor_is_measured_by_the_same_function(name: str) -> None:
+    """On the same objects, each of which is measured or counted as unread."""
+    made = detector(EXTRACTORS[name]().build(8))
+    scenes = SCENES.subset([0])
+    found = divergence_of_detector(made, scenes)
+    for measure in (found.between_parts, found.of_mask):
+        assert sum(each.count for each in measure.values()) + found.unread == len(scenes.records[0])
+        assert all(0 <= each.mean < -math.log(1e-12) for each in measure.values() if each.count)
+    parts = math.prod(extractor_of(made).bins)
+    apart = [each.mean > 1 for each in found.between_parts.values() if each.count]
+    assert all(apart) if parts > 1 else not any(apart)
+
+
+def test_the_parts_of_a_crop_are_not_measured() -> None:
+    """R-CNN's 51,529 parts have a weight for each pixel of the image, gigabytes of them."""
+    with pytest.raises(ValueError, match="an extractor of up to 1024 parts, got WarpedCrop of 227 x 227"):
+        divergence_of_detector(detector(WarpedCrop()), SCENES)
+
+
+def test_the_images_that_are_measured() -> None:
+    """They are spread over those with objects, of those with masks over these."""
+    scenes = Shapes(6, seed=1)
+    assert [r.id for r in measured_images(scenes, 3).records] == [1, 3, 5]
+    assert len(measured_images(scenes)) == 6
+    assert measured_images(scenes, 1)[0].targets.masks is not None
+    some = DetectionDataset(
+        scenes.class_names, scenes.category_ids, [bare(r) if r.id != 4 else r for r in scenes.records]
+    )
+    assert [r.id for r in measured_images(some, 3).records] == [4]
+    none = DetectionDataset(scenes.class_names, scenes.category_ids, [bare(r) for r in scenes.records])
+    assert [r.id for r in measured_images(none, 2).records] == [1, 4] and not measured_images(none).has_masks
+    with pytest.raises(ValueError, match="dataset: expected objects, got none in 0 images"):
+        measured_images(scenes.subset([]))
+
+
+def bare(record: Record) -> Record:
+    """Without masks."""
+    return replace(record, segmentations=(None,) * len(record))
+
+
+def uniform(model: TwoStageDetector) -> TwoStageDetector:
+    """With weights that are the same everywhere."""
+    for parameter in extractor_of(model).parameters():
+        torch.nn.init.zeros_(parameter)
+    return model
+
+
+def test_divergence_over_the_steps_of_a_training(tmp_path: Path) -> None:
+    """Step 0 has uniform weights, of which no two are apart, and step 7 a grid of Gaussians."""
+    settings = {"channels": 8, "hidden": 16, "short_side": 64, "long_side": 96}
+    small = {"embedding_channels": 8, "key_channels": 4}
+    for step, prior in ((0, "none"), (7, "grid")):
+        system = FasterRCNNOnFPN(**settings, extractor=Learned(prior=prior, **small))
+        card = Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(system), step=step)
+        made = uniform(system.build(6, pretrained=False))
+        save(tmp_path / "weights" / ("last.safetensors" if step else "step-00000.safetensors"), made, card)
+    scenes = SCENES.subset([0])
+    found = divergence_over_training(tmp_path, scenes)
+    assert list(found) == [0, 7]
+    objects = {
+        size: int((size_class(torch.from_numpy(scenes.records[0].area)) == i).sum()) for i, size in enumerate(SIZES)
+    }
+    for size, count in objects.items():
+        before, after = (found[step].between_parts[size] for step in (0, 7))
+        assert before.count == after.count == count
+        if count:
+            assert before.mean == pytest.approx(0, abs=1e-9) and after.mean > 1
+    rows = divergence_rows({"a run": found})
+    assert len(rows) == 2 * 2 * sum(count > 0 for count in objects.values())
+    first = next(size for size, count in objects.items() if count)
+    assert rows[0] | {"mean": 0, "deviation": 0} == {
+        "run": "a run", "step": 0, "measure": "between_parts", "size": first, "objects": objects[first], "mean": 0,
+        "deviation": 0, "unread": 0,
+    }  # fmt: skip
+    assert rows[-1]["step"] == 7 and rows[-1]["measure"] == "of_mask"
+    assert rows[-1]["mean"] == found[7].of_mask[str(rows[-1]["size"])].mean
+
+
+def test_a_run_that_kept_no_checkpoints_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"weights: no checkpoint of a step; train with keep_every=N"):
+        divergence_over_training(tmp_path, SCENES)
 
 
 @pytest.mark.slow

@@ -41,6 +41,8 @@ SMALL = [
     "device=cpu",
 ]
 
+FEW = ["images=8", "validation_images=4"]
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -105,6 +107,7 @@ HEAVY = ("torch", "torchvision", "numba", "timm", "matplotlib", "PIL", "numpy")
         ["detect", "--help"],
         ["val", "--help"],
         ["explain", "--help"],
+        ["analyse", "--help"],
         ["proposals", "--help"],
         ["train", "--help"],
         ["config"],
@@ -249,7 +252,7 @@ def test_config_prints_what_a_file_holds(here: Path, capsys: pytest.CaptureFixtu
 
 def trained(here: Path, name: str, seed: int) -> dict[str, Tensor]:
     """The weights that `regio train` leaves after one step at a learning rate of zero: the initial ones."""
-    words = ["--name", name, "--seed", str(seed), "--steps", "1", "--batch-size", "2", "--lr", "0", *SMALL]
+    words = ["--name", name, "--seed", str(seed), "--steps", "1", "--batch-size", "2", "--lr", "0", *SMALL, *FEW]
     assert regio("train", "shapes", *words) == 0
     return load_file(here / "runs" / name / "weights" / "last.safetensors")
 
@@ -531,7 +534,7 @@ def test_a_training_from_a_checkpoint_of_other_classes(
     here: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--classes", "circle,star", "--weights", str(weights), "--steps", "1", "--lr", "0", "--name", "a", *SMALL]
-    assert regio("train", "shapes", *words) == 0
+    assert regio("train", "shapes", *words, *FEW) == 0
     said = "of 6 classes, these are 2 others; roi_heads.0.class_logits, roi_heads.0.box_deltas start anew"
     assert said in capsys.readouterr().out
     before, after = load_file(weights), load_file(here / "runs" / "a" / "weights" / "last.safetensors")

@@ -434,6 +434,8 @@ EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     "roi-pool, disjoint": lambda: regions.RoIPool(3, regions.HalfOpenCorners(), regions.DisjointBins()),
     "roi-average-pool": lambda: regions.RoIAveragePool(7),
     "spatial-pyramid": lambda: regions.SpatialPyramidPool((3, 2)),
+    "roi-align of twice the area": lambda: regions.Enlarged(regions.RoIAlign(7)),
+    "roi-pool of twice the area": lambda: regions.Enlarged(regions.RoIPool(7)),
     "roi-warp": lambda: regions.RoIWarp(7),
     "precise-roi-pool": lambda: regions.PreciseRoIPool(7),
     "centre": regions.CentreFeature,

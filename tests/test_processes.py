@@ -164,7 +164,7 @@ except Exception as error:
 
 
 SMALL = ["channels=16", "hidden=32", "short_side=64", "long_side=96", "regions_per_image=16", "workers=0", "device=cpu"]
-COMMAND = ["train", "shapes", "--steps", "1", "--batch-size", "2", *SMALL]
+COMMAND = ["train", "shapes", "--steps", "1", "--batch-size", "2", *SMALL, "images=8", "validation_images=4"]
 
 
 @pytest.mark.slow

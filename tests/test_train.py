@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from regio.checkpoints import read_card
+from regio.checkpoints import kept_checkpoints, read_card
 from regio.config.extractors import RoIPool
 from regio.config.systems import FasterRCNNOnFPN, System
 from regio.data import DetectionDataset, HorizontalFlip, Sample, Shapes, Transform
@@ -31,6 +31,8 @@ MODEL = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, reg
 CONFIG = TrainConfig(
     steps=6, batch_size=2, evaluate_every=100, save_every=2, log_every=1, workers=0, device="cpu", seed=3
 )
+
+TRUNK = "roi_heads.0.trunk.fc7.weight"
 
 
 class StopAt(SilentProgress):
@@ -98,6 +100,48 @@ def test_what_a_run_leaves(straight: Path) -> None:
     seconds = [row["seconds"] for row in rows[:6]]
     assert seconds == sorted(seconds) and seconds[0] > 0
     assert "seconds" not in rows[6]
+
+
+def test_checkpoints_are_kept_at_intervals(straight: Path, tmp_path: Path) -> None:
+    """The initial weights and those of each fourth step, also over an interruption; a run that keeps none ends with
+    the same weights."""
+    with pytest.raises(ValueError, match=r"weights: no checkpoint of a step; train with keep_every=N"):
+        kept_checkpoints(straight)
+    torch.manual_seed(0)
+    initial = MODEL.build(6).state_dict()
+    config = replace(CONFIG, keep_every=4)
+    with pytest.raises(Interrupted):
+        run(tmp_path, config, progress=StopAt(3, signal.SIGINT))
+    run(tmp_path, config, resume=True)
+    kept = kept_checkpoints(tmp_path)
+    names = [(step, path.name) for step, path in kept.items()]
+    assert names == [(0, "step-00000.safetensors"), (4, "step-00004.safetensors"), (6, "last.safetensors")]
+    assert [read_card(path).step for path in kept.values()] == [0, 4, 6]
+    first = load_file(kept[0])
+    assert first.keys() == initial.keys() and all(torch.equal(first[name], initial[name]) for name in first)
+    assert not torch.equal(first[TRUNK], load_file(kept[4])[TRUNK])
+    assert_same_weights(straight, tmp_path)
+
+
+def test_a_run_that_keeps_its_initial_weights_can_go_on_from_there(tmp_path: Path) -> None:
+    """Killed before its first step: what is in the folder is a run, that of step 0."""
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path, replace(CONFIG, keep_every=2), progress=Failing())
+    assert {path.name for path in (tmp_path / "weights").iterdir()} == {
+        "step-00000.safetensors", "resume.safetensors"
+    }  # fmt: skip
+    run(tmp_path, replace(CONFIG, keep_every=2), resume=True)
+    kept = kept_checkpoints(tmp_path)
+    assert list(kept) == [0, 2, 4, 6] and kept[6].name == "step-00006.safetensors"
+
+
+@pytest.mark.slow
+def test_kept_checkpoints_are_of_the_moving_average(tmp_path: Path) -> None:
+    run(tmp_path, replace(CONFIG, ema=0.9, keep_every=6))
+    kept, last, state = (
+        load_file(tmp_path / "weights" / f"{name}.safetensors") for name in ("step-00006", "last", "resume")
+    )
+    assert torch.equal(kept[TRUNK], last[TRUNK]) and not torch.equal(kept[TRUNK], state[f"model.{TRUNK}"])
 
 
 def test_the_time_of_a_resumed_run_goes_on(straight: Path, tmp_path: Path) -> None:
@@ -279,7 +323,7 @@ def test_another_run_is_not_resumed(straight: Path, change: dict[str, Any], mess
 def test_what_a_resumed_run_may_change(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(tmp_path, progress=StopAt(3, signal.SIGINT))
-    run(tmp_path, replace(CONFIG, workers=1, save_every=1, log_every=3, device="auto"), resume=True)
+    run(tmp_path, replace(CONFIG, workers=1, save_every=1, keep_every=3, log_every=3, device="auto"), resume=True)
     assert_same_weights(straight, tmp_path)
 
 

@@ -19,6 +19,7 @@ from regio.training_log import TrainingLog
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_torchvision.py"
 SMALL = ["channels=16", "hidden=32", "short_side=64", "long_side=96", "workers=0", "device=cpu"]
+FEW = ["images=8", "validation_images=4"]
 MASKS = MaskRCNN(channels=16, hidden=32, short_side=64, long_side=96, mask_channels=8, mask_layers=2)
 
 
@@ -34,7 +35,7 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     """The script with these words."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words, *SMALL])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words, *SMALL, *FEW])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 

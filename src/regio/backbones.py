@@ -73,8 +73,8 @@ class Backbone(nn.Module):
         self.strides = tuple(gives[i].stride for i in self.places)
         self.mean, self.std = mean, std
         self.body = body.to(memory_format=torch.channels_last)
-        body.eval()  # these runs must leave no trace
-        depends = _names_by_output(body, gives)
+        body.eval()  # this run must leave no trace
+        depends = _dependencies(body, gives)
         for name in depends[place[frozen]] if frozen else ():
             body.get_parameter(name).requires_grad_(False)
         if frozen_norm:
@@ -322,25 +322,43 @@ def _level_numbers(reductions: Sequence[int]) -> list[int]:
     return numbers
 
 
-def _names_by_output(body: nn.Module, gives: Sequence[Level]) -> list[set[str]]:
-    """The names of the parameters that each output of `body` depends on, from a run without data.
+def _dependencies(body: nn.Module, gives: Sequence[Level]) -> list[set[str]]:
+    """The names of the parameters that each output of `body` depends on, from a run on a small black image.
 
     Raises ValueError when the outputs are not those that `gives` declares.
     """
-    ghost = copy.deepcopy(body).to("meta")
-    names, parameters = zip(*ghost.requires_grad_(True).named_parameters(), strict=True)
+    parameters = dict(body.named_parameters())
+    required = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    device = next(iter(parameters.values())).device
+    body.requires_grad_(True)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            outputs = ghost(torch.empty(1, 3, 64, 96, device="meta"))
+            outputs = body(torch.zeros(1, 3, 64, 96, device=device))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"body: expected a network for images of any size; on one of 64 x 96 it fails: {error}"
         ) from error
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(required[name])
     depends = []
     for output, (level, channels, _) in zip(outputs, gives, strict=True):
         if output.ndim != 4 or output.shape[1] != channels:
             raise ValueError(f"body: expected shape [1, {channels}, H, W] at level {level}, got {list(output.shape)}")
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
-        depends.append({name for name, gradient in zip(names, gradients, strict=True) if gradient is not None})
+        leaves = _leaves(output)
+        depends.append({name for name, parameter in parameters.items() if id(parameter) in leaves})
     return depends
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """The `id` of each leaf in the graph of `output`: what a gradient would reach, which need not be computed."""
+    seen, waiting, leaves = set[Any](), [output.grad_fn], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        waiting.extend(following for following, _ in node.next_functions)
+    return leaves

@@ -1,9 +1,9 @@
 """Checkpoints in safetensors: written whole or not at all, and read without executing anything.
 
-Two kinds of file. A *checkpoint* (`best.safetensors`, `last.safetensors`) holds the weights of a detector and its
-`Card`: what is needed to build and use it. A *resume file* holds the whole state of a training: weights, their moving
-average, the optimizer and the step, so that a killed run continues bit for bit. Random state is not in it: training
-draws each step's random numbers from (seed, step).
+Two kinds of file. A *checkpoint* (`best.safetensors`, `last.safetensors`, `step-00200.safetensors`) holds the weights
+of a detector and its `Card`: what is needed to build and use it. A *resume file* holds the whole state of a training:
+weights, their moving average, the optimizer and the step, so that a killed run continues bit for bit. Random state is
+not in it: training draws each step's random numbers from (seed, step).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Card",
+    "kept_checkpoints",
+    "kept_name",
     "load_all_but_classes",
     "load_weights",
     "read_card",
@@ -115,6 +117,27 @@ def _read_header(path: Path, kind: str) -> dict[str, Any]:
 def save(path: Path | str, detector: nn.Module, card: Card) -> None:
     """Write the weights of `detector` and its card to `path`, whole or not at all. Raises OSError naming the file."""
     _write(Path(path), detector.state_dict(), {"card": asdict(card)})
+
+
+def kept_name(step: int) -> str:
+    """The name of the file that a training keeps of `step`."""
+    return f"step-{step:05d}.safetensors"
+
+
+def kept_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints that the run in `folder` has kept (`keep_every` of `regio.config.TrainConfig`), by step, the
+    first first; the last is `last.safetensors` where that is of a later step.
+
+    Raises ValueError, naming the folder, where there is none.
+    """
+    weights = folder / "weights"
+    kept = {int(path.stem.removeprefix("step-")): path for path in weights.glob("step-[0-9]*.safetensors")}
+    if not kept:
+        raise ValueError(f"{weights}: no checkpoint of a step; train with keep_every=N, the steps between them")
+    last = weights / "last.safetensors"
+    if last.is_file() and (step := read_card(last).step) > max(kept):
+        kept[step] = last
+    return dict(sorted(kept.items()))
 
 
 def read_card(path: Path | str) -> Card:

@@ -98,13 +98,13 @@ class TwoStageDetector(nn.Module):
 
     def without_heads(self) -> TwoStageDetector:
         """The proposal network alone: a detector whose modules are those of this one, not copies."""
-        return TwoStageDetector(
+        return type(self)(
             preprocess=self.preprocess, backbone=self.backbone, neck=self.neck, proposals=self._proposals()
         )
 
     def without_proposals(self) -> TwoStageDetector:
         """The heads alone, for boxes that are given: a detector whose modules are those of this one, not copies."""
-        return TwoStageDetector(
+        return type(self)(
             preprocess=self.preprocess,
             backbone=self.backbone,
             neck=self.neck,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import sys
 import threading
@@ -77,7 +78,7 @@ def detect_files(
     class_names: Sequence[str],
     folder: Path,
     *,
-    score_threshold: float = 0.0,
+    score_threshold: float = -math.inf,
     batch_size: int = 4,
     pictures: bool = True,
     proposals: Callable[[Tensor], Tensor] | None = None,
@@ -104,7 +105,7 @@ def detect_files(
 
     def finish(number: int, image: Tensor, detections: Detections) -> None:
         if pictures:
-            draw_detections(image, detections, class_names, 0.0).save(folder / "pictures" / names[number])
+            draw_detections(image, detections, class_names, -math.inf).save(folder / "pictures" / names[number])
         found[number] = _as_dict(files[number], image, detections, class_names)
 
     with _background(1 if proposals is None else processors()) as reader, _background() as drawer:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
 from torch import nn
@@ -24,8 +25,10 @@ from regio.data import (
     open_undivided,
 )
 from regio.data.loading import without_worker_tracebacks
+from regio.detector import TwoStageDetector
 from regio.given_proposals import data_name, source_named
 from regio.identity import differences
+from regio.kept_maps import KeptMaps, MappedDetector
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
 from regio.recipes import StagedRun
@@ -36,7 +39,7 @@ from regio.training_log import TrainingLog
 from regio.weights import load_trained, published
 from regio.yaml_text import as_yaml
 
-__all__ = ["open_data", "open_splits", "print_problems", "run", "took", "transform"]
+__all__ = ["on_kept_maps", "open_data", "open_splits", "print_problems", "run", "took", "transform"]
 
 FREE = {"backbone_weights", "short_side", "long_side", "score_threshold"}  # settings that no weight depends on
 FEW_STEPS = 300  # fourteen photos of three classes: AP 0.05 after --steps 50, 0.55 after --steps 400
@@ -73,11 +76,15 @@ def run(
                 (place / "config.yaml").write_text(as_yaml(as_dict(config)))
         _describe(config, dataset, validation, model, place, fabric.world_size, console)
         evaluator = config.model.evaluator(validation)
+        if config.keep_maps:
+            model, dataset, validation = on_kept_maps(
+                config, model, dataset, validation, project or place.parent, fabric, console
+            )
         stages = StagedRun(
             fabric,
             place,
             dataset,
-            evaluator,
+            config.model.evaluator(validation),
             training,
             transform=transform(config),
             configuration=model_to_dict(config.model),
@@ -210,6 +217,41 @@ def took(folder: Path) -> str:
 def transform(config: RunConfig) -> Transform:
     """The augmentation of `config`."""
     return Compose([HorizontalFlip(config.flip)] + ([PhotometricJitter()] if config.jitter else []))
+
+
+def on_kept_maps(
+    config: RunConfig,
+    model: nn.Module,
+    dataset: DetectionDataset,
+    validation: DetectionDataset,
+    project: Path,
+    fabric: Fabric,
+    console: Console,
+) -> tuple[MappedDetector, DetectionDataset, DetectionDataset]:
+    """`model` and the two data sets with the maps of its backbone in place of photos, kept in a folder of `project`.
+
+    Raises ValueError where the photos themselves are needed, or the backbone is trained; see `regio.kept_maps`.
+    """
+    if config.jitter:
+        raise ValueError("keep_maps: expected jitter=false, which changes photos that are not read")
+    if not isinstance(model, TwoStageDetector):
+        raise ValueError(f"keep_maps: expected a detector of two stages, got {type(model).__name__}")
+    mapped: list[DetectionDataset] = []
+    for data, path, split in (
+        (dataset, config.data, "train"),
+        (validation, config.validation or config.data, "val"),
+    ):
+        folder = project / "maps" / data_name(path, split)
+        kept = KeptMaps(folder, model, data, mirrored=split == "train" and config.flip > 0)
+        with together(fabric):
+            if fabric.is_global_zero and kept.missing:
+                size = f"{kept.nbytes / 1e9:.2f} GB"
+                console.print(f"maps of {len(data)} images: {size}, in {folder}", highlight=False, markup=False)
+                with RichProgress(console) as bar:
+                    kept.make(device=fabric.device, progress=bar.evaluating)
+        fabric.barrier()
+        mapped.append(kept.in_place_of_images())
+    return MappedDetector.of(model), mapped[0], mapped[1]
 
 
 def _describe(

@@ -65,10 +65,14 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class BoxResults:
-    """Detections, by the metrics of COCO and Pascal VOC. records: those of `evaluator`."""
+    """Detections, by the metrics of COCO and Pascal VOC.
+
+    records: those of `evaluator`. shown_score: lowest score of the detections in pictures and in the confusion matrix.
+    """
 
     evaluator: BoxEvaluator
     records: Sequence[list[dict[str, Any]]]
+    shown_score: float = 0.5
 
     @cached_property
     def coco(self) -> CocoMetrics:
@@ -106,8 +110,11 @@ class BoxResults:
         dataset, predictions = self.evaluator.dataset, self.evaluator.rows(self.records)
         plots = {"Precision and recall at IoU 0.5": ("precision_recall", precision_recall_figure(self.coco))}
         if len(dataset.class_names) > 1:
-            caption = "Confusion matrix at score and IoU 0.5. Column background: missed. Row background: false"
-            matrix = confusion_matrix(dataset.to_coco(), predictions)
+            caption = (
+                f"Confusion matrix at score {self.shown_score:g} and IoU 0.5. Column background: missed. "
+                "Row background: false"
+            )
+            matrix = confusion_matrix(dataset.to_coco(), predictions, self.shown_score)
             plots[caption] = ("confusion", confusion_figure(matrix, dataset.class_names))
         classes: list[dict[str, Cell]] = []
         for name, one in self.coco.per_class.items():
@@ -120,7 +127,7 @@ class BoxResults:
             _subtitle(dataset) + "AP is COCO's, the mean over IoU 0.50 to 0.95, unless another is named.",
             self.summary(),
             plots,
-            ("Validation images: annotated, and detected", _sheet(dataset, predictions)),
+            ("Validation images: annotated, and detected", _sheet(dataset, predictions, self.shown_score)),
             classes,
             configuration,
         )
@@ -287,7 +294,7 @@ def _written(value: float) -> str:
     return "\N{EN DASH}" if math.isnan(value) else f"{value:.3f}"
 
 
-def _sheet(dataset: DetectionDataset, predictions: Sequence[Mapping[str, Any]]) -> Image.Image:
+def _sheet(dataset: DetectionDataset, predictions: Sequence[Mapping[str, Any]], score_threshold: float) -> Image.Image:
     """Images spread over the data set, as annotated and as detected."""
     chosen, light = _spread(dataset), dataset.without_masks()
     records = [dataset.records[i] for i in chosen]
@@ -299,6 +306,7 @@ def _sheet(dataset: DetectionDataset, predictions: Sequence[Mapping[str, Any]]) 
         (detections_from_coco(rows, dataset.category_ids) for rows in own),
         dataset.class_names,
         [record.name for record in records],
+        score_threshold,
         masks=(dataset.masks_of(i) for i in chosen),
     )
 

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from regio.averaging import moving_average
-from regio.checkpoints import Card, read_resume, save, save_resume
+from regio.checkpoints import Card, kept_name, read_resume, save, save_resume
 from regio.config.training import TrainConfig
 from regio.data import Batch, DetectionDataset, EpochBatches, TrainingSet, Transform, collate
 from regio.errors import Interrupted, NonFiniteLoss, ProcessFailed
@@ -42,7 +42,10 @@ __all__ = [
     "train",
 ]
 
-FREE = {"epochs", "steps", "batch_size", "accumulate", "device", "devices", "workers", "save_every", "log_every"}
+FREE = {
+    *("epochs", "steps", "batch_size", "accumulate"),
+    *("device", "devices", "workers", "save_every", "keep_every", "log_every"),
+}
 """Settings of `TrainConfig` that a resumed run may change, since no result depends on them: those of the machine and of
 how often it writes. (The first four count by what follows from them: the number of steps and the images of each.)"""
 SAME_SIGNAL = 2.0  # seconds: under torchrun Ctrl-C comes twice, from the terminal and from torchrun
@@ -79,6 +82,8 @@ def train(
     Leaves under `folder`: metrics.csv (`seconds` is the time of all steps so far, reading of images included and
     evaluations not), the checkpoints weights/best.safetensors (by the number that the evaluator
     selects) and weights/last.safetensors, weights/resume.safetensors, the whole state, and what the evaluator saves.
+    With `keep_every` also weights/step-00000.safetensors, the initial weights, and such a checkpoint each so many
+    steps.
     `configuration` goes onto the cards of the checkpoints: what builds this model again. Modules are trained in the
     modes they come in, and predict in evaluation mode.
 
@@ -201,6 +206,9 @@ class _Run:
         evaluate_steps = max(1, round(self.config.evaluate_every * self.epoch_steps))
         with stop_requests() as stop_requested, self.progress, closing(self.log):
             self.progress.start(self.step, self.steps)
+            if self.step == 0 and self.config.keep_every:
+                self.save()  # first: a folder that holds checkpoints holds a run that can go on
+                self.keep()
             batches = iter(self.loader())
             while self.step < self.steps:
                 try:
@@ -213,6 +221,8 @@ class _Run:
                         raise
                     self.save()  # a signal to the whole process group ends the processes that read images first
                     raise self._interrupted() from error
+                if self.config.keep_every and self.step % self.config.keep_every == 0:
+                    self.keep()
                 done = self.step % evaluate_steps == 0 or self.step == self.steps
                 if done:
                     evaluation = self.evaluate()
@@ -305,6 +315,11 @@ class _Run:
             for name in ("last", "best") if better else ("last",):
                 save(self.weights / f"{name}.safetensors", self.evaluated, card)
         return evaluation
+
+    def keep(self) -> None:
+        """Write the checkpoint of this step."""
+        if self.fabric.is_global_zero:
+            save(self.weights / kept_name(self.step), self.evaluated, replace(self.card, step=self.step))
 
     def save(self) -> None:
         """Write the resume file."""

@@ -58,7 +58,7 @@ def test_a_plan_may_grow(tmp_path: Path) -> None:
 
 def test_the_machine_is_no_part_of_a_plan(tmp_path: Path) -> None:
     PLAN.write(tmp_path)
-    words = ("output_stride=8", "workers=0", "device=cpu", "log_every=3", "save_every=3")
+    words = ("output_stride=8", "workers=0", "device=cpu", "log_every=3", "save_every=3", "keep_every=3")
     again = replace(PLAN, arms=arms("faster-rcnn", "pool=faster-rcnn-fpn:extractor=roi-pool", settings=words))
     assert again.agreed(tmp_path).arms == again.arms
 

@@ -13,7 +13,25 @@ from regio.compare.results import Measured, spread, write_results
 from regio.config import SYSTEMS
 
 RUN = Measured(
-    "a", "faster-rcnn", 0, 0.1, 0.3, 0.05, 0.25, 0.3, 40, 12.5, 20.0, 0.02, None, 1000, "2026-01-01 10:00 UTC"
+    "a",
+    "faster-rcnn",
+    0,
+    0.1,
+    0.3,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.25,
+    0.3,
+    40,
+    12.5,
+    0.3,
+    20.0,
+    0.02,
+    None,
+    1000,
+    "2026-01-01 10:00 UTC",
 )
 
 

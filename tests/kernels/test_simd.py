@@ -192,6 +192,37 @@ def test_gradients_of_logits(width: int, dtype: type, half: bool) -> None:
     both("add_logits_of_row", "x, U(1), w[0], z, U(2), y, U(4), w[1], offsets, more, b", make)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [0, 1, 5, SIDE, 37])
+def test_the_largest_and_what_is_not_below(count: int, dtype: type) -> None:
+    """With NaN and infinities too; the elements around are larger."""
+    for special in (False, True):
+        x = numbers(count + 6, dtype, special)
+        x[:3], x[3 + count :] = 99, np.nan
+        for limit in (-np.inf, -0.5, 1.75, 8, np.nan):
+
+            def make(x: Array = x, limit: float = limit) -> tuple[Any, ...]:
+                return count, 0, x.copy(), np.array([limit], dtype), 0, 0, 0, 0, 0
+
+            both("largest", "x, U(3), a", make)
+            both("span_not_below", "x, U(3), a, y[0]", make)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [0, 1, 5, SIDE, 37])
+def test_weights_of_a_row_that_count(count: int, dtype: type) -> None:
+    """From the first to the last of each vector; what surrounds them stays."""
+    for special in (False, True):
+        for least in (-np.inf, 0.25, 6, 1e9):
+
+            def make(special: bool = special, least: float = least) -> tuple[Any, ...]:
+                column, appearance = numbers(count + 2, dtype, special), numbers(count + 5, dtype)
+                cells, weights = np.full(count + 9, -7, np.int32), np.full(count + 9, -7, dtype)
+                return count, 40, column, appearance, weights, cells, 0, np.array([0.5, least], dtype), 0
+
+            both("keep_weights_of_row", "x, U(1), w[0], y, U(2), w[1], a, b, z, offsets, U(4)", make)
+
+
 @compiled
 def _of_any_width(x: Array, width: int) -> None:
     simd.maximum(x, U(0), 0, 0, 1, 1, x, U(0), width)
@@ -263,18 +294,16 @@ torch.testing.assert_close(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_plain_loops_take_the_place_of_what_cannot_be_built(tmp_path: Path) -> None:
+    """The second change finds the kernels of the first on the disk: it has the same loops."""
+    for change in (
         "del llvmlite.ir.IRBuilder.shuffle_vector",  # noticed when the instructions are built
         "import numba.extending; del numba.extending.intrinsic",  # noticed when the file is imported
-    ],
-)
-def test_plain_loops_take_the_place_of_what_cannot_be_built(change: str, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", FALLBACK.format(change=change)],
-        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("RuntimeWarning The vector instructions of regio's CPU kernels cannot be built")
-    assert len(run.stdout.splitlines()) == 1
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", FALLBACK.format(change=change)],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("RuntimeWarning The vector instructions of regio's CPU kernels cannot be built")
+        assert len(run.stdout.splitlines()) == 1

@@ -10,26 +10,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from regio.config import read_system
 from regio.config.extractors import RoIPool
-from regio.config.systems import FasterRCNN
+from regio.config.proposals import method_named
+from regio.config.systems import RPN, FasterRCNN, MaskRCNN, RPNOnFPN
 from regio.data import Shapes, read_proposals
 from regio.detector import TwoStageDetector
-from regio.evaluate import BoxEvaluator
-from regio.processes import launch
-from regio.recipes import Alternating, Joint, StagedRun
+from regio.proposals import ProposalNetwork
+from regio.recipes import Alternating, Joint
 from regio.recipes.alternating import fixed
-from regio.train import TrainConfig
+from tests.recipes.runs import staged
 
 SYSTEM = FasterRCNN(
     channels=16, hidden=32, short_side=64, long_side=96, regions_per_image=16, frozen=0, norm="batch",
     extractor=RoIPool(), scheme="alternating",
 )  # fmt: skip
-CONFIG = TrainConfig(steps=3, batch_size=2, evaluate_every=100, log_every=1, workers=0, device="cpu")
 SHARED = ("backbone.", "neck.")
-
-
-def staged(folder: Path, resume: bool = False) -> StagedRun:
-    return StagedRun(launch("cpu"), folder, Shapes(6), BoxEvaluator(Shapes(3, seed=1)), CONFIG, resume=resume)
 
 
 def weights(folder: Path, stage: str) -> dict[str, Tensor]:
@@ -53,7 +49,7 @@ def changed(a: dict[str, Tensor], b: dict[str, Tensor], prefix: str | tuple[str,
 
 
 def test_systems_name_their_recipe() -> None:
-    assert SYSTEM.recipe() == Alternating()
+    assert isinstance(SYSTEM.recipe(), Alternating)
     assert FasterRCNN().recipe() == Joint()
 
 
@@ -103,6 +99,38 @@ def test_proposals_of_both_sets_are_kept(run: tuple[Path, TwoStageDetector, TwoS
             boxes = read_proposals(folder / "stages" / stage / f"{name}.safetensors")
             assert len(boxes) == images
             assert all(0 < len(each) <= most for each in boxes.values())
+
+
+@pytest.mark.parametrize("stage", ["1-proposals", "3-proposals"])
+def test_its_proposal_networks_propose_for_others(
+    run: tuple[Path, TwoStageDetector, TwoStageDetector], stage: str
+) -> None:
+    """Their checkpoints are those of the system `rpn`; on the card of the heads' there is none."""
+    folder, _, detector = run
+    path = folder / "stages" / stage / "weights" / "last.safetensors"
+    system, _ = read_system(path)
+    assert isinstance(system, RPN) and (system.channels, system.norm) == (16, "batch")
+    boxes, scores = method_named(str(path))(Shapes(1)[0].image)
+    assert len(boxes) == len(scores) > 0
+    if stage == "3-proposals":  # of this the whole detector has the weights
+        network = ProposalNetwork(copy.deepcopy(detector).without_heads(), weights=path)
+        expected = network(Shapes(1)[0].image)
+        torch.testing.assert_close((boxes, scores), expected)
+    with pytest.raises(ValueError, match=r"4-heads.*its card has no configuration"):
+        method_named(str(folder / "stages" / "4-heads" / "weights" / "last.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "system", [FasterRCNN(level=4, norm="group"), MaskRCNN(levels=(4, 5), anchor_sizes=(32, 64, 128))]
+)
+def test_proposal_networks_alone_are_parts_of_their_systems(system: FasterRCNN | MaskRCNN) -> None:
+    alone = system.proposals_alone()
+    assert type(alone) is (RPN if isinstance(system, FasterRCNN) else RPNOnFPN)
+    whole, part = (each.build(6, pretrained=False) for each in (system, alone))
+    shapes = {name: value.shape for name, value in whole.without_heads().state_dict().items()}
+    assert shapes == {name: value.shape for name, value in part.state_dict().items()}
+    assert part.preprocess == whole.preprocess
+    assert part.proposals.anchors == whole.proposals.anchors  # type: ignore[union-attr]
 
 
 def test_a_killed_run_goes_on(run: tuple[Path, TwoStageDetector, TwoStageDetector], tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +13,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from regio.backbones import Backbone, Level
-from regio.data import DetectionDataset, HorizontalFlip, Shapes
+from regio.data import DetectionDataset, Shapes
 from regio.detector import TwoStageDetector
 from regio.evaluate import BoxEvaluator
 from regio.fitting.extraction import open_store, store_features
-from regio.processes import launch
-from regio.progress import Progress, SilentProgress
+from regio.progress import SilentProgress
 from regio.recipes import FittedHead, StagedRun
 from regio.roi_heads import FullyConnected
 from regio.systems import rcnn
-from regio.train import Interrupted, TrainConfig
+from regio.train import Interrupted
 from regio.types import Regions
-
-CONFIG = TrainConfig(steps=6, batch_size=2, evaluate_every=100, log_every=1, workers=0, device="cpu", seed=3)
+from tests.recipes.runs import staged
 
 
 class Stages(nn.Module):
@@ -64,24 +62,8 @@ def with_boxes(images: int, seed: int = 0) -> DetectionDataset:
     return data.with_proposals(proposals)
 
 
-def run(
-    folder: Path,
-    *,
-    resume: bool = False,
-    progress: Callable[[], Progress] = SilentProgress,
-    lines: list[str] | None = None,
-) -> StagedRun:
-    return StagedRun(
-        launch("cpu"),
-        folder,
-        with_boxes(6),
-        BoxEvaluator(with_boxes(3, seed=1)),
-        CONFIG,
-        transform=HorizontalFlip(),
-        resume=resume,
-        progress=progress,
-        say=([] if lines is None else lines).append,
-    )
+def run(folder: Path, **options: Any) -> StagedRun:
+    return staged(folder, with_boxes(6), with_boxes(3, seed=1), **options)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,38 +12,14 @@ from torch import nn
 
 from regio.checkpoints import read_card
 from regio.config.systems import FasterRCNNOnFPN
-from regio.data import HorizontalFlip, Shapes
-from regio.evaluate import BoxEvaluator
-from regio.processes import launch
 from regio.progress import Progress, SilentProgress
 from regio.recipes import StagedRun
-from regio.train import Interrupted, TrainConfig
+from regio.train import Interrupted
 from regio.training_log import TrainingLog
+from tests.recipes.runs import CONFIG, staged
 from tests.test_train import StopAt
 
 MODEL = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, regions_per_image=16)
-CONFIG = TrainConfig(steps=4, batch_size=2, evaluate_every=100, log_every=1, workers=0, device="cpu", seed=3)
-
-
-def staged(
-    folder: Path,
-    *,
-    resume: bool = False,
-    config: TrainConfig = CONFIG,
-    progress: Callable[[], Progress] = SilentProgress,
-    lines: list[str] | None = None,
-) -> StagedRun:
-    return StagedRun(
-        launch("cpu"),
-        folder,
-        Shapes(6),
-        BoxEvaluator(Shapes(2, seed=1)),
-        config,
-        transform=HorizontalFlip(),
-        resume=resume,
-        progress=progress,
-        say=([] if lines is None else lines).append,
-    )
 
 
 def model() -> nn.Module:

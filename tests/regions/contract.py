@@ -128,6 +128,10 @@ class ExtractorContract:
         if self.weights_sum_to_one:
             close(w.sum((3, 4)), torch.ones_like(w.sum((3, 4))), 1e-10)
 
+    def test_mean_weights_are_those_of_the_channels(self) -> None:
+        e, x, r = self.extractor(), feature_map(self.in_channels), regions()
+        close(e.mean_weights(x, r), e.weights(x, r).mean(1, keepdim=True), 1e-12)
+
     def test_gradients(self) -> None:
         e, x, r = self.extractor(), feature_map(self.in_channels), regions([INSIDE, BOXES[2], BOXES[3]])
         names = [name for name, _ in e.named_parameters()]

@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regio.optimisation import AdamW
 from regio.regions.base import RegionExtractor
+from regio.regions.embedding import span_of_embeddings
 from regio.regions.learned import (
     Dense,
     Exact,
@@ -410,18 +411,29 @@ def matmul_precision(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.slow
-def test_the_grid_prior_keeps_its_precision(matmul_precision: str) -> None:
-    """Exact and dense agree, on float64 and with each other, whatever the switch, on a map of the usual size."""
+@pytest.fixture(scope="module")
+def with_grid_prior() -> tuple[LearnedRegionFeatures, LearnedRegionFeatures, FeatureMap, Regions, Tensor]:
+    """Exact and dense, boxes on a map of the usual size, and their features in float64."""
     torch.manual_seed(0)
     x = FeatureMap(torch.randn(1, 32, 50, 76), 16)
-    r = random_boxes(200, 76 * 16, 50 * 16)
+    r = random_boxes(100, 76 * 16, 50 * 16)
     e = LearnedRegionFeatures(32, prior=GridPrior())
     dense = LearnedRegionFeatures(32, prior=GridPrior(), mode=Dense())
     dense.load_state_dict(e.state_dict())
     with torch.no_grad():
+        double = copy.deepcopy(dense).double()(FeatureMap(x.data.double(), 16), Regions(r.boxes.double(), r.image))
+    return e, dense, x, r, double.float()
+
+
+@pytest.mark.slow
+def test_the_grid_prior_keeps_its_precision(
+    matmul_precision: str,
+    with_grid_prior: tuple[LearnedRegionFeatures, LearnedRegionFeatures, FeatureMap, Regions, Tensor],
+) -> None:
+    """Exact and dense agree, on float64 and with each other, whatever the switch, on a map of the usual size."""
+    e, dense, x, r, double = with_grid_prior
+    with torch.no_grad():
         out, written_out = e(x, r), dense(x, r)
-        double = dense.double()(FeatureMap(x.data.double(), 16), Regions(r.boxes.double(), r.image)).float()
     tolerance = {"highest": 2e-5, "medium": 1e-2}[matmul_precision]  # the latter of features with a deviation of 1
     torch.testing.assert_close(out, written_out, rtol=0, atol=tolerance)
     torch.testing.assert_close(out, double, rtol=0, atol=tolerance)
@@ -447,3 +459,75 @@ def test_low_precision_in_every_mode(mode: Mode, prior: GridPrior | None, dtype:
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}[dtype] * float(expected.abs().max())
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("low", "high"), [(0, 64), (-16, 16), (32, 240)])
+def test_embeddings_of_an_interval_span_few_dimensions(low: int, high: int, dtype: torch.dtype) -> None:
+    basis = span_of_embeddings(512, low, high, dtype).double()
+    z = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * (high - low) + low
+    embedded = embed(z, 512)
+    tolerance = {torch.float32: 5e-7, torch.float64: 1e-13}[dtype]
+    torch.testing.assert_close(embedded @ basis @ basis.t(), embedded, rtol=0, atol=tolerance)
+    torch.testing.assert_close(basis.t() @ basis, torch.eye(basis.shape[1]).double(), rtol=0, atol=1e-6)
+    assert basis.shape[1] < (high - low) / math.pi + {torch.float32: 18, torch.float64: 32}[dtype]
+
+
+def terms_and_gradients(e: LearnedRegionFeatures, x: FeatureMap, r: Regions, direct: bool) -> list[Tensor]:
+    if direct:
+        e._table = lambda maps, r, stride: None  # type: ignore[method-assign]
+    assert direct == (e._table([x], r, x.stride) is None)
+    terms = torch.cat(e.terms(x, r)[:2], 2)
+    toward = torch.randn(terms.shape, generator=torch.Generator().manual_seed(0), dtype=terms.dtype)
+    leaves = [r.boxes, e.position_weight, e.box_weight, e.part_weight]
+    return [terms.detach(), *torch.autograd.grad(terms, leaves, toward)]
+
+
+@pytest.mark.parametrize("factor", [1.0, 20.0])
+@pytest.mark.parametrize("options", [{}, {"box_encoding": centre_and_size}, {"unit": 16.0}])
+def test_a_table_of_the_geometric_term_is_as_precise_as_its_products(options: dict[str, Any], factor: float) -> None:
+    """Logits of 0.1 and of tens, and all gradients, from boxes of which some lie outside of the image."""
+    torch.manual_seed(0)
+    e = LearnedRegionFeatures(4, **options)
+    with torch.no_grad():
+        for parameter in e.parameters():
+            parameter.mul_(factor)
+    x, r = FeatureMap(torch.zeros(1, 4, 38, 51), 8), random_boxes(200, 51 * 8, 38 * 8)
+    boxes = r.boxes - torch.tensor([60.0, 0.0, 60.0, 0.0])
+    double = copy.deepcopy(e).double()
+    x64 = FeatureMap(x.data.double(), 8)
+    expected = terms_and_gradients(double, x64, Regions(boxes.double().requires_grad_(), r.image), True)
+    errors = []
+    for direct in (False, True):
+        found = terms_and_gradients(e, x, Regions(boxes.clone().requires_grad_(), r.image), direct)
+        errors.append([float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True)])
+    assert all(table < max(2 * direct, 2e-6) for table, direct in zip(*errors, strict=True))
+
+
+def test_levels_share_one_table() -> None:
+    """Features and gradients of boxes on three levels, one of which has none, are those of each level on its own."""
+    torch.manual_seed(0)
+    e = LearnedRegionFeatures(4, 7, prior=GridPrior())
+    maps = [FeatureMap(torch.randn(1, 4, 40 >> i, 52 >> i), 8 << i) for i in range(3)]
+    r = random_boxes(150, 52 * 8, 40 * 8)
+    level = torch.arange(150) % 5 // 4
+    assert e._table(maps, r, torch.tensor([8.0, 16.0])[level, None]) is not None
+    out = e.pyramid(maps, r, level)
+    toward = torch.randn(out.shape)
+    gradients = torch.autograd.grad(out, list(e.parameters()), toward)
+    one_by_one = [e(maps[i], r[level == i]) for i in range(2)]
+    for i, each in enumerate(one_by_one):
+        torch.testing.assert_close(out[level == i], each, rtol=1e-4, atol=1e-5)
+    sums = [(each * toward[level == i]).sum() for i, each in enumerate(one_by_one)]
+    for a, b in zip(gradients, torch.autograd.grad(sum(sums), list(e.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()))
+
+
+def test_a_box_far_away_costs_no_table() -> None:
+    """The interval of coordinates would be long, and with it its basis."""
+    e = LearnedRegionFeatures(4, 7)
+    x, r = FeatureMap(torch.zeros(1, 4, 38, 51), 8), random_boxes(200, 51 * 8, 38 * 8)
+    boxes = torch.cat([r.boxes, torch.tensor([[0.0, 0.0, 1e7, 10.0]])])
+    far = Regions(boxes, torch.zeros(201, dtype=torch.int64))
+    assert e._table([x], r, 8) is not None and e._table([x], far, 8) is None
+    assert torch.isfinite(e(x, far)).all()

@@ -289,3 +289,28 @@ def test_memory_does_not_follow_the_largest_box() -> None:
 def test_no_bins_raise(make: type[RoIPool] | type[RoIAveragePool]) -> None:
     with pytest.raises(ValueError, match="bins: expected"):
         make((0, 7))
+
+
+def test_mean_weights_of_many_channels_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 21 channels, a few are looked at together, the last of them fewer than before."""
+    x, e = feature_map(21, torch.float32), RoIPool((2, 3))
+    seen: list[int] = []
+    weights = RoIPool.weights
+
+    def noted(self: RoIPool, x: FeatureMap, r: Regions) -> Tensor:
+        seen.append(x.data.shape[1])
+        return weights(self, x, r)
+
+    expected = e.weights(x, regions(dtype=torch.float32)).mean(1, keepdim=True)
+    monkeypatch.setattr(RoIPool, "weights", noted)
+    close(e.mean_weights(x, regions(dtype=torch.float32)), expected, 1e-6)
+    assert seen == [8, 8, 5]
+
+
+def test_weights_of_equal_cells_are_at_the_first() -> None:
+    """Zeros everywhere, as after a ReLU: each bin reads its first cell, and a bin without cells none."""
+    x = FeatureMap(torch.zeros(1, 2, 4, 4), 1)
+    r = Regions(torch.tensor([[0.0, 0, 3, 3], [9, 9, 12, 12]]), torch.zeros(2, dtype=torch.int64))
+    weights = RoIPool(2).weights(x, r)
+    assert weights[0].sum() == 8 and weights[1].sum() == 0
+    assert [weights[0, c, k].flatten().argmax().item() for c in (0, 1) for k in range(4)] == 2 * [0, 2, 8, 10]

@@ -35,12 +35,12 @@ def kl_between_parts(weights: Tensor, *, diagonal: bool = True, floor: float = 1
     """
     p = _distributions(_parts(weights))
     parts = p.shape[1]
-    pairs = parts * parts if diagonal else parts * (parts - 1)
-    if pairs == 0:
-        raise ValueError(f"weights: expected at least two parts without the diagonal, got {parts}")
-    # One part at a time: all pairs together would hold K x K maps.
-    sums = [divergence(p[:, i, None], p, floor=floor).sum(1) for i in range(parts)]
-    return torch.stack(sums).sum(0) / pairs
+    if parts == 1 and not diagonal:
+        raise ValueError("weights: expected at least two parts without the diagonal, got 1")
+    # sum over j of p_i (log p_i - log p_j) is K p_i (log p_i - the mean logarithm of all parts): K maps, not K x K.
+    log = p.clamp(min=floor).log()
+    of_all = torch.where(p > 0, p * (log - log.mean(1, keepdim=True)), 0).sum((1, 2)) / parts
+    return of_all if diagonal else of_all * parts / (parts - 1)
 
 
 def kl_of_mask(weights: Tensor, masks: Tensor, *, floor: float = 1e-12) -> Tensor:
@@ -84,7 +84,7 @@ def _parts(weights: Tensor) -> Tensor:
     """[R, K, H, W] float64 from [R, 1 or C, K, H, W]: the mean over channels."""
     if weights.ndim != 5 or 0 in weights.shape[1:]:
         raise ValueError(f"weights: expected shape [R, 1 or C, K, H, W], got {list(weights.shape)}")
-    return weights.detach().to(torch.float64).mean(1)
+    return weights.detach().mean(1, dtype=torch.float64)
 
 
 def _distributions(maps: Tensor) -> Tensor:

@@ -81,8 +81,9 @@ def separable_flops(size: LearnedSize) -> LearnedFlops:
 
     G_k(b, (u, v)) = <q, W_u E(u)> + <q, W_v E(v)> with q = W'_k V E(b): the inner products are with H + W keys in
     place of |Omega|, and for each cell remain two additions of logits, counted under `geometry`. The product
-    ``E(b) V W'_k keys`` is formed from the side that is cheaper, as `LearnedRegionFeatures` does, and all of it but
-    ``V E(b)`` (`boxes`) counts as `geometry`.
+    ``E(b) V W'_k keys`` is formed from the side that is cheaper, as `LearnedRegionFeatures` does where it has no use
+    for a table (see there), and all of it but ``V E(b)`` (`boxes`) counts as `geometry`. With
+    `regio.analysis.count_cells` for `cells` these are the operations after cells below rounding are left out.
     """
     c_e, c_g, length = size.embedding_channels, size.key_channels, size.height + size.width
     from_boxes = size.boxes * c_g * (c_e + length)

@@ -1,14 +1,15 @@
-"""How many cells sampled learned region features read (Gu et al. 2018, section 3.1 and table 3)."""
+"""How many cells learned region features read: sampled (Gu et al. 2018, section 3.1 and table 3), and exactly."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from regio.regions.learned import Sampled
+from regio.regions.learned import LearnedRegionFeatures, Sampled
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
 
-__all__ = ["count_samples"]
+__all__ = ["count_cells", "count_samples"]
 
 
 def count_samples(
@@ -32,3 +33,15 @@ def count_samples(
     sampled = cells >= 0
     inside = (u >= u0) & (u < u1) & (v >= v0) & (v < v1)
     return (sampled & inside).sum(1), (sampled & ~inside).sum(1)
+
+
+def count_cells(extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
+    """The cells [R, K] int64 whose weights the exact form multiplies with features on a CPU: those that are not below
+    rounding, and all of the map for boxes with parts that read many. Their mean is the `cells` of
+    `regio.analysis.flops.LearnedSize` by which the cost falls as parts specialise."""
+    from regio.kernels.cpu.attend_lists import ListedBoxes  # which compiles its loops
+
+    with torch.no_grad():
+        column, row, appearance = extractor.terms(x, r)
+        support = extractor.support(x, r)
+        return ListedBoxes(x.data, r.image, column, row, appearance, support, x.data.dtype).counts()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from regio.config import SYSTEMS, RunConfig
+
+if TYPE_CHECKING:
+    from regio.compare import Plan
 
 __all__ = ["MILESTONES", "compare"]
 
@@ -59,6 +64,18 @@ def compare(
             rich_help_panel=WHAT,
         ),
     ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of --systems: the experiments of a paper and its tables. There is region-features (Learning "
+            "Region Features); or a YAML file of such.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(help="Tables of the study, separated by commas (default: all).", rich_help_panel=WHAT),
+    ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Classes, separated by commas (default: all).", rich_help_panel=WHAT)
     ] = None,
@@ -95,11 +112,14 @@ def compare(
         typer.Option(
             "--full",
             help=f"The long version: {FULL_BUDGET:g} s, {FULL_SEEDS} seeds, all images and boxes, in the sizes of "
-            "regio train.",
+            "regio train. Of a study: the paper's.",
             rich_help_panel=HOW,
         ),
     ] = False,
-    name: Annotated[str, typer.Option(help="Folder below --project.", rich_help_panel=FOLDER)] = "compare",
+    name: Annotated[
+        str | None,
+        typer.Option(help="Folder below --project (default: compare, or the study's name).", rich_help_panel=FOLDER),
+    ] = None,
     project: Annotated[Path, typer.Option(help="Folder of all runs.", rich_help_panel=FOLDER)] = Path("runs"),
     resume: Annotated[
         bool,
@@ -108,20 +128,22 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Train systems on the same data for the same time, and put them side by side in a report.
+    """Train systems on the same data for the same time, and put them side by side in a report; or, with --study, make
+    the tables of a paper.
 
     The same command again goes on where it was stopped. Exit code 1 where a system failed; the others are reported.
     """
+    name = name or ("compare" if study is None else Path(study).stem)
     words = settings or []
     if data is not None and "=" in data and not Path(data).exists():
         words, data = [data, *words], None
 
-    from regio.compare import Plan, make_arm, split_arms, system_in
+    from regio.compare import Plan
     from regio.compare import compare as run
 
     if resume:
-        given = [data, systems, classes, validation, images, validation_images, budget, steps, seeds, full or None]
-        if words or any(each is not None for each in given):
+        given = [data, systems, study, tables, classes, validation, images, validation_images]
+        if words or full or any(each is not None for each in [*given, budget, steps, seeds]):
             raise ValueError("--resume: expected --name and --project alone; the plan says the rest")
         plan = Plan.read(project / name)
     else:
@@ -131,26 +153,20 @@ def compare(
             data or "shapes",
             validation,
             tuple(each.strip() for each in classes.split(",")) if classes else (),
-            images=images or (None if full else IMAGES),
-            validation_images=validation_images or (None if full else VALIDATION_IMAGES),
+            images=images,
+            validation_images=validation_images,
         )
-        scenes = shared.data == "shapes"
-        sizes = SHAPES if scenes else () if full else SMALL_IMAGES
-
-        def defaults(arm: str) -> list[str]:
-            if full:
-                return [*FOR_ALL, *sizes]
-            scales = ONE_SCALE.get(system_in(arm))
-            return [*FOR_ALL, *sizes, *FEW_BOXES, *SMALL_CROPS[scenes], *([scales[scenes]] if scales else [])]
-
         words = [*([] if steps is None else [f"steps={steps}"]), *words]
-        chosen = split_arms(",".join(MILESTONES) if systems is None else systems)
-        plan = Plan(
-            tuple(make_arm(each, shared, defaults(each), words) for each in chosen),
-            seeds or (FULL_SEEDS if full else SEEDS),
-            budget or (FULL_BUDGET if full else BUDGET),
-        )
-        nowhere = [word for word in words if all(word in arm.left_out for arm in plan.arms)]
+        if study is None:
+            if tables is not None:
+                raise ValueError("--tables: expected with --study alone")
+            plan = _plan_of_systems(systems, shared, words, seeds, budget, full=full)
+        else:
+            if systems is not None or budget is not None:
+                raise ValueError(f"--study: expected without --{'systems' if budget is None else 'budget'}")
+            plan = _plan_of_study(study, tables, shared, words, seeds, full=full)
+        everywhere = (*plan.first, *plan.arms)
+        nowhere = [word for word in words if all(word in arm.left_out for arm in everywhere)]
         if nowhere:
             raise ValueError(f"{nowhere[0].partition('=')[0]}: no such setting in any of the systems")
     console = Console(soft_wrap=True)
@@ -165,3 +181,52 @@ def compare(
             console.print(f"[red]failed:[/] {who}: ", end="", highlight=False)
             console.print(why, highlight=False, markup=False)
         raise typer.Exit(1)
+
+
+def _plan_of_systems(
+    systems: str | None, shared: RunConfig, words: Sequence[str], seeds: int | None, budget: float | None, *, full: bool
+) -> Plan:
+    from regio.compare import Plan, make_arm, split_arms, system_in
+
+    shared = _at_most(shared, *(None, None) if full else (IMAGES, VALIDATION_IMAGES))
+    scenes = shared.data == "shapes"
+    sizes = SHAPES if scenes else () if full else SMALL_IMAGES
+
+    def defaults(arm: str) -> list[str]:
+        if full:
+            return [*FOR_ALL, *sizes]
+        scales = ONE_SCALE.get(system_in(arm))
+        return [*FOR_ALL, *sizes, *FEW_BOXES, *SMALL_CROPS[scenes], *([scales[scenes]] if scales else [])]
+
+    chosen = split_arms(",".join(MILESTONES) if systems is None else systems)
+    return Plan(
+        tuple(make_arm(each, shared, defaults(each), words) for each in chosen),
+        seeds or (FULL_SEEDS if full else SEEDS),
+        budget or (FULL_BUDGET if full else BUDGET),
+    )
+
+
+def _plan_of_study(
+    study: str, tables: str | None, shared: RunConfig, words: Sequence[str], seeds: int | None, *, full: bool
+) -> Plan:
+    from regio.compare import Plan
+    from regio.compare.study import read_study
+    from regio.run import open_data
+
+    found = read_study(study)
+    form = found.form(full)
+    shared = _at_most(shared, form.images, form.validation_images)
+    chosen = found.chosen_tables(None if tables is None else [each.strip() for each in tables.split(",")])
+    counted = form.epochs is not None
+    images = len(open_data(shared, Console(quiet=True))[0]) if counted else 0
+    first, arms = found.plan_arms(chosen, shared, words, full=full, images=images)
+    return Plan(arms, seeds or form.seeds, BUDGET, first=first, study=study, tables=chosen, full=full)
+
+
+def _at_most(shared: RunConfig, images: int | None, validation_images: int | None) -> RunConfig:
+    """`shared` with these numbers of images where it has none."""
+    return replace(
+        shared,
+        images=shared.images or images,
+        validation_images=shared.validation_images or validation_images,
+    )

@@ -31,7 +31,13 @@ def detect(
             "selective-search, selective-search:quality, grid, or a checkpoint with a proposal network."
         ),
     ] = None,
-    score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection, drawn or listed.")] = 0.5,
+    score: Annotated[
+        float | None,
+        typer.Option(
+            help="Lowest score of a detection, drawn or listed (default: 0.5; -0.5 for R-CNN and SPPnet, whose scores "
+            "are margins)."
+        ),
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     precision: Annotated[
         str | None, typer.Option(help="32-true or bf16-mixed (default: bf16-mixed where the device is fast in it).")
@@ -53,14 +59,15 @@ def detect(
     from regio.inference import detect_files, find_images
     from regio.ready import ReadyDetector, inference_precision
     from regio.run_folders import latest_checkpoint, new_folder
-    from regio.weights import load_trained
+    from regio.weights import load_trained, system_of
 
     console = Console(stderr=as_json, soft_wrap=True)
     files = find_images(inputs)
     path = weights or latest_checkpoint(project)
     place = pick_device(device)
     chosen = inference_precision(place, precision)
-    trained = load_trained(path, score_threshold=score)
+    lowest = system_of(path).shown_score if score is None else score
+    trained = load_trained(path, score_threshold=lowest)
     if proposals is not None and not trained.system.needs_proposals:
         raise ValueError(f"--proposals: {path} finds its own boxes")
     source = source_for(path, trained.proposals, proposals) if trained.system.needs_proposals else None
@@ -80,7 +87,7 @@ def detect(
             files,
             trained.labels,
             folder,
-            score_threshold=score,
+            score_threshold=lowest,
             pictures=pictures,
             batch_size=batch_size,
             proposals=None if source is None else source.boxes,
@@ -90,12 +97,14 @@ def detect(
         print(json.dumps(result.found))
     speed = len(result.found) / result.seconds if result.seconds > 0 else 0.0
     console.print(
-        f"{_count(result.objects, 'object')} of score {score:g} and above in {_count(len(result.found), 'image')}, "
+        f"{_count(result.objects, 'object')} of score {lowest:g} and above in {_count(len(result.found), 'image')}, "
         f"{speed:.1f} images/s; in [bold]{escape(str(folder))}[/]{': pictures/, detections.json' if pictures else ''}",
         highlight=False,
     )
-    if result.found and not result.objects and score > 0.05:
-        console.print("Nothing has that score; --score 0.05 keeps weaker detections too", style="dim", highlight=False)
+    weak = trained.system.weak_score
+    if result.found and not result.objects and lowest > weak:
+        hint = f"Nothing has that score; --score {weak:g} keeps weaker detections too"
+        console.print(hint, style="dim", highlight=False)
     if result.unreadable:
         console.print(f"[red]{_count(len(result.unreadable), 'image')} could not be read:[/]", highlight=False)
         for line in result.unreadable:

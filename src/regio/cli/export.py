@@ -36,7 +36,7 @@ def export(
         Path | None, typer.Option(help="File to write (default: beside the checkpoint, or NAME here).")
     ] = None,
     score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest score of a detection (default: the detector's own).")
+        float | None, typer.Option(help="Lowest score of a detection (default: the detector's own).")
     ] = None,
 ) -> None:
     """Write a trained detector as one file that other programs run: ONNX, or an exported program of PyTorch.

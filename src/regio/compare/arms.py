@@ -7,18 +7,21 @@ An arm in words: ``faster-rcnn``; with settings, ``faster-rcnn:extractor=roi-poo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from regio.config import RunConfig, TrainConfig
 from regio.settings import UnknownSetting, override
 
-__all__ = ["Arm", "make_arm", "split_arms", "system_in", "with_seed"]
+__all__ = ["Arm", "build_arm", "make_arm", "require_classes", "split_arms", "system_in", "with_seed"]
 
 SAME = ("data", "validation", "classes", "images", "validation_images", "difficult")
 """Settings of a run that decide what is measured, and are of no arm's own."""
 PROPOSALS = ("proposals", "validation_proposals", "proposals_per_image")
 """Those of systems whose boxes are given; the others find their own."""
+FILES = ("proposals", "validation_proposals", "weights")
+"""Settings that may name, as ``<LABEL>``, the weights of a network that is trained before the arms."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,20 @@ class Arm:
     def folder(self) -> str:
         """The name of the folder of its runs."""
         return re.sub(r"[^\w.=+-]+", "-", self.label).strip("-.") or "arm"
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The labels of the networks whose weights it needs, see FILES."""
+        return tuple(dict.fromkeys(self._named().values()))
+
+    def with_weights(self, weights: Mapping[str, Path]) -> Arm:
+        """The same with the files of these networks, by label, in place of their names."""
+        return replace(self, config=replace(self.config, **{k: str(weights[v]) for k, v in self._named().items()}))
+
+    def _named(self) -> dict[str, str]:
+        """Labels by the settings of FILES that name them."""
+        found = {name: re.fullmatch(r"<(.+)>", getattr(self.config, name) or "") for name in FILES}
+        return {name: match[1] for name, match in found.items() if match}
 
 
 def split_arms(text: str) -> list[str]:
@@ -54,7 +71,21 @@ def make_arm(text: str, shared: RunConfig, defaults: Sequence[str] = (), setting
     head, *own = _words(text)
     label, equals, _ = head.rpartition("=")
     label = label.strip() if equals else " ".join([head, *own])
-    base = override(shared, [f"model={system_in(text)}"])
+    arm = build_arm(label, system_in(text), own, shared, defaults, settings)
+    require_classes(arm)
+    return arm
+
+
+def build_arm(
+    label: str,
+    system: str,
+    own: Sequence[str],
+    shared: RunConfig,
+    defaults: Sequence[str] = (),
+    settings: Sequence[str] = (),
+) -> Arm:
+    """As `make_arm`, for a system that may find objects of no class."""
+    base = override(shared, [f"model={system}"])
     unneeded = () if base.model.needs_proposals else PROPOSALS
     common = [word for word in (*defaults, *settings) if word.partition("=")[0] not in unneeded]
     try:
@@ -107,8 +138,12 @@ def _require_comparable(shared: RunConfig, config: RunConfig) -> None:
         raise ValueError("seed: expected --seeds, how many there are")
     if training.devices != 1:
         raise ValueError(f"devices: expected 1, got {training.devices}")
-    if config.model.labels(("a", "b")) != ("a", "b"):
-        raise ValueError("finds objects of no class, and detections of classes are compared")
+
+
+def require_classes(arm: Arm) -> None:
+    """Raise ValueError for a system that finds objects of no class."""
+    if arm.config.model.labels(("a", "b")) != ("a", "b"):
+        raise ValueError(f"{arm.label}: finds objects of no class, and detections of classes are compared")
 
 
 def with_seed(config: RunConfig, seed: int, steps: int) -> RunConfig:

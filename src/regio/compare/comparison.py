@@ -6,13 +6,14 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from regio.compare.analyses import ANALYSES
 from regio.compare.figures import examples_sheet
 from regio.compare.pace import measured_pace
 from regio.compare.plan import Pace, Plan, Run
@@ -20,6 +21,8 @@ from regio.compare.provenance import provenance
 from regio.compare.report import Report, system_name
 from regio.compare.results import measure, predictions, write_results
 from regio.compare.speed import Speed, Timed, seconds_an_image
+from regio.compare.study import Study, read_study
+from regio.compare.study_report import StudyReport
 from regio.data import DetectionDataset
 from regio.devices import pick_device
 from regio.errors import Interrupted
@@ -57,8 +60,9 @@ def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> di
         }
         plan = replace(plan, data=identity).agreed(folder)
         plan.write(folder)
-        plan, failures = _with_paces(plan, folder, console)
         made = provenance()
+        _train_first(plan, folder, made, stop_requested, console)
+        plan, failures = _with_paces(plan, folder, console)
         speed: dict[str, Speed] = {}
         rounds = list(plan.runs(folder))
         total = sum(map(len, rounds))
@@ -75,6 +79,23 @@ def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> di
         return failures
 
 
+def _train_first(
+    plan: Plan, folder: Path, made: Mapping[str, str], stop_requested: Callable[[], bool], console: Console
+) -> None:
+    """Train the networks that arms need the weights of. Raises ValueError where that fails, since no arm can do without
+    them."""
+    for each in plan.first_runs(folder):
+        failures: dict[str, str] = {}
+        _say(console, f"before the arms: {each.arm.label}")
+        steps = each.arm.config.training.steps
+        assert steps is not None
+        _end(each, Pace(steps), folder, made, failures, console)
+        if failures:
+            raise ValueError(f"{each.arm.label}, which is trained before the arms: {failures[_name(each)]}")
+        if stop_requested():
+            raise Interrupted(f"stopped after {each.arm.label}; go on with --resume")
+
+
 def _with_paces(plan: Plan, folder: Path, console: Console) -> tuple[Plan, dict[str, str]]:
     """The plan with the steps of all arms decided, but of those that fail; and why these do."""
     failures: dict[str, str] = {}
@@ -88,7 +109,8 @@ def _with_paces(plan: Plan, folder: Path, console: Console) -> tuple[Plan, dict[
             _say(console, f"{arm.label}: timing a few steps")
             try:
                 shown = console if arm.config.model.needs_proposals else QUIET  # finding boxes takes long
-                pace = measured_pace(arm.config, *open_splits(arm.config, shown, folder), plan.budget)
+                config = plan.ready(arm, folder).config
+                pace = measured_pace(config, *open_splits(config, shown, folder), plan.budget)
             except Interrupted:
                 raise Interrupted(f"stopped while steps of {arm.label} were timed; go on with --resume") from None
             except Exception as error:
@@ -178,8 +200,30 @@ def _report(
     made = {_name(each): json.loads(each.record.read_text())["made"] for each in ended}
     about = {"command": command, "budget": plan.budget, "seeds": plan.seeds, "data": dict(plan.data)}
     write_results(folder, measured, failures, {**about, "made": made})
-    examples = examples_sheet({label: found[label] for label in order if label in found}, validation)
-    Report(plan, measured, failures, validation, len(dataset), examples, command, made).write(folder)
+    study = None if plan.study is None else read_study(plan.study)
+    shown = [label for label in order if label in found and (study is None or label in study.pictures)]
+    examples = examples_sheet({label: found[label] for label in shown}, validation) if shown else None
+    tables = None
+    if study is not None:
+        tables = StudyReport(study, plan, measured, _analysed(study, plan, ended, folder))
+    Report(plan, measured, failures, validation, len(dataset), examples, command, made, tables).write(folder)
+
+
+def _analysed(
+    study: Study, plan: Plan, ended: Sequence[Run], folder: Path
+) -> dict[str, dict[str, Mapping[str, float]]]:
+    """What the analyses of the tables find in the detectors of the first seed, by table and arm."""
+    first = {each.arm.label: each for each in reversed(ended)}
+    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    for name in plan.tables:
+        asked = study.tables[name].analysis
+        for row in study.rows(name, first.keys()) if asked is not None else []:
+            assert asked is not None
+            run = first[row.arm]
+            trained = load_trained(run.folder / "weights" / "last.safetensors")
+            _, validation = open_splits(run.arm.config, QUIET, folder)
+            found.setdefault(name, {})[row.arm] = ANALYSES[asked](trained.detector.eval(), validation)
+    return found
 
 
 def _name(each: Run) -> str:

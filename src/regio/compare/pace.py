@@ -12,18 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from regio.compare.plan import Pace
 from regio.config import RunConfig, TrainConfig
 from regio.data import DetectionDataset
-from regio.evaluate import Evaluation, Evaluator
+from regio.evaluate import Evaluation
 from regio.processes import launch
 from regio.recipes import StagedRun
-from regio.run import transform
-from regio.train import Trainable, train
+from regio.run import on_kept_maps, transform
 from regio.training_log import TrainingLog
 
 __all__ = ["measured_pace", "seconds_a_step"]
@@ -39,19 +39,13 @@ class _Rehearsal(StagedRun):
 
     costs: list[tuple[int, float]] = field(default_factory=list)
 
-    def train(self, model: nn.Module) -> Evaluation:
-        return self._rehearse(model, None, None, self.config)
-
-    def stage(
-        self,
-        name: str,
-        model: nn.Module,
-        *,
-        dataset: DetectionDataset | None = None,
-        evaluator: Evaluator | None = None,
-        config: TrainConfig | None = None,
-    ) -> dict[str, float]:
-        return self._rehearse(model, dataset, evaluator, config or self.config).numbers
+    def by_gradients(self, model: nn.Module, folder: Path, *, config: TrainConfig, **others: Any) -> Evaluation:
+        steps = WARM_UP + TIMED
+        few = replace(config, steps=steps, log_every=1, save_every=steps, keep_every=None, evaluate_every=1e9)
+        evaluation = super().by_gradients(model, folder, config=few, **others)
+        clock = [row["seconds"] for row in TrainingLog(folder / "metrics.csv", []).rows() if "seconds" in row]
+        self.costs.append((config.steps or 0, seconds_a_step(clock)))
+        return evaluation
 
     def make(
         self, name: str, model: nn.Module, change: Callable[[Path], Mapping[str, float] | None]
@@ -60,27 +54,6 @@ class _Rehearsal(StagedRun):
 
     def finish(self, model: nn.Module) -> Evaluation:
         return Evaluation({}, [])
-
-    def _rehearse(
-        self, model: nn.Module, dataset: DetectionDataset | None, evaluator: Evaluator | None, config: TrainConfig
-    ) -> Evaluation:
-        steps = WARM_UP + TIMED
-        with tempfile.TemporaryDirectory() as folder:
-            few = replace(config, steps=steps, log_every=1, save_every=steps, evaluate_every=1e9)
-            evaluation = train(
-                cast(Trainable, model),
-                dataset or self.dataset,
-                evaluator or self.evaluator,
-                few,
-                Path(folder),
-                transform=self.transform,
-                configuration=self.configuration,
-                progress=self.progress(),
-                fabric=self.fabric,
-            )
-            rows = TrainingLog(Path(folder) / "metrics.csv", []).rows()
-        self.costs.append((config.steps or 0, seconds_a_step([row["seconds"] for row in rows if "seconds" in row])))
-        return evaluation
 
 
 def seconds_a_step(clock: list[float]) -> float:
@@ -100,12 +73,18 @@ def measured_pace(config: RunConfig, dataset: DetectionDataset, validation: Dete
     dataset = _some(dataset, images)
     model = config.model.build(len(dataset.class_names))
     config.model.prepare(model, dataset)
+    validation = _some(validation, 1)
+    fabric = launch(training.device, training.devices, training.precision)
     with tempfile.TemporaryDirectory() as folder:
+        if config.keep_maps:
+            model, dataset, validation = on_kept_maps(
+                config, model, dataset, validation, Path(folder), fabric, Console(quiet=True)
+            )
         rehearsal = _Rehearsal(
-            launch(training.device, training.devices, training.precision),
+            fabric,
             Path(folder),
             dataset,
-            config.model.evaluator(_some(validation, 1)),
+            config.model.evaluator(validation),
             training,
             transform=transform(config),
         )

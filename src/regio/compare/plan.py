@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from regio.compare.arms import Arm, with_seed
 from regio.config import RunConfig
@@ -19,7 +20,7 @@ from regio.whole_files import write_json
 
 __all__ = ["Pace", "Plan", "Run"]
 
-MACHINE = ("device", "workers", "save_every", "log_every")
+MACHINE = ("device", "workers", "save_every", "keep_every", "log_every")
 """Settings of a training on which no result depends."""
 
 
@@ -59,7 +60,9 @@ class Run:
 class Plan:
     """budget: seconds of training for each run, for the arms whose steps are not given. seeds: 0, 1, ... of each arm.
     data: what the images and annotations are (`DetectionDataset.identity`). paces: by label, of the arms whose steps
-    are decided.
+    are decided. first: networks that are trained before the arms, with seed 0, whose weights arms name
+    (`Arm.with_weights`). study, tables, full: of which study all this is, see `regio.compare.study`; None, where it is
+    of none.
 
     Raises ValueError for no arm, for two of one label, and for labels that come to the same folder.
     """
@@ -69,12 +72,16 @@ class Plan:
     budget: float
     data: Mapping[str, str] = field(default_factory=dict)
     paces: Mapping[str, Pace] = field(default_factory=dict)
+    first: tuple[Arm, ...] = ()
+    study: str | None = None
+    tables: tuple[str, ...] = ()
+    full: bool = False
 
     def __post_init__(self) -> None:
         if not self.arms:
             raise ValueError("systems: expected at least one, got none")
         seen: dict[str, str] = {}
-        for arm in self.arms:
+        for arm in (*self.first, *self.arms):
             folder = arm.folder.lower()
             if folder in seen:
                 raise ValueError(
@@ -86,7 +93,17 @@ class Plan:
     def runs(self, folder: Path) -> Iterator[list[Run]]:
         """The runs of all arms, one seed after the other."""
         for seed in range(self.seeds):
-            yield [Run(arm, seed, folder / arm.folder / f"seed-{seed}") for arm in self.arms]
+            yield [Run(self.ready(arm, folder), seed, folder / arm.folder / f"seed-{seed}") for arm in self.arms]
+
+    def first_runs(self, folder: Path) -> list[Run]:
+        """Those of the networks that are trained before the arms."""
+        return [Run(arm, 0, folder / "first" / arm.folder) for arm in self.first]
+
+    def ready(self, arm: Arm, folder: Path) -> Arm:
+        """`arm` with the files that it needs of these networks."""
+        return arm.with_weights(
+            {run.arm.label: run.folder / "weights" / "last.safetensors" for run in self.first_runs(folder)}
+        )
 
     def with_pace(self, arm: Arm, pace: Pace) -> Plan:
         """The same plan with the steps of `arm` decided."""
@@ -96,16 +113,22 @@ class Plan:
         """Write plan.json, whole or not at all."""
         arms = [
             {
-                "label": arm.label,
+                **_written(arm),
                 "pace": None if arm.label not in self.paces else asdict(self.paces[arm.label]),
-                "left_out": list(arm.left_out),
-                "config": as_dict(arm.config),
             }
             for arm in self.arms
         ]
+        about = {"study": self.study, "tables": list(self.tables), "full": self.full}
         write_json(
             folder / "plan.json",
-            {"budget": self.budget, "seeds": self.seeds, "data": dict(self.data), "arms": arms},
+            {
+                "budget": self.budget,
+                "seeds": self.seeds,
+                "data": dict(self.data),
+                **about,
+                "first": [_written(arm) for arm in self.first],
+                "arms": arms,
+            },
         )
 
     @staticmethod
@@ -116,14 +139,21 @@ class Plan:
             raise ValueError(f"{file}: no such file: there is no comparison to go on with")
         values = json.loads(file.read_text())
         try:
-            arms = tuple(
-                Arm(each["label"], from_dict(RunConfig, each["config"]), tuple(each["left_out"]))
-                for each in values["arms"]
-            )
+            first, arms = (tuple(_read(each) for each in values.get(key, [])) for key in ("first", "arms"))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         paces = {each["label"]: Pace(**each["pace"]) for each in values["arms"] if each["pace"]}
-        return Plan(arms, values["seeds"], values["budget"], values["data"], paces)
+        return Plan(
+            arms,
+            values["seeds"],
+            values["budget"],
+            values["data"],
+            paces,
+            first,
+            values.get("study"),
+            tuple(values.get("tables", ())),
+            values.get("full", False),
+        )
 
     def agreed(self, folder: Path) -> Plan:
         """This plan with the paces that the comparison in `folder` has decided. Raises ValueError, naming what differs,
@@ -142,16 +172,27 @@ class Plan:
 
     def _differences(self, now: Plan) -> str:
         """In words, where `now` is not this plan with more arms and seeds."""
-        own = {arm.label: arm for arm in self.arms}
-        for arm in now.arms:
+        own = {arm.label: arm for arm in (*self.first, *self.arms)}
+        for arm in (*now.first, *now.arms):
             if arm.label in own:
                 different = differences(_decisive(own[arm.label].config), _decisive(arm.config))
                 if different:
                     return f"{arm.label}: {different}"
         if now.seeds < self.seeds:
             return f"seeds {self.seeds}, got {now.seeds}"
-        was, given = ({"budget": f"{plan.budget:g}", **plan.data} for plan in (self, now))
+        was, given = (
+            {"budget": f"{plan.budget:g}", "study": plan.study or "none", "full": str(plan.full), **plan.data}
+            for plan in (self, now)
+        )
         return differences(was, given)
+
+
+def _written(arm: Arm) -> dict[str, Any]:
+    return {"label": arm.label, "left_out": list(arm.left_out), "config": as_dict(arm.config)}
+
+
+def _read(values: Mapping[str, Any]) -> Arm:
+    return Arm(values["label"], from_dict(RunConfig, values["config"]), tuple(values["left_out"]))
 
 
 def _decisive(config: RunConfig) -> dict[str, str]:

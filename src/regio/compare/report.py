@@ -15,6 +15,7 @@ from regio.compare.figures import accuracy_figure, time_figure
 from regio.compare.papers import published
 from regio.compare.plan import Plan
 from regio.compare.results import Measured, spread
+from regio.compare.study_report import StudyReport
 from regio.config import SYSTEMS
 from regio.data import DetectionDataset
 from regio.identity import differences
@@ -46,7 +47,7 @@ def system_name(system: Any) -> str:
 class Report:
     """What the page is made of. failures: a line each, by arm or run. examples: the same photos, as all arms see them.
     command: that started the comparison, or went on with it. made: with what each run was made (see
-    `regio.compare.provenance`), by run."""
+    `regio.compare.provenance`), by run. study: its tables in place of one of all arms, where the plan is of one."""
 
     plan: Plan
     measured: Sequence[Measured]
@@ -56,17 +57,23 @@ class Report:
     examples: Image.Image | None
     command: str
     made: Mapping[str, Mapping[str, str]]
+    study: StudyReport | None = None
 
     def write(self, folder: Path) -> None:
         """Write report.html, and plots/ and pictures.jpg for use elsewhere."""
         names = [arm.label for arm in self.plan.arms]
-        parts = [title(f"Comparison: {', '.join(names)}"), paragraph(self._summary())]
+        named = f"Comparison: {', '.join(names)}" if self.study is None else self.study.title
+        parts = [title(named), paragraph(self._summary())]
         if self.failures:
             parts += [heading("What failed"), table([{"run": name, "why": why} for name, why in self.failures.items()])]
-        if self.measured:
+        if self.measured and self.study is None:
             parts += [heading("Results"), table(self._arms()), paragraph(self._reading())]
-            parts.append(figures(self._illustrations(folder)))
+            parts.append(figures(self._plots(folder) + self._photos(folder)))
             parts += self._papers()
+        elif self.study is not None:
+            parts += self.study.parts(folder)
+            parts += [heading("The same photos"), figures(photos)] if (photos := self._photos(folder)) else []
+        if self.measured:
             parts += [heading("Every run"), table(self._runs())]
         parts += [heading("How it was made"), facts(self._facts())]
         parts += [paragraph(line) for line in (*self._off_budget(), *self._made_differently())]
@@ -122,7 +129,7 @@ class Report:
             f"proposals: finding the boxes that a system is given, which comes on top. {seeds}"
         )
 
-    def _illustrations(self, folder: Path) -> list[Illustration]:
+    def _plots(self, folder: Path) -> list[Illustration]:
         plots = {
             "Accuracy: mean over seeds; lines from the lowest to the highest, points are seeds": (
                 "accuracy",
@@ -133,15 +140,17 @@ class Report:
         (folder / "plots").mkdir(exist_ok=True)
         for name, figure in plots.values():
             figure.savefig(folder / "plots" / f"{name}.png", dpi=150)
-        drawn: list[Illustration] = [(caption, figure) for caption, (_, figure) in plots.items()]
-        if self.examples is not None:
-            self.examples.save(folder / "pictures.jpg", quality=90)
-            caption = (
-                "The same validation images as annotated, and as seen by each system (seed 0): as many of its "
-                "detections as objects are annotated, the best ones, whatever their scores"
-            )
-            drawn.append((caption, self.examples))
-        return drawn
+        return [(caption, figure) for caption, (_, figure) in plots.items()]
+
+    def _photos(self, folder: Path) -> list[Illustration]:
+        if self.examples is None:
+            return []
+        self.examples.save(folder / "pictures.jpg", quality=90)
+        caption = (
+            "The same validation images as annotated, and as seen by each system (seed 0): as many of its "
+            "detections as objects are annotated, the best ones, whatever their scores"
+        )
+        return [(caption, self.examples)]
 
     def _papers(self) -> list[str]:
         rows: list[Mapping[str, Cell]] = []

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,23 @@ from regio.whole_files import write_json
 
 __all__ = ["Measured", "Spread", "measure", "spread", "write_results"]
 
+SPREADS = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_map", "voc_map_11_points"),
+    *("training_seconds", "step_seconds"),
+)
+"""What results.json has the spread of."""
+
 
 @dataclass(frozen=True)
 class Measured:
     """What was measured of one run.
 
-    ap, ap50, ap75: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5. training_seconds: of all its steps and
-    fits. whole_seconds: from its start to its own report; None for a run that was stopped in between. seconds_an_image:
-    of its arm's detector, from pixels and the boxes that it is given; proposal_seconds: of finding these; both are
-    measured once for all seeds, None where they were not. parameters: of the detector. ended: when, by the clock of the
-    machine that ended it.
+    ap, ap50, ap75, ap_small, ap_medium, ap_large: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5.
+    training_seconds: of all its steps and fits. step_seconds: of a step, the median over the lines of its log; NaN
+    where these are less than two. whole_seconds: from its start to its own report; None for a run that was stopped in
+    between. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given; proposal_seconds: of
+    finding these; both are measured once for all seeds, None where they were not. parameters: of the detector. ended:
+    when, by the clock of the machine that ended it.
     """
 
     label: str
@@ -38,10 +46,14 @@ class Measured:
     ap: float
     ap50: float
     ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
     voc_map: float
     voc_map_11_points: float
     steps: int
     training_seconds: float
+    step_seconds: float
     whole_seconds: float | None
     seconds_an_image: float | None
     proposal_seconds: float | None
@@ -97,16 +109,28 @@ def measure(run: Run, validation: DetectionDataset, system: str, speed: Speed | 
         ap=coco.ap,
         ap50=coco.ap50,
         ap75=coco.ap75,
+        ap_small=coco.ap_small,
+        ap_medium=coco.ap_medium,
+        ap_large=coco.ap_large,
         voc_map=voc.map_area,
         voc_map_11_points=voc.map_11_points,
         steps=int(max(row["step"] for row in log.rows())),
         training_seconds=log.seconds(),
+        step_seconds=seconds_a_step(log.rows()),
         whole_seconds=record["whole_seconds"],
         seconds_an_image=None if speed is None else speed.detector,
         proposal_seconds=None if speed is None else speed.proposals,
         parameters=record["parameters"],
         ended=record["ended"],
     )
+
+
+def seconds_a_step(rows: Sequence[Mapping[str, float]]) -> float:
+    """The median over the lines of a training's log of the time of a step since the line before; NaN of less than two
+    lines."""
+    clock = [(row["step"], row["seconds"]) for row in rows if not math.isnan(row.get("seconds", math.nan))]
+    times = [(after - before) / (step - last) for (last, before), (step, after) in pairwise(clock) if step > last]
+    return statistics.median(times) if times else math.nan
 
 
 def write_results(
@@ -122,7 +146,7 @@ def write_results(
             "arms": {
                 label: {
                     name: _plain(asdict(spread(getattr(each, name) for each in measured if each.label == label)))
-                    for name in ("ap", "ap50", "ap75", "voc_map", "voc_map_11_points", "training_seconds")
+                    for name in SPREADS
                 }
                 for label in labels
             },

@@ -30,6 +30,7 @@ __all__ = [
     "model_from_dict",
     "model_to_dict",
     "read_config",
+    "read_system",
 ]
 
 
@@ -37,21 +38,32 @@ def load_detector(path: Path | str, *, score_threshold: float | None = None) -> 
     """The detector of a checkpoint that the command line made, with its card, of which `model_from_dict` makes the
     settings of its system.
 
-    score_threshold: another than the one it was trained with, of a system that has one. Raises FileNotFoundError or
-    ValueError naming the file, also for a checkpoint of a detector that was put together by hand: build that one again,
-    then `regio.checkpoints.load_weights`.
+    score_threshold: another than the one it was trained with. Raises FileNotFoundError or ValueError naming the file,
+    also for a checkpoint of a detector that was put together by hand: build that one again, then
+    `regio.checkpoints.load_weights`; and ValueError for a threshold that is no score of the system.
     """
-    from regio.checkpoints import load_weights, read_card
+    from regio.checkpoints import load_weights
 
-    card = read_card(path)
-    if not card.model:
-        raise ValueError(f"{path}: its card has no configuration; build the detector, then use load_weights")
-    try:
-        system = model_from_dict(card.model)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    system, card = read_system(path)
     if score_threshold is not None:
         system = system.with_score_threshold(score_threshold)
     detector = system.build(len(card.class_names), pretrained=False)
     load_weights(path, detector)
     return detector, card
+
+
+def read_system(path: Path | str) -> tuple[System, Card]:
+    """The settings of the system of a checkpoint that the command line made, and its card, without its weights. Raises
+    as `load_detector`."""
+    from regio.checkpoints import read_card
+
+    card = read_card(path)
+    if not card.model:
+        raise ValueError(
+            f"{path}: its card has no configuration; name the system with regio train --model, or build the detector "
+            "in Python and use load_weights"
+        )
+    try:
+        return model_from_dict(card.model), card
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

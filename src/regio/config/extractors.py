@@ -30,10 +30,26 @@ class Bins(Extractor):
 
 
 @dataclass(frozen=True)
-class RoIPool(Bins):
-    """Maximum of the cells of each bin."""
+class Pooled(Bins):
+    """Those of an extractor that may read a larger box."""
+
+    support: Literal["box", "2x"] = setting("box", "what is read: the box, or one of twice its area around it")
 
     def build(self, channels: int) -> RegionExtractor:
+        from regio import regions
+
+        return self.of_box() if self.support == "box" else regions.Enlarged(self.of_box(), 2.0)
+
+    @abstractmethod
+    def of_box(self) -> RegionExtractor:
+        """The extractor that reads the box."""
+
+
+@dataclass(frozen=True)
+class RoIPool(Pooled):
+    """Maximum of the cells of each bin."""
+
+    def of_box(self) -> RegionExtractor:
         from regio import regions
 
         return regions.RoIPool(self.bins)
@@ -62,13 +78,13 @@ class SpatialPyramid(Extractor):
 
 
 @dataclass(frozen=True)
-class RoIAlign(Bins):
+class RoIAlign(Pooled):
     """Mean of bilinear samples in each bin."""
 
     samples: int = setting(2, "along a side of a bin; 0 for as many as it has cells", ge=0)
     aligned: bool = setting(True, "whether half a pixel is taken off, as it should be")
 
-    def build(self, channels: int) -> RegionExtractor:
+    def of_box(self) -> RegionExtractor:
         from regio import regions
 
         return regions.RoIAlign(self.bins, self.samples, self.aligned)

@@ -35,6 +35,11 @@ class RunConfig:
     proposals_per_image: int = setting(2000, "boxes of an image that are used, the best, at most", ge=1)
     flip: float = setting(0.5, "probability of a mirrored image", ge=0, le=1)
     jitter: bool = setting(False, "whether colours are varied")
+    keep_maps: bool = setting(
+        False,
+        "whether the maps of a backbone of which nothing is trained (frozen=5) are made once, kept on disk beside the "
+        "runs, and read in place of photos",
+    )
     difficult: bool = setting(
         False, "whether objects marked as difficult are trained on; evaluation has its own rule for them"
     )

@@ -39,4 +39,10 @@ class TrainConfig:
     workers: int = setting(2, "processes that read images, for each process that trains", ge=0)
     evaluate_every: float = setting(1.0, "epochs between evaluations", gt=0)
     save_every: int = setting(500, "steps between saves of the resume file, which is also written at evaluations", ge=1)
+    keep_every: int | None = setting(
+        None,
+        "steps between checkpoints that are kept, weights/step-00200.safetensors, the first of them that of step 0, "
+        "before training; null for none",
+        ge=1,
+    )
     log_every: int = setting(10, "steps between rows of metrics.csv", ge=1)

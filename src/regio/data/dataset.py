@@ -244,6 +244,10 @@ class DetectionDataset(Dataset[Sample]):
         it is not. The image is not read."""
         return None if self._proposals is None else self._proposals[self.records[index].id]
 
+    def with_images(self, read: Callable[[Record], Tensor]) -> Self:
+        """The same dataset whose images `read` gives, of each record."""
+        return self._with(_read=read)
+
     def with_note(self, note: str) -> Self:
         """The same dataset with one more of `notes`."""
         return self._with(notes=(*self.notes, note))

@@ -19,6 +19,7 @@ from regio.kernels.attend import attend_reference
 from regio.kernels.nms import floor_to
 from regio.regions import (
     DeformablePositionSensitive,
+    Enlarged,
     FastRCNNCorners,
     Levels,
     MaskedBins,
@@ -172,9 +173,11 @@ class _OnnxRoIPool(_ByLevel):
         return self._operator("MaxRoiPool", 1, (x.data, boxes), attributes)
 
 
-def _onnx_pooling(extractor: nn.Module) -> nn.Module:
+def _onnx_pooling(extractor: nn.Module) -> RegionExtractor:
     """The extractor as an operator of ONNX, where it is one, or in a form that ONNX runtimes take."""
     assert isinstance(extractor, RegionExtractor)
+    if type(extractor) is Enlarged:
+        return Enlarged(_onnx_pooling(extractor.extractor), extractor.area)
     if type(extractor) is RoIAlign:
         return _OnnxRoIAlign(extractor)
     if type(extractor) is RoIPool and (extractor.corners, extractor.division) == (FastRCNNCorners(), OverlappingBins()):

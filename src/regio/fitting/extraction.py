@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
 from regio.fitting.feature_store import FeatureStore
 from regio.fitting.labels import count_regions, label_regions
-from regio.identity import describe
+from regio.identity import describe, weights_hash
 from regio.ready import ReadyDetector
 from regio.roi_heads import SVMHead
 from regio.types import Regions
@@ -37,7 +35,7 @@ def open_store(
     enough room.
     """
     head = _head(detector)
-    identity = dataset.identity() | {"weights": _hash(detector.backbone, detector.neck, head.trunk)}
+    identity = dataset.identity() | {"weights": weights_hash(detector.backbone, detector.neck, head.trunk)}
     for name, part in (
         ("preprocess", detector.preprocess),
         ("backbone", detector.backbone),
@@ -87,12 +85,3 @@ def _head(detector: TwoStageDetector) -> SVMHead:
     if len(heads) != 1 or not isinstance(heads[0], SVMHead):
         raise TypeError(f"detector: expected one with an SVMHead alone, got {[type(h).__name__ for h in heads]}")
     return heads[0]
-
-
-def _hash(*modules: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

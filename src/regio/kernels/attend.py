@@ -155,13 +155,39 @@ def _attend(
         from regio.kernels.cuda import attend as kernel
 
         return kernel.forward(x, image, column, row, appearance, support, dtype)
+    if cells is None and x.device.type == "cpu":
+        out, rest = _listed_boxes(x, image, column, row, appearance, support, dtype).sums()
+        if len(rest):
+            out[rest] = _tiled_sums(x, image[rest], column[rest], row[rest], appearance, support[rest], None, dtype)
+    else:
+        out = _tiled_sums(x, image, column, row, appearance, support, cells, dtype)
+    return out.to(x.dtype).transpose(1, 2)
+
+
+def _listed_boxes(*arguments: Any) -> Any:
+    from regio.kernels.cpu.attend_lists import ListedBoxes
+
+    return ListedBoxes(*arguments)
+
+
+def _tiled_sums(
+    x: Tensor,
+    image: Tensor,
+    column: Tensor,
+    row: Tensor,
+    appearance: Tensor | None,
+    support: Tensor,
+    cells: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The results [R, K, C], in the dtype of the terms."""
     softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
-    out = x.new_zeros((len(column), column.shape[1], x.shape[1]))
+    out = column.new_zeros((*column.shape[:2], x.shape[1]))
     for tile in softmax.tiles():
         weights = softmax.weights(tile)
         sums = softmax.product("sums", weights.operand, softmax.features_of(tile))
-        out[tile.boxes] = sums.mul_(weights.scale).to(x.dtype)
-    return out.transpose(1, 2)
+        out[tile.boxes] = sums.mul_(weights.scale)
+    return out
 
 
 @_attend.register_fake
@@ -198,21 +224,53 @@ def _attend_backward(
         from regio.kernels.cuda import attend as kernel
 
         return kernel.backward(gradient, x, image, column, row, appearance, support, dtype)
+    of_sums = gradient.transpose(1, 2)  # [R, K, C]
+    if cells is None and x.device.type == "cpu":
+        listed = _listed_boxes(x, image, column, row, appearance, support, dtype)
+        (to_features, to_column, to_row, to_appearance), rest = listed.gradients(of_sums)
+        if len(rest):
+            of_rest = _tiled_gradients(
+                of_sums[rest], x, image[rest], column[rest], row[rest], appearance, support[rest], None, dtype
+            )
+            to_features += of_rest[0]
+            to_column[rest], to_row[rest] = of_rest[1:3]
+            to_appearance += of_rest[3]
+    else:
+        arguments = of_sums, x, image, column, row, appearance, support, cells, dtype
+        to_features, to_column, to_row, to_appearance = _tiled_gradients(*arguments)
+    to_x = to_features.to(x.dtype).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    if appearance is not None:
+        to_appearance = to_appearance.unflatten(2, x.shape[2:])
+    return to_x, to_column, to_row, to_appearance
+
+
+def _tiled_gradients(
+    of_sums: Tensor,
+    x: Tensor,
+    image: Tensor,
+    column: Tensor,
+    row: Tensor,
+    appearance: Tensor | None,
+    support: Tensor,
+    cells: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients [N, H * W, C], [R, K, W], [R, K, H] and [N, K, H * W] (or empty), in the dtype of the terms, from
+    that of the results [R, K, C]."""
     softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
-    gradient = gradient.transpose(1, 2)  # [R, K, C]
     to_features = column.new_zeros(softmax.features.shape)  # cell by cell in memory, whatever the order of x
     to_column, to_row = torch.zeros_like(column), torch.zeros_like(row)
     to_appearance = column.new_zeros((0,) if appearance is None else (len(x), *column.shape[1:2], softmax.area))
     for tile in softmax.tiles():
-        weights, of_sums = softmax.weights(tile), gradient[tile.boxes]
-        scaled, of_sums = (of_sums * weights.scale).to(softmax.dtype), of_sums.to(softmax.dtype)
+        weights, of_tile = softmax.weights(tile), of_sums[tile.boxes]
+        scaled, of_tile = (of_tile * weights.scale).to(softmax.dtype), of_tile.to(softmax.dtype)
         if tile.cells is None:
             to_features[tile.image] += torch.mm(weights.operand.flatten(0, 1).t(), scaled.flatten(0, 1))
             to_cells = to_appearance if appearance is not None else None
-            softmax.add_term_gradients(tile, weights, of_sums, to_column, to_row, to_cells)
+            softmax.add_term_gradients(tile, weights, of_tile, to_column, to_row, to_cells)
             continue
         of_features = softmax.product("of features", weights.operand.mT, scaled).flatten(0, 1)
-        products = softmax.product("products", of_sums, softmax.features_of(tile).mT)
+        products = softmax.product("products", of_tile, softmax.features_of(tile).mT)
         to_logits, shape = softmax.to_logits(weights, products), products.shape
         u, v, cell = softmax.positions(tile.cells)
         to_features[tile.image].index_add_(0, cell.flatten(), of_features)
@@ -220,10 +278,7 @@ def _attend_backward(
         to_row[tile.boxes] = torch.zeros_like(row[tile.boxes]).scatter_add_(2, v.expand(shape), to_logits)
         if appearance is not None:
             to_appearance[tile.image].index_add_(1, cell.flatten(), to_logits.transpose(0, 1).flatten(1))
-    to_x = to_features.to(x.dtype).unflatten(1, softmax.size).permute(0, 3, 1, 2)
-    if appearance is not None:
-        to_appearance = to_appearance.unflatten(2, softmax.size)
-    return to_x, to_column, to_row, to_appearance
+    return to_features, to_column, to_row, to_appearance
 
 
 @_attend_backward.register_fake

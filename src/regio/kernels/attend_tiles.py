@@ -87,9 +87,9 @@ class TiledSoftmax:
         self.support = support
         self.column, self.exp_column = self._shifted(column, support[:, 0], support[:, 2])
         self.row, self.exp_row = self._shifted(row, support[:, 1], support[:, 3])
-        if cells is None:
-            self.support = self._reachable()
         self._kernel = _cpu_kernel() if x.device.type == "cpu" else None
+        if cells is None and self._kernel is None:
+            self.support = self._reachable()
 
     @staticmethod
     def _shifted(term: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,17 +128,19 @@ class TiledSoftmax:
         else:
             count = (self.cells >= 0).sum(1)
         depth = max(self.parts, self.features.shape[2])
+        # On a CPU, boxes that read few cells are none of these (`regio.kernels.cpu.attend_lists`).
+        worth_gathering = _WORTH_GATHERING * self.area if self._kernel is None else 0
         for image in range(len(self.features)):
             boxes = (self.image == image).nonzero()[:, 0]
             boxes = boxes[count[boxes].argsort(descending=True, stable=True)]
             counts = count[boxes].tolist()
             start = 0
             while start < len(counts) and counts[start] > 0:
-                whole = self.cells is None and counts[start] > _WORTH_GATHERING * self.area
+                whole = self.cells is None and counts[start] > worth_gathering
                 length = _rounded_up(counts[start])
                 most = max(1, _TILE // (self.area * self.parts if whole else length * depth))
                 # A tile is padded to its largest box, so it ends where boxes become half as large.
-                least = _WORTH_GATHERING * self.area if whole else counts[start] / 2
+                least = worth_gathering if whole else counts[start] / 2
                 stop = start + 1
                 while stop < min(start + most, len(counts)) and counts[stop] > least:
                     stop += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,10 +35,13 @@ class Alternating:
 
     Each step takes as many steps of gradients as the settings of the run say. train, test: which boxes are proposed in
     training images and in others (the released code: the best 2000 after suppression of all there are, and 300).
+    network: the configuration of the proposal network alone, for the cards of its checkpoints, by which it proposes
+    boxes for other detectors; None where it has none.
     """
 
     train: ProposalFilter = ProposalFilter(pre_nms_top_n=10**6, post_nms_top_n=2000)  # noqa: RUF009 (frozen)
     test: ProposalFilter = ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=300)  # noqa: RUF009 (frozen)
+    network: Mapping[str, Any] | None = None
 
     def __call__(self, model: nn.Module, run: StagedRun) -> Evaluation:
         """Raises TypeError for a model that is not a detector with a proposal network and heads."""
@@ -47,12 +50,12 @@ class Alternating:
         recall = ProposalRecall(run.evaluator.dataset)
         first, heads = copy.deepcopy(model).without_heads(), model.without_proposals()
 
-        run.stage("1-proposals", first, evaluator=recall)
+        run.stage("1-proposals", first, evaluator=recall, configuration=self.network)
         dataset, evaluator = self._proposed("1-proposals", first, run)
         run.stage("2-heads", heads, dataset=dataset, evaluator=evaluator)
 
         with fixed(model.backbone, model.neck):
-            run.stage("3-proposals", model.without_heads(), evaluator=recall)
+            run.stage("3-proposals", model.without_heads(), evaluator=recall, configuration=self.network)
             dataset, evaluator = self._proposed("3-proposals", model.without_heads(), run)
             run.stage("4-heads", heads, dataset=dataset, evaluator=evaluator)
         return run.finish(model)

@@ -70,8 +70,15 @@ class StagedRun:
 
     def train(self, model: nn.Module) -> Evaluation:
         """The whole run as one training; returns what was measured at its end."""
-        own = self.dataset, self.evaluator, self.config
-        return self._train(model, self.folder, *own, self.resume, self.configuration)
+        return self.by_gradients(
+            model,
+            self.folder,
+            dataset=self.dataset,
+            evaluator=self.evaluator,
+            config=self.config,
+            configuration=self.configuration,
+            resume=self.resume,
+        )
 
     def stage(
         self,
@@ -81,15 +88,25 @@ class StagedRun:
         dataset: DetectionDataset | None = None,
         evaluator: Evaluator | None = None,
         config: TrainConfig | None = None,
+        configuration: Mapping[str, Any] | None = None,
     ) -> dict[str, float]:
-        """Train `model`, which has `losses`, by gradients; returns what was measured at the end of the stage. dataset,
-        evaluator, config: those of the run unless given. A stage trains a part of the run's model, or more than that,
-        so the cards of its checkpoints do not say how to build it."""
+        """Train `model`, which has `losses`, by gradients; returns what was measured at the end of the stage.
+
+        dataset, evaluator, config: those of the run unless given. configuration: what builds `model` again, which as a
+        rule is a part of the run's model, or more than that; without it the cards of its checkpoints do not say.
+        """
 
         def change(place: Path) -> Mapping[str, float]:
             begun = (place / "weights" / "resume.safetensors").is_file()
-            own = dataset or self.dataset, evaluator or self.evaluator, config or self.config
-            return self._train(model, place, *own, self.resume and begun, {}).numbers
+            return self.by_gradients(
+                model,
+                place,
+                dataset=dataset or self.dataset,
+                evaluator=evaluator or self.evaluator,
+                config=config or self.config,
+                configuration=configuration or {},
+                resume=self.resume and begun,
+            ).numbers
 
         return self._staged(name, model, change)
 
@@ -153,16 +170,18 @@ class StagedRun:
         load_exactly(model, read_weights(weights), f"{weights}: does not fit this stage")
         return {key: float(value) for key, value in json.loads(done.read_text()).items()}
 
-    def _train(
+    def by_gradients(
         self,
         model: nn.Module,
         folder: Path,
+        *,
         dataset: DetectionDataset,
         evaluator: Evaluator,
         config: TrainConfig,
-        resume: bool,
         configuration: Mapping[str, Any],
+        resume: bool,
     ) -> Evaluation:
+        """Each training of the run, that of `train` or those of `stage`: see `regio.train.train`."""
         return train(
             cast(Trainable, model),
             dataset,

@@ -3,6 +3,7 @@
 from regio.regions.base import RegionExtractor, contract
 from regio.regions.centre import CentreFeature
 from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples
+from regio.regions.enlarged import Enlarged
 from regio.regions.learned import Dense, Exact, GridPrior, LearnedRegionFeatures, Sampled
 from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, NearestScale
 from regio.regions.masked import MaskedBins, MaskedRegions
@@ -34,6 +35,7 @@ __all__ = [
     "DeformableRoIPool",
     "Dense",
     "DisjointBins",
+    "Enlarged",
     "Exact",
     "FPNLevels",
     "FastRCNNCorners",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from regio.types import FeatureMap, Regions
 if TYPE_CHECKING:
     from regio.regions.sampling import SamplePoints
 
-__all__ = ["RegionExtractor", "contract", "level_by_level", "rows_and_columns"]
+__all__ = ["RegionExtractor", "contract", "level_by_level", "mean_over_channels", "rows_and_columns"]
 
 
 class RegionExtractor(nn.Module, ABC):
@@ -36,6 +38,11 @@ class RegionExtractor(nn.Module, ABC):
         The second axis is 1 where all channels share their weights. Large: 512 boxes x 49 parts on a stride-4 map of
         a 800 x 1333 image are 5 GiB, so `forward` never builds them for all boxes.
         """
+
+    def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        """The mean of `weights` over channels, [R, 1, K, H, W]: how much each cell enters each part. Maxima, of which
+        each channel has weights of its own, do without those of all channels at once."""
+        return self.weights(x, r).mean(1, keepdim=True)
 
     def forward(self, x: FeatureMap, r: Regions) -> Tensor:
         """Region features [R, C, *bins], in the dtype of `x.data`.
@@ -71,6 +78,19 @@ class RegionExtractor(nn.Module, ABC):
     def moved_samples(self, x: FeatureMap, r: Regions) -> tuple[SamplePoints, SamplePoints] | None:
         """Where samples lie that it has learned to move, and where they would lie unmoved; None where it moves none."""
         return None
+
+
+def mean_over_channels(
+    weights: Callable[[FeatureMap, Regions], Tensor], x: FeatureMap, r: Regions, *, at_once: int = 8
+) -> Tensor:
+    """The mean of `weights` over channels, [R, 1, K, H, W], a few of them at a time; for weights of a channel that
+    depend on this channel of the map alone."""
+    count = x.data.shape[1]
+    parts = (
+        weights(replace(x, data=some), r).mean(1, keepdim=True) * (some.shape[1] / count)
+        for some in x.data.split(at_once, 1)
+    )
+    return functools.reduce(torch.add, parts)
 
 
 def rows_and_columns(bins: int | tuple[int, int]) -> tuple[int, int]:

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, prod, sqrt
+from math import ceil, floor, pi, prod, sqrt
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.kernels.arguments import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype, has_values
 from regio.kernels.attend import attend, readable
 from regio.regions.base import RegionExtractor
+from regio.regions.embedding import embed, span_of_embeddings
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
 
@@ -38,17 +39,6 @@ __all__ = [
     "corners",
     "embed",
 ]
-
-
-def embed(z: Tensor, channels: int) -> Tensor:
-    """Sines and cosines [..., channels] of coordinates z [...]: channel 2i is sin(z / 1000^(2i / channels)), 2i + 1 its
-    cosine (section 3; the base is 1000)."""
-    angle = z[..., None] * _frequencies(channels, z)
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
-
-
-def _frequencies(channels: int, like: Tensor) -> Tensor:
-    return 1000.0 ** -(torch.arange(0, channels, 2, dtype=like.dtype, device=like.device) / channels)
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -80,10 +70,11 @@ class GridPrior:
             raise ValueError(f"sigma: expected a positive number of cells, got {self.sigma}")
 
     def __call__(self, x: FeatureMap, r: Regions, bins: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The terms [R, K, W] of the columns and [R, K, H] of the rows, for K = prod(bins) parts."""
+        """The terms [R, 1, bins[1], W] of the columns, the same for all rows of bins, and [R, bins[0], 1, H] of the
+        rows."""
         x1, y1, x2, y2 = (r.boxes.to(coordinate_dtype(x.data)) / x.stride).unbind(1)
         down, across = self._term(y1, y2, bins[0], x.size[0]), self._term(x1, x2, bins[1], x.size[1])
-        return across.repeat(1, bins[0], 1), down[:, :, None].expand(-1, -1, bins[1], -1).flatten(1, 2)
+        return across[:, None], down[:, :, None]
 
     def _term(self, low: Tensor, high: Tensor, bins: int, length: int) -> Tensor:
         """Along one axis, [R, bins, length], for boxes from `low` [R] to `high` [R] in cells."""
@@ -92,12 +83,35 @@ class GridPrior:
         return ((cells - centres[..., None]) / self.sigma).square() / -2
 
 
+@dataclass(frozen=True)
+class GeometryTable:
+    """G (Eq. 8) between all coordinates of an interval, in the D dimensions that their embeddings span.
+
+    basis: [C_E, D], see `span_of_embeddings`. values: [2, 4 D, K D], for columns and for rows: with e(z) = E(z) basis,
+    the term of the columns is ``sum over j of e(z_j) values[0][j, :, k] e(u)`` for the four coordinates z_j of a box.
+    """
+
+    basis: Tensor
+    values: Tensor
+
+    def terms(self, box: Tensor, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """G as [R, K, W] and [R, K, H] from embeddings of boxes [R, 4, C_E], columns [W, C_E] and rows [H, C_E]."""
+        code = (box @ self.basis).flatten(1)
+        column, row = (
+            (code @ values).unflatten(1, (-1, self.basis.shape[1])) @ (positions @ self.basis).t()
+            for values, positions in zip(self.values, (columns, rows), strict=True)
+        )
+        return column, row
+
+
 class Mode(ABC):
     """How the sum of Eq. 2 is evaluated. All modes share one set of parameters."""
 
     @abstractmethod
-    def __call__(self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
-        """Region features [R, C, K]."""
+    def __call__(
+        self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions, table: GeometryTable | None = None
+    ) -> Tensor:
+        """Region features [R, C, K]. table: see `LearnedRegionFeatures.terms`."""
 
     def cells(self, x: FeatureMap, r: Regions, support: Tensor) -> Tensor | None:
         """The cells [R, S] int64, ``v * W + u`` padded with -1, that enter the sum; None for all of the support."""
@@ -110,9 +124,11 @@ class Exact(Mode):
 
     aggregate_dtype: torch.dtype | None = field(default=None, kw_only=True)
 
-    def __call__(self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
+    def __call__(
+        self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions, table: GeometryTable | None = None
+    ) -> Tensor:
         support = extractor.support(x, r)
-        column, row, appearance = extractor.terms(x, r)
+        column, row, appearance = extractor.terms(x, r, table)
         return attend(
             x.data, r.image, column, row, appearance, support, self.cells(x, r, support),
             aggregate_dtype=self.aggregate_dtype,
@@ -177,7 +193,9 @@ class Sampled(Exact):
 class Dense(Mode):
     """The equations as they are written, every inner product of Eq. 8 on its own: slow and large, for comparison."""
 
-    def __call__(self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
+    def __call__(
+        self, extractor: LearnedRegionFeatures, x: FeatureMap, r: Regions, table: GeometryTable | None = None
+    ) -> Tensor:
         return RegionExtractor.forward(extractor, x, r).flatten(2)
 
 
@@ -256,6 +274,15 @@ class LearnedRegionFeatures(RegionExtractor):
         r.check(x)
         return self.mode(self, x, r).unflatten(2, self.bins)
 
+    def pyramid(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        for x in maps:
+            r.check(x)
+        table = self._table(maps, r, r.boxes.new_tensor([x.stride for x in maps])[level, None])  # one for all levels
+        rows = [(level == i).nonzero()[:, 0] for i in range(len(maps))]
+        parts = [self.mode(self, x, r[i], table) for x, i in zip(maps, rows, strict=True)]
+        by_part = torch.cat([each.mT for each in parts])[torch.cat(rows).argsort()]  # [R, K, C], as it is stored
+        return by_part.mT.unflatten(2, self.bins)
+
     def terms_alone(self) -> dict[str, RegionExtractor]:
         """With the geometric term alone (and the prior), and with the appearance term alone."""
         if not self.geometry or self.appearance_weight is None:
@@ -274,32 +301,41 @@ class LearnedRegionFeatures(RegionExtractor):
                 logits = logits + self._appearance(x)[r.image]
             if self.prior is not None:
                 across, down = self.prior(x, r, self.bins)
-                logits = logits + (across[:, :, None] + down[..., None])
+                logits = logits + (across[..., None, :] + down[..., None]).flatten(1, 2)
         logits = logits.expand(r.boxes.shape[0], -1, *x.size).flatten(2).masked_fill(~inside, -torch.inf)
         return logits.softmax(2).masked_fill(~inside, 0.0).unflatten(2, x.size)[:, None]
 
-    def terms(self, x: FeatureMap, r: Regions) -> tuple[Tensor, Tensor, Tensor | None]:
+    def terms(
+        self, x: FeatureMap, r: Regions, table: GeometryTable | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The logits as a column term [R, K, W] and a row term [R, K, H], whose sum is G and the prior, and A
         [N, K, H, W] or None.
 
         In float32 (float64 for float64 features), also under autocast: they are the arguments of an exponential. The
         inner products of Eq. 8 are as precise as `torch.set_float32_matmul_precision` has it; the prior has none.
+        table: G for the coordinates of these boxes and others, where it has been made.
         """
         with torch.autocast(x.data.device.type, enabled=False):
             appearance = self._appearance(x) if self.appearance_weight is not None else None
-            column, row = self._separable_geometry(x, r)
+            column, row = self._separable_geometry(x, r, table)
             if self.prior is not None:
-                across, down = self.prior(x, r, self.bins)
-                column, row = column + across, row + down
+                prior = self.prior(x, r, self.bins)
+                column, row = (
+                    (t.unflatten(1, self.bins) + p).flatten(1, 2) for t, p in zip((column, row), prior, strict=True)
+                )
         return column, row, appearance
 
-    def _separable_geometry(self, x: FeatureMap, r: Regions) -> tuple[Tensor, Tensor]:
+    def _separable_geometry(self, x: FeatureMap, r: Regions, table: GeometryTable | None) -> tuple[Tensor, Tensor]:
         """G as [R, K, W] and [R, K, H]."""
         height, width = x.size
         if not self.geometry:
             zero = x.data.new_zeros((r.boxes.shape[0], prod(self.bins), 1), dtype=coordinate_dtype(x.data))
             return zero.expand(-1, -1, width), zero.expand(-1, -1, height)
         u, v = (self._embedded_centres(x, length) for length in (width, height))
+        if table is None:
+            table = self._table([x], r, x.stride)
+        if table is not None:
+            return table.terms(self._embedded_box(x.stride, r, u.dtype), u, v)
         for_columns, for_rows = self.position_weight.to(u.dtype).chunk(2, 1)
         logits = self._inner_products(self._box_code(x, r), torch.cat([u @ for_columns.t(), v @ for_rows.t()]))
         return logits[:, :, :width], logits[:, :, width:]
@@ -333,9 +369,41 @@ class LearnedRegionFeatures(RegionExtractor):
 
     def _box_code(self, x: FeatureMap, r: Regions) -> Tensor:
         """V E(b), [R, C_E], times `scale`."""
-        boxes = r.boxes.to(coordinate_dtype(x.data)) / (self.unit or x.stride)
-        embedded = embed(self.box_encoding(boxes), self.embedding_channels).flatten(1)
-        return embedded @ self.box_weight.to(boxes.dtype).t() * self.scale
+        embedded = self._embedded_box(x.stride, r, coordinate_dtype(x.data)).flatten(1)
+        return embedded @ self.box_weight.to(embedded.dtype).t() * self.scale
+
+    def _box_coordinates(self, stride: float | Tensor, r: Regions, dtype: torch.dtype) -> Tensor:
+        """The four numbers [R, 4] of a box that are embedded."""
+        return self.box_encoding(r.boxes.to(dtype) / (self.unit or stride))
+
+    def _embedded_box(self, stride: float, r: Regions, dtype: torch.dtype) -> Tensor:
+        """E of the numbers of a box, [R, 4, C_E]."""
+        return embed(self._box_coordinates(stride, r, dtype), self.embedding_channels)
+
+    def _table(self, maps: Sequence[FeatureMap], r: Regions, stride: float | Tensor) -> GeometryTable | None:
+        """The table for boxes on one or more levels; stride: of the map of each box. None where it costs more than the
+        inner products, on a GPU, to which these are little, and in graphs, which are to hold for other boxes."""
+        if not self.geometry or not has_values(r.boxes) or r.boxes.device.type != "cpu" or len(r) == 0:
+            return None
+        dtype, parts = coordinate_dtype(maps[0].data), prod(self.bins)
+        c_g, c_e, boxes = self.key_channels, self.embedding_channels, len(r)
+        numbers = self._box_coordinates(stride, r, dtype).detach()
+        last = max(max(x.size) * x.stride / (self.unit or x.stride) for x in maps)
+        low, high = floor(min(0.0, float(numbers.min())) / 16), ceil(max(last, float(numbers.max())) / 16)
+        count, positions = min(16 * (high - low) / pi + 14, c_e), max(sum(x.size) for x in maps)
+        with_table = 2 * count * parts * (c_e * (c_g + 4 * count) + 4 * count * boxes)  # multiplications
+        without = 4 * boxes * c_e**2 + parts * min(positions * c_e * (c_g + boxes), boxes * c_g * (c_e + positions))
+        if with_table > without:
+            return None
+        basis = span_of_embeddings(c_e, 16 * low, 16 * high, dtype)
+        with torch.autocast("cpu", enabled=False):
+            of_positions, of_boxes = (
+                (weight.to(dtype).unflatten(1, (-1, c_e)) @ basis).permute(1, 2, 0).flatten(0, 1).contiguous()
+                for weight in (self.position_weight, self.box_weight)
+            )  # [2 D, C_g] and [4 D, C_E]
+            probes = of_positions.expand(parts, -1, -1) @ self.part_weight.to(dtype)  # [K, 2 D, C_E]
+            by_axis = probes.unflatten(1, (2, -1)).transpose(0, 1).flatten(1, 2)  # [2, K D, C_E]
+            return GeometryTable(basis, of_boxes * self.scale @ by_axis.mT)
 
     def _embedded_centres(self, x: FeatureMap, length: int) -> Tensor:
         """E of the centres of the first `length` cells along an axis, [length, C_E]."""

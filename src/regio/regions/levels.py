@@ -118,7 +118,7 @@ class Levels(nn.Module):
 
         Raises ValueError as the extractor does, and where maps and extractors do not match.
         """
-        own = self._of(maps)
+        own = self.by_level(maps)
         if len(maps) == 1:
             return own[0](maps[0], r)
         level = self.assign(maps, r)
@@ -130,7 +130,7 @@ class Levels(nn.Module):
         """Regions without those whose features repeat another one's, since they cover the same cells, and the index
         [R] int64 of each region of `r` among them; None for extractors that do not round boxes to cells."""
         level = self.assign(maps, r) if len(maps) > 1 else torch.zeros_like(r.image)
-        cells = [own.whole_cells(maps, r, level) for own in self._of(maps)[: len(self.extractors)]]
+        cells = [own.whole_cells(maps, r, level) for own in self.by_level(maps)[: len(self.extractors)]]
         if len(cells) > 1 or cells[0] is None:
             return None
         _, index = torch.cat([cells[0], r.image[:, None], level[:, None]], 1).unique(dim=0, return_inverse=True)
@@ -143,15 +143,15 @@ class Levels(nn.Module):
 
         ``forward`` is the sum over the levels of ``contract(weights[l], maps[l])``.
         """
-        own = self._of(maps)
+        own = self.by_level(maps)
         level = self.assign(maps, r) if len(maps) > 1 else torch.zeros_like(r.image)
         return [
             e.weights(x, r) * (level == i)[:, None, None, None, None]
             for i, (e, x) in enumerate(zip(own, maps, strict=True))
         ]
 
-    def _of(self, maps: Sequence[FeatureMap]) -> list[RegionExtractor]:
-        """The extractor of each map."""
+    def by_level(self, maps: Sequence[FeatureMap]) -> list[RegionExtractor]:
+        """The extractor of each of `maps`. Raises ValueError for another number of them than there are extractors."""
         own = [cast(RegionExtractor, e) for e in self.extractors]
         if not maps or len(own) not in (1, len(maps)):
             raise ValueError(f"maps: expected {len(own) if maps else 'at least one'}, got {len(maps)}")

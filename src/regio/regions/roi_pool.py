@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regio.regions.axes import max_count, outer_grid
-from regio.regions.base import rows_and_columns
+from regio.regions.base import mean_over_channels, rows_and_columns
 from regio.regions.quantisation import Corners, Division, FastRCNNCorners, OverlappingBins, bin_ranges, cell_ranges
 from regio.regions.sampling import CellBlocks, SampleGrid, Samples, SamplingExtractor
 from regio.types import FeatureMap, Regions
@@ -46,6 +46,9 @@ class RoIPool(SamplingExtractor):
             raise ValueError("shift: expected None, a maximum over cells cannot be moved by a fraction of one")
         rows, columns, _ = bin_ranges(maps, r, level, self.bins, self.corners, self.division)
         return CellBlocks(*(edge.to(torch.int64) for edge in (*rows, *columns)))
+
+    def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        return mean_over_channels(self.weights, x, r)
 
     def whole_cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
         """The corners [R, 4] of each box in cells; see `RegionExtractor.whole_cells`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.base import RegionExtractor
+from regio.regions.base import RegionExtractor, mean_over_channels
 from regio.regions.roi_align import RoIAlign
 from regio.regions.sampling import SampleGrid, SamplingExtractor
 from regio.types import FeatureMap, Regions
@@ -53,6 +53,9 @@ class SampleMax(RegionExtractor):
         best = self._samples([x], r, level, [x.data]).argmax(4)
         index = best[..., None, None, None].expand(*best.shape, 1, *x.size)
         return each.expand(-1, best.shape[1], *[-1] * 5).gather(4, index).squeeze(4).flatten(2, 3)
+
+    def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        return mean_over_channels(self.weights, x, r)
 
     def _samples(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, data: Sequence[Tensor]) -> Tensor:
         """The values of all samples, [R, C, Kh, Kw, S * T]."""

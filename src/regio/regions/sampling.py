@@ -120,9 +120,9 @@ class CellBlocks(Samples):
         column = (u >= self.left[..., None]) & (u < self.right[..., None])
         inside = (row[:, :, None, :, None] & column[:, None, :, None, :]).flatten(1, 2)[:, None].flatten(3)
         values = x[image].flatten(2)[:, :, None].where(inside, -torch.inf)
-        largest = inside & (values == values.amax(3, keepdim=True))
-        first = largest & (largest.cumsum(3) == 1)
-        return first.unflatten(3, size).to(coordinate_dtype(x))
+        first = values.argmax(3, keepdim=True)  # of equal values PyTorch gives the first
+        read = torch.take_along_dim(inside, first, 3).to(coordinate_dtype(x))
+        return torch.zeros_like(values, dtype=read.dtype).scatter(3, first, read).unflatten(3, size)
 
 
 class SamplingExtractor(RegionExtractor):

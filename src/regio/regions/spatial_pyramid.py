@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from regio.regions.base import mean_over_channels
 from regio.regions.quantisation import Corners, Division, OverlappingBins, SPPNetCorners
 from regio.regions.roi_pool import RoIPool
 from regio.regions.sampling import Samples, SamplingExtractor
@@ -56,6 +57,9 @@ class SpatialPyramidPool(SamplingExtractor):
             shifts = [s.reshape(-1, *p.bins, 2) for s, p in zip(shift.split(parts, 1), pools, strict=True)]
         samples = (p.sampling(maps, r, level, s) for p, s in zip(pools, shifts, strict=True))
         return JoinedSamples(tuple(samples), tuple(parts))
+
+    def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
+        return mean_over_channels(self.weights, x, r)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from regio.systems.fast_rcnn import fast_rcnn, fast_rcnn_head, fast_rcnn_svms
 from regio.systems.faster_rcnn import faster_rcnn, faster_rcnn_c4, rpn
-from regio.systems.fpn import faster_rcnn_fpn, rpn_fpn
+from regio.systems.fpn import fast_rcnn_fpn, faster_rcnn_fpn, rpn_fpn
 from regio.systems.mask_rcnn import mask_rcnn_c4, mask_rcnn_fpn
 from regio.systems.rcnn import rcnn
 from regio.systems.sppnet import sppnet
 
 __all__ = [
     "fast_rcnn",
+    "fast_rcnn_fpn",
     "fast_rcnn_head",
     "fast_rcnn_svms",
     "faster_rcnn",

@@ -16,7 +16,7 @@ from regio.regions import RoIAlign
 from regio.regions.base import RegionExtractor
 from regio.systems.fast_rcnn import fast_rcnn_head
 
-__all__ = ["faster_rcnn_fpn", "rpn_fpn"]
+__all__ = ["fast_rcnn_fpn", "faster_rcnn_fpn", "rpn_fpn"]
 
 
 def rpn_fpn(
@@ -85,3 +85,42 @@ def faster_rcnn_fpn(
     )
     detector.roi_heads.append(head)
     return detector
+
+
+def fast_rcnn_fpn(
+    num_classes: int,
+    backbone: Backbone,
+    extractor: RegionExtractor | None = None,
+    *,
+    channels: int = 256,
+    hidden: int = 1024,
+    short_side: int = 800,
+    long_side: int = 1333,
+    regions_per_image: int = 512,
+    background_low: float = 0.0,
+    norm: Norm | None = None,
+    beta: float = 1.0,
+    postprocess: Postprocess = Postprocess(nms_threshold=0.5),  # noqa: B008 (frozen)
+) -> TwoStageDetector:
+    """The same without the proposal network, for boxes that are given (section 5.2.1, where they are those of an
+    `rpn_fpn` trained before): ``detector(images, proposals)``.
+
+    background_low: lowest IoU with an object of the background in the mini-batch. The others: see `faster_rcnn_fpn`.
+    """
+    head = fast_rcnn_head(
+        RoIAlign((7, 7), samples=2) if extractor is None else extractor,
+        channels,
+        hidden,
+        num_classes,
+        regions_per_image=regions_per_image,
+        background_low=background_low,
+        beta=beta,
+        postprocess=postprocess,
+    )
+    return TwoStageDetector(
+        preprocess=Preprocess(short_side, long_side, backbone.mean, backbone.std, divisor=backbone.strides[-1]),
+        backbone=backbone,
+        neck=FPN(backbone.channels, channels, norm),
+        proposals=None,
+        roi_heads=[head],
+    )

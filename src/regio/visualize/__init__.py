@@ -5,6 +5,7 @@ from regio.visualize.contact_sheet import comparison_sheet, contact_sheet
 from regio.visualize.draw import draw_detections, draw_targets
 from regio.visualize.plots import (
     confusion_figure,
+    divergence_figure,
     precision_recall_figure,
     recall_comparison_figure,
     recall_figure,
@@ -17,6 +18,7 @@ __all__ = [
     "comparison_sheet",
     "confusion_figure",
     "contact_sheet",
+    "divergence_figure",
     "draw_detections",
     "draw_targets",
     "precision_recall_figure",

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from regio.analysis import extractor_of
+from regio.analysis import MOST_PARTS, extractor_of
 from regio.backbones import efficientnet_lite0
 from regio.boxes import resize_boxes
 from regio.checkpoints import read_card
 from regio.config import EXTRACTORS, load_detector
+from regio.detector import TwoStageDetector
 from regio.preprocess import Preprocess
 from regio.regions import RegionExtractor, RoIAlign, RoIPool
 from regio.settings import named
@@ -22,11 +23,9 @@ from regio.types import FeatureMap, Regions
 from regio.visualize.sample_positions import offsets_figure, quantisation_figure
 from regio.visualize.weights import parts_figure, terms_figure
 
-__all__ = ["ReadBox", "pictures", "read_trained", "read_untrained"]
+__all__ = ["ReadBox", "pictures", "read_by", "read_trained", "read_untrained"]
 
 Box = tuple[float, float, float, float]
-
-MOST_PARTS = 1024  # a part has a weight for each cell of the map
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,15 @@ class ReadBox:
         return Regions(
             torch.tensor([self.box], device=self.x.data.device), torch.zeros_like(self.x.data[:1, 0, 0, 0]).long()
         )
+
+    def require_few_parts(self) -> None:
+        """Raise ValueError for more parts than can be drawn."""
+        rows, columns = self.extractor.bins
+        if rows * columns > MOST_PARTS:
+            raise ValueError(
+                f"{self.source}: expected an extractor of up to {MOST_PARTS} parts, got {self.name} of "
+                f"{rows} x {columns}, whose weights cannot be drawn"
+            )
 
 
 def read_untrained(pixels: Tensor, box: Box, name: str | None, device: torch.device) -> ReadBox:
@@ -82,17 +90,24 @@ def read_trained(pixels: Tensor, box: Box, name: str | None, weights: Path, devi
         named(EXTRACTORS, name, "extractor")
         raise ValueError(f"{weights}: its extractor is {own}, not {name}; leave out the extractor or the checkpoint")
     detector, _ = load_detector(weights)
-    detector.to(device).eval()
+    return read_by(detector.to(device).eval(), pixels, box, own, str(weights))
+
+
+def read_by(detector: TwoStageDetector, pixels: Tensor, box: Box, name: str | None, source: str) -> ReadBox:
+    """The extractor of the first head of `detector`, on the map from which it reads this box; as `read_trained`.
+
+    name: the extractor's, that of its class unless given. Raises TypeError as `regio.analysis.extractor_of`.
+    """
+    levels = extractor_of(detector)
+    device = next(detector.parameters()).device
     with torch.no_grad():
         batch, maps = detector.features([pixels.to(device)])
-    levels = extractor_of(detector)
     size = batch.sizes[0]
     scaled = resize_boxes(torch.tensor([box], device=device), (pixels.shape[1], pixels.shape[2]), size)
     r = Regions(scaled, torch.zeros(1, dtype=torch.int64, device=device))
     level = int(levels.assign(maps, r)) if len(maps) > 1 else 0
-    extractor = levels.extractors[level if len(levels.extractors) > 1 else 0]
-    assert isinstance(extractor, RegionExtractor)
-    return _scaled(pixels, box, size, maps[level], extractor, own or type(extractor).__name__, str(weights))
+    extractor = levels.by_level(maps)[level]
+    return _scaled(pixels, box, size, maps[level], extractor, name or type(extractor).__name__, source)
 
 
 def _scaled(
@@ -108,12 +123,8 @@ def pictures(read: ReadBox) -> dict[str, Figure]:
     """The pictures by the names of their files; see `regio explain --help`. Raises ValueError for more parts than can
     be drawn: those of R-CNN's crop are the pixels of an image."""
     image, box, x, extractor, r = read.image, read.box, read.x, read.extractor, read.regions
+    read.require_few_parts()
     rows, columns = extractor.bins
-    if rows * columns > MOST_PARTS:
-        raise ValueError(
-            f"{read.source}: expected an extractor of up to {MOST_PARTS} parts, got {read.name} of {rows} x {columns}, "
-            "whose weights cannot be drawn"
-        )
     source = read.source if len(read.source) <= 50 else f"…{read.source[-49:]}"
     where = f"{x.size[1]} x {x.size[0]} cells at stride {x.stride:g}; {source}"
     title = f"{read.name}: {f'{rows} x {columns}' if columns > 1 else rows} parts"

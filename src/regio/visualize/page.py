@@ -143,9 +143,11 @@ def figures(illustrations: Sequence[Illustration]) -> str:
 
 
 def _is_text(values: Iterable[Cell]) -> bool:
-    """Whether a column is of words, which begin with no digit."""
+    """Whether a column is of words, which begin with no digit, nor with a sign before one."""
     words = [value for value in values if value not in (None, "", "\N{EN DASH}")]
-    return bool(words) and all(isinstance(value, str) and not value[0].isdigit() for value in words)
+    return bool(words) and all(
+        isinstance(value, str) and not value.lstrip("+-\N{MINUS SIGN}")[:1].isdigit() for value in words
+    )
 
 
 def _cell(value: Cell, text: bool) -> str:

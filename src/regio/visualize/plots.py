@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from regio.analysis import SIZES, Divergences
 from regio.evaluate import CocoMetrics
 from regio.visualize.colours import class_colour
 
 __all__ = [
     "confusion_figure",
+    "divergence_figure",
     "line_colour",
     "precision_recall_figure",
     "recall_comparison_figure",
@@ -162,6 +164,47 @@ def recall_comparison_figure(curves: Mapping[str, Mapping[str, Sequence[tuple[in
         if panel == 0:
             axes.set_ylabel("recall", fontsize=9)
             figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=max(1, 4 - len(curves) // 4))
+    return figure
+
+
+def divergence_figure(series: Mapping[str, Mapping[int, Divergences]]) -> Figure:
+    """Mean KL between parts and KL of mask, in nats, against the step, a line for each of `series` and a panel for each
+    size of objects (Gu et al. 2018, figure 3).
+
+    series: by label, `regio.analysis.divergence_over_training`. Sizes without objects have no panel, and without masks
+    there is no lower row. Numbers of objects are those of the first of the series.
+
+    Raises ValueError where there is nothing to draw.
+    """
+    measures = {"mean KL between parts": "between_parts", "KL of mask": "of_mask"}
+    all_steps = [found for steps in series.values() for found in steps.values()]
+    rows = {
+        title: name for title, name in measures.items()
+        if any(each.count for found in all_steps for each in getattr(found, name).values())
+    }  # fmt: skip
+    sizes = [size for size in SIZES if any(found.between_parts[size].count for found in all_steps)]
+    if not rows or not sizes:
+        raise ValueError("series: expected divergences of at least one object, got none")
+    figure = Figure(figsize=(1.2 + 3.2 * len(sizes), 0.8 + 2.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(sizes), squeeze=False, sharex=True, sharey="row")
+    for (title, name), panels in zip(rows.items(), grid, strict=True):
+        for axes, size in zip(panels, sizes, strict=True):
+            objects = getattr(all_steps[0], name)[size].count
+            style_axes(axes, f"{size}, {objects} objects" if objects != 1 else f"{size}, 1 object")
+            for i, (label, steps) in enumerate(series.items()):
+                means = [getattr(found, name)[size].mean for found in steps.values()]
+                colour = INK if len(series) == 1 else line_colour(i)
+                axes.plot(
+                    [*steps], means, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=_short(label, 60)
+                )
+        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylabel(f"{title} (nats)", fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("step", fontsize=9)
+    names, lines = grid[0][0].get_legend_handles_labels()[::-1]
+    figure.legend(
+        lines, names, fontsize=9, frameon=False, loc="outside lower center", ncols=max(1, 4 - len(series) // 4)
+    )
     return figure
 
 

@@ -19,7 +19,25 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["BESIDE", "BOX", "INK", "outline", "parts_figure", "show_image", "terms_figure"]
+__all__ = [
+    "BESIDE",
+    "BOX",
+    "FAINT",
+    "INK",
+    "colour_scale",
+    "extent_of",
+    "four_parts",
+    "grey_of",
+    "header",
+    "outline",
+    "overlay",
+    "part_name",
+    "parts_figure",
+    "parts_of",
+    "place",
+    "show_image",
+    "terms_figure",
+]
 
 Box = tuple[float, float, float, float]
 
@@ -44,25 +62,24 @@ def parts_figure(
 
     Raises ValueError when the weights are not of this shape.
     """
-    parts = _parts(weights, bins)
-    around = _four(bins)
-    grey, extent = _grey(image), _extent(image, weights, stride)
+    parts = parts_of(weights, bins)
+    around = four_parts(bins)
+    grey, extent = grey_of(image), extent_of(image, weights, stride)
     aspect = extent[0] / extent[1]
     side, centre = _sides(aspect)
     height = 2 * (side / aspect + TITLE) + GAP
     figure = Figure(figsize=(2 * MARGIN + 2 * side + centre + 2 * GAP, HEADER + height + FOOTER))
     width = figure.get_figwidth()
-    _header(figure, title, caption)
+    header(figure, title, caption)
 
-    axes = _axes(figure, (width - centre) / 2, HEADER + TITLE, centre, centre / aspect)
-    _overlay(axes, grey, parts.max(0), stride, box, f"largest of {len(parts)} parts")
+    axes = place(figure, (width - centre) / 2, HEADER + TITLE, centre, centre / aspect)
+    overlay(axes, grey, parts.max(0), stride, box, f"largest of {len(parts)} parts")
     for (down, right), part in around.items():
         left = width - MARGIN - side if right else MARGIN
         top = HEADER + TITLE + down * (side / aspect + TITLE + GAP)
-        name = f"part {part + 1}" if 1 in bins else f"row {part // bins[1] + 1}, column {part % bins[1] + 1}"
-        axes = _axes(figure, left, top, side, side / aspect)
-        _overlay(axes, grey, parts[part], stride, box, name, small=True)
-    _scale(figure)
+        axes = place(figure, left, top, side, side / aspect)
+        overlay(axes, grey, parts[part], stride, box, part_name(part, bins), small=True)
+    colour_scale(figure)
     return figure
 
 
@@ -76,20 +93,25 @@ def terms_figure(
     """
     if not weights:
         raise ValueError("weights: expected at least one, got none")
-    width, height = _extent(image, next(iter(weights.values())), stride)
+    width, height = extent_of(image, next(iter(weights.values())), stride)
     aspect, count = width / height, len(weights)
     by_width = (MOST_WIDTH - 2 * MARGIN - (count - 1) * GAP) / count
     side = max(min(by_width, (MOST_HEIGHT - HEADER - TITLE - FOOTER) * aspect), LEAST_SIDE)
     width = max(2 * MARGIN + count * side + (count - 1) * GAP, 6)
     figure = Figure(figsize=(width, HEADER + TITLE + side / aspect + FOOTER))
-    _header(figure, title, caption)
+    header(figure, title, caption)
     for i, (name, each) in enumerate(weights.items()):
-        parts = _parts(each, (1, each.shape[1]) if each.ndim == 4 else (0, 0))
+        parts = parts_of(each, (1, each.shape[1]) if each.ndim == 4 else (0, 0))
         left = width / 2 + (i - count / 2) * (side + GAP) + GAP / 2
-        axes = _axes(figure, left, HEADER + TITLE, side, side / aspect)
-        _overlay(axes, _grey(image), parts.max(0), stride, box, name)
-    _scale(figure)
+        axes = place(figure, left, HEADER + TITLE, side, side / aspect)
+        overlay(axes, grey_of(image), parts.max(0), stride, box, name)
+    colour_scale(figure)
     return figure
+
+
+def part_name(part: int, bins: tuple[int, int]) -> str:
+    """Where part k of a grid lies, or which of a list it is, counted from 1."""
+    return f"part {part + 1}" if 1 in bins else f"row {part // bins[1] + 1}, column {part % bins[1] + 1}"
 
 
 def show_image(axes: Axes, pixels: NDArray[np.uint8]) -> None:
@@ -112,7 +134,7 @@ def outline(axes: Axes, box: Box, colour: str = BOX, line: float = 2.0, style: s
     )  # fmt: skip
 
 
-def _overlay(
+def overlay(
     axes: Axes,
     grey: NDArray[np.uint8],
     weights: NDArray[np.float64],
@@ -135,19 +157,19 @@ def _overlay(
     axes.set_title(f"max {largest:#.2g}", fontsize=9, loc="right", color=FAINT, pad=5)
 
 
-def _extent(image: Tensor, weights: Tensor, stride: float) -> tuple[float, float]:
+def extent_of(image: Tensor, weights: Tensor, stride: float) -> tuple[float, float]:
     """Width and height of what is shown: the image, and the map where it is larger, which padding makes it."""
     return max(image.shape[2], weights.shape[-1] * stride), max(image.shape[1], weights.shape[-2] * stride)
 
 
-def _parts(weights: Tensor, bins: tuple[int, int]) -> NDArray[np.float64]:
+def parts_of(weights: Tensor, bins: tuple[int, int]) -> NDArray[np.float64]:
     """[K, H, W], the mean over channels."""
     if weights.ndim != 4 or weights.shape[1] != bins[0] * bins[1]:
         raise ValueError(f"weights: expected shape [1 or C, {bins[0] * bins[1]}, H, W], got {list(weights.shape)}")
     return weights.detach().double().mean(0).cpu().numpy()
 
 
-def _four(bins: tuple[int, int]) -> dict[tuple[int, int], int]:
+def four_parts(bins: tuple[int, int]) -> dict[tuple[int, int], int]:
     """Parts to show on their own by their place, (0, 0) at the top left and (1, 1) at the bottom right."""
     count = prod(bins)
     if 1 in bins and count >= 4:  # parts in a list: four of them, spread over it
@@ -167,20 +189,20 @@ def _sides(aspect: float) -> tuple[float, float]:
     return side, 2 * side + between * aspect
 
 
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes placed in inches from the top left."""
     whole_width, whole_height = figure.get_size_inches()
     bottom = whole_height - top - height
     return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
 
 
-def _header(figure: Figure, title: str, caption: str) -> None:
+def header(figure: Figure, title: str, caption: str) -> None:
     width, height = figure.get_size_inches()
     figure.text(MARGIN / width, 1 - 0.16 / height, title, fontsize=15, weight="bold", color=INK, va="top")
     figure.text(MARGIN / width, 1 - 0.46 / height, caption, fontsize=10, color=FAINT, va="top")
 
 
-def _scale(figure: Figure) -> None:
+def colour_scale(figure: Figure) -> None:
     """The scale of colours, at the bottom."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes(((width - 3) / 2 / width, 0.29 / height, 3 / width, 0.09 / height))
@@ -190,7 +212,7 @@ def _scale(figure: Figure) -> None:
     axes.tick_params(length=0, pad=2)
 
 
-def _grey(image: Tensor) -> NDArray[np.uint8]:
+def grey_of(image: Tensor) -> NDArray[np.uint8]:
     """[h, w], the luma of `image`."""
     if image.ndim != 3 or image.shape[0] != 3 or str(image.dtype) != "torch.uint8":
         raise ValueError(f"image: expected uint8 [3, h, w], got {image.dtype} {list(image.shape)}")

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regio.checkpoints import read_card
-from regio.config import load_detector, model_from_dict
+from regio.config import load_detector, read_system
 from regio.config.systems import Detectron2, Published, System, Torchvision
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
@@ -85,17 +84,17 @@ def load_trained(weights: str | Path, *, score_threshold: float | None = None) -
     `detectron2:NAME=FILE` where its weights lie in FILE.
 
     score_threshold: lowest score of a detection, in place of the detector's own. Raises FileNotFoundError or ValueError
-    naming the file, and for a published one where it is wanted.
+    naming the file, and for a published one where it is wanted; ValueError for a threshold that is no score of it.
     """
     found = published(weights)
     if found is None:
-        detector, card = load_detector(weights, score_threshold=score_threshold)
-        own = model_from_dict(card.model)
+        own, card = read_system(weights)
         own = own if score_threshold is None else own.with_score_threshold(score_threshold)
+        detector, _ = load_detector(weights, score_threshold=score_threshold)
         return Trained(detector.eval(), own, card.class_names, card.proposals)
     system, file = found
     if score_threshold is not None:
-        system = replace(system, score_threshold=score_threshold)
+        system = system.with_score_threshold(score_threshold)
     detector, names = _library(weights).read(system.detector, file)
     system.adjust(detector)
     return Trained(detector, system, names)
@@ -118,10 +117,7 @@ def system_of(weights: str | Path) -> System:
     found = published(weights)
     if found is not None:
         return found[0]
-    card = read_card(weights)
-    if not card.model:
-        raise ValueError(f"{weights}: its card has no configuration; name the system with --model")
-    return model_from_dict(card.model)
+    return read_system(weights)[0]
 
 
 def _library(weights: str | Path) -> _Library:

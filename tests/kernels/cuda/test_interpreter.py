@@ -18,7 +18,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter")
 def test_kernels_in_the_interpreter() -> None:
     folder = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--ignore={__file__}", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", f"--ignore={__file__}", str(folder)]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "passed" in run.stdout

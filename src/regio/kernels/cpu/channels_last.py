@@ -186,8 +186,8 @@ def add_to_maximum(
 @compiled
 def cell_product(x: Array, start: int, tile: Array, at: int, size: int) -> float:
     """The inner product of the cell at `start` with ``tile[at : at + size]``."""
-    total = x[start] * tile[at]
-    for c in range(1, size):
+    total = x.dtype.type(0)
+    for c in range(size):
         total += x[start + U(c)] * tile[at + U(c)]
     return total
 

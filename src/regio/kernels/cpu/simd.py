@@ -41,7 +41,10 @@ __all__ = [
     "add_window",
     "call_each",
     "dot_map",
+    "keep_weights_of_row",
+    "largest",
     "maximum",
+    "span_not_below",
     "sum_grid",
     "sum_list",
     "sum_window",
@@ -354,6 +357,14 @@ class _MaskedBlock(_Block):
         """``array[at : at + width] = value`` where `mask` is set."""
         self._write(value if array not in self.halves else self._rounded(value), array, at, mask)
 
+    def reduced(self, how: str, vector: Any) -> Any:
+        """LLVM's reduction `how` of the elements, none of which is NaN."""
+        name = f"llvm.vector.reduce.{how}.v{self.vector.count}{self.scalar.intrinsic_name}"
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(self.scalar, (self.vector,)), name
+        )
+        return self.builder.call(function, [vector], fastmath=("nnan", "nsz"))
+
     def sum(self, vector: Any) -> Any:
         """The sum of the elements."""
         name = f"llvm.vector.reduce.fadd.v{self.vector.count}{self.scalar.intrinsic_name}"
@@ -540,6 +551,92 @@ def add_logits_of_row(
     return number(*kinds), generate
 
 
+# Which cells have weights that count (`attend`).
+
+
+def _range_of(builder: Any, mask: Any) -> tuple[Any, Any, Any]:
+    """Whether any element of a mask is set, the first that is, and the one after the last (as 64-bit numbers)."""
+    bits = builder.zext(builder.bitcast(mask, ir.IntType(mask.type.count)), _INDEX)
+    first = builder.cttz(bits, ir.IntType(1)(0))
+    stop = builder.sub(_INDEX(64), builder.ctlz(bits, ir.IntType(1)(0)))
+    return builder.icmp_unsigned("!=", bits, _INDEX(0)), first, stop
+
+
+@intrinsic
+def largest(typing: Any, x: Any, at: Any, count: Any) -> Any:
+    """Returns the largest of ``x[at : at + count]``, NaN not counted; -inf for none."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        row = _MaskedBlock(context, builder, signature, values, SIDE)
+        _, at, count = values
+        best = row.variable(row.spread(row.scalar(float("-inf"))))
+        with row.pieces(count) as (u, mask):
+            value, held = row.read(0, builder.add(at, u), mask), builder.load(best)
+            above = builder.and_(mask, builder.fcmp_ordered(">", value, held))
+            builder.store(builder.select(above, value, held), best)
+        return row.reduced("fmax", builder.load(best))
+
+    return x.dtype(x, _OFFSET, _COUNT), generate
+
+
+@intrinsic
+def span_not_below(typing: Any, x: Any, at: Any, count: Any, limit: Any) -> Any:
+    """Returns the smallest range (first, stop) that has all i < count for which ``x[at + i]`` is not below `limit`, NaN
+    among them; (count, 0) for none."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        row = _MaskedBlock(context, builder, signature, values, SIDE)
+        _, at, count, limit = values
+        limit = row.spread(limit)
+        start, end = (cgutils.alloca_once_value(builder, value) for value in (count, _INDEX(0)))
+        with row.pieces(count) as (u, mask):
+            kept = builder.fcmp_unordered(">=", row.read(0, builder.add(at, u), mask), limit)
+            any_kept, first, stop = _range_of(builder, builder.and_(mask, kept))
+            nearer = builder.and_(any_kept, builder.icmp_signed("==", builder.load(start), count))
+            builder.store(builder.select(nearer, builder.add(u, first), builder.load(start)), start)
+            builder.store(builder.select(any_kept, builder.add(u, stop), builder.load(end)), end)
+        return context.make_tuple(builder, signature.return_type, [builder.load(start), builder.load(end)])
+
+    return types.UniTuple(_COUNT, 2)(x, _OFFSET, _COUNT, x.dtype), generate
+
+
+@intrinsic
+def keep_weights_of_row(
+    typing: Any, column: Any, at: Any, factor: Any, appearance: Any, appearance_at: Any, least: Any, count: Any,
+    cell: Any, weights: Any, cells: Any, to: Any
+) -> Any:  # fmt: skip
+    """Write the weights ``factor * column[at + u] * appearance[appearance_at + u]`` for u < count, and the numbers
+    ``cell + u``, to weights and cells (int32) from `to` on; of each SIDE neighbours only those from the first to the
+    last that is not below `least`. Returns where what was written ends."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        row = _MaskedBlock(context, builder, signature, values, SIDE)
+        _, at, factor, _, appearance_at, least, count, cell, _, _, to = values
+        factor, least, end = row.spread(factor), row.spread(least), cgutils.alloca_once_value(builder, to)
+        words = row._words(32)
+        places = ir.Constant(words, list(range(SIDE)))
+        with row.pieces(count) as (u, mask):
+            weight = builder.fmul(factor, row.read(0, builder.add(at, u), mask))
+            weight = builder.fmul(weight, row.read(3, builder.add(appearance_at, u), mask))
+            kept = builder.and_(mask, builder.fcmp_unordered(">=", weight, least))
+            any_kept, first, stop = _range_of(builder, kept)
+            with builder.if_then(any_kept):
+                low, high = (_spread(builder, words, builder.trunc(i, ir.IntType(32))) for i in (first, stop))
+                between = builder.and_(
+                    builder.icmp_unsigned(">=", places, low), builder.icmp_unsigned("<", places, high)
+                )
+                place = builder.sub(builder.load(end), first)  # of an element before the first, where none is written
+                number = builder.trunc(builder.add(cell, u), ir.IntType(32))
+                row.write(weight, 8, place, between)
+                row.write(builder.add(_spread(builder, words, number), places), 9, place, between)
+                builder.store(builder.add(place, stop), end)
+        return builder.load(end)
+
+    number = column.dtype
+    kinds = (column, _OFFSET, number, appearance, _OFFSET, number, _COUNT, _COUNT, weights, cells, _OFFSET)
+    return _OFFSET(*kinds), generate
+
+
 @compiled
 def call_each() -> float:
     """Call every function above once: it cannot be compiled where one of them cannot be built."""
@@ -556,4 +653,6 @@ def call_each() -> float:
     add_window(x, zero, at, one, 0, 1, one, 0, 1, total)
     total += weigh_map(x, zero, y, zero, x, zero, halves, zero, 1, 1)
     total += dot_map(x, zero, y, zero, x, zero, halves, zero, 1, 1)
+    total += largest(x, zero, 1) + span_not_below(x, zero, 1, total)[0]
+    keep_weights_of_row(x, zero, total, x, zero, total, 1, 0, y, np.zeros(512, np.int32), zero)
     return total + add_logits_of_row(x, zero, total, x, zero, halves, zero, total, y, y, 1)

@@ -34,7 +34,10 @@ __all__ = [
     "add_to_maximum",
     "add_window",
     "dot_map",
+    "keep_weights_of_row",
+    "largest",
     "maximum",
+    "span_not_below",
     "sum_grid",
     "sum_list",
     "sum_window",
@@ -231,6 +234,48 @@ def add_logits_of_row(
         to_appearance[there] += logit
         total += logit
     return total
+
+
+@compiled
+def largest(x: Array, at: int, count: int) -> float:
+    """Returns the largest of ``x[at : at + count]``, NaN not counted; -inf for none."""
+    best = x.dtype.type(-np.inf)
+    for i in range(count):
+        if x[at + U(i)] > best:
+            best = x[at + U(i)]
+    return best
+
+
+@compiled
+def span_not_below(x: Array, at: int, count: int, limit: float) -> tuple[int, int]:
+    """Returns the smallest range (first, stop) that has all i < count for which ``x[at + i]`` is not below `limit`, NaN
+    among them; (count, 0) for none."""
+    first, stop = count, 0
+    for i in range(count):
+        if not x[at + U(i)] < limit:
+            first, stop = min(first, i), i + 1
+    return first, stop
+
+
+@compiled
+def keep_weights_of_row(
+    column: Array, at: int, factor: float, appearance: Array, appearance_at: int, least: float, count: int, cell: int,
+    weights: Array, cells: Array, to: int
+) -> int:  # fmt: skip
+    """Write the weights ``factor * column[at + u] * appearance[appearance_at + u]`` for u < count, and the numbers
+    ``cell + u``, to weights and cells (int32) from `to` on; of each SIDE neighbours only those from the first to the
+    last that is not below `least`. Returns where what was written ends."""
+    end: Any = to
+    for piece in range(0, count, SIDE):
+        first, stop = count, piece
+        for u in range(piece, min(piece + SIDE, count)):
+            if not factor * column[at + U(u)] * appearance[appearance_at + U(u)] < least:
+                first, stop = min(first, u), u + 1
+        for u in range(first, stop):
+            weights[end + U(u - first)] = factor * column[at + U(u)] * appearance[appearance_at + U(u)]
+            cells[end + U(u - first)] = cell + u
+        end += U(max(stop - first, 0))
+    return end
 
 
 @strict

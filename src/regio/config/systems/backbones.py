@@ -1,0 +1,95 @@
+"""Settings of the systems around a backbone, and backbones by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from regio.config.systems.base import System
+from regio.settings import named, setting
+
+if TYPE_CHECKING:
+    from regio.backbones import Backbone
+    from regio.roi_heads import FullyConnected
+
+__all__ = ["BACKBONES", "OnBackbone", "SplitBackbone"]
+
+BACKBONES = {
+    "efficientnet_lite0": "efficientnet_lite0",
+    "torchvision": "torchvision_backbone",
+    "timm": "timm_backbone",
+}
+"""Functions of `regio.backbones` by the word before the colon: `efficientnet_lite0`, `torchvision:resnet50`,
+`timm:convnext_tiny`."""
+
+
+@dataclass(frozen=True)
+class OnBackbone(System):
+    """Those of the systems that are put together around a backbone."""
+
+    backbone: str = setting(
+        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
+    )
+    backbone_weights: str | None = setting(
+        None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
+    )
+    frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
+    short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
+    long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
+
+    def make_backbone(self, levels: Sequence[int], output_stride: int, *, pretrained: bool) -> Backbone:
+        """The backbone, which gives these levels."""
+        from regio import backbones
+
+        kind, _, variant = self.backbone.partition(":")
+        make = getattr(backbones, named(BACKBONES, kind, "backbone"))
+        given = pretrained and self.backbone_weights != "none"
+        try:
+            made: Backbone = make(
+                *([variant] if variant else []),
+                levels=tuple(levels),
+                output_stride=output_stride,
+                pretrained=given,
+                weights=self.backbone_weights if given else None,
+                frozen=self.frozen,
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"backbone_weights: {error}") from error
+        return made
+
+
+@dataclass(frozen=True)
+class SplitBackbone(OnBackbone):
+    """Those of the systems that may take over the fully connected layers of a classifier."""
+
+    level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
+    output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
+    fc: Literal["new", "backbone"] = setting(
+        "new",
+        "layers fc6 and fc7: new ones of width hidden, or those of a torchvision AlexNet or VGG as the backbone, whose "
+        "map is then the one that its last pooling reads",
+    )
+
+    def parts(self, pretrained: bool, *, centred: bool = True) -> tuple[Backbone, FullyConnected | None]:
+        """The backbone, and the layers fc6 and fc7 that come with it. centred: see `split_classifier`. Raises
+        ValueError for one that has none."""
+        if self.fc == "new":
+            return self.make_backbone((self.level,), self.output_stride, pretrained=pretrained), None
+        from regio.classifiers import split_classifier
+
+        kind, _, name = self.backbone.partition(":")
+        if kind != "torchvision":
+            raise ValueError(f"fc: expected a backbone torchvision:alexnet or torchvision:vgg..., got {self.backbone}")
+        given = pretrained and self.backbone_weights != "none"
+        try:
+            parts = split_classifier(
+                name,
+                pretrained=given,
+                weights=self.backbone_weights if given else None,
+                frozen=self.frozen,
+                centred=centred,
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"backbone_weights: {error}") from error
+        return parts.backbone, parts.trunk

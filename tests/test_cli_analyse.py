@@ -1,0 +1,75 @@
+"""`regio analyse` as a person types it, on real photos."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_cli import SMALL, regio
+
+TINY = [*SMALL, "batch_size=2", "validation_images=2", "images=8", "embedding_channels=16", "key_channels=8"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, and a terminal wide enough for one line an error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+    return tmp_path
+
+
+def train(data: Path | str, name: str, *words: str, extractor: str = "learned") -> int:
+    own = [word for word in TINY if extractor == "learned" or "_channels" not in word]
+    return regio("train", str(data), "--name", name, "--extractor", extractor, "--steps", "3", *own, *words)
+
+
+@pytest.mark.slow
+def test_runs_are_measured_and_drawn(here: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two trainings on photos of COCO, whose extractors are measured on the same objects."""
+    photos = shared_data / "coco_s320"
+    assert train(photos, "learned", "keep_every=2", "--classes", "person,bus") == 0
+    assert train(photos, "deformable", "keep_every=3", "--classes", "person,bus", extractor="deformable-roi-pool") == 0
+    capsys.readouterr()
+    masks = str(photos / "annotations" / "masks_val.json")
+    runs = ("runs/learned", "runs/deformable")
+    assert regio("analyse", *runs, "--data", masks, "--images", "3", "--output", "out", "--dpi", "50") == 0
+    printed = capsys.readouterr().out
+    assert "learned: steps 0, 2, 3" in printed and "deformable: steps 0, 3" in printed
+    pictures = {"weights-learned.png", "weights-deformable.png", "divergence.png"}
+    assert {path.name for path in Path("out").iterdir()} == pictures | {"divergence.csv"}
+    for name in pictures:
+        with Image.open(Path("out") / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10
+    with Path("out/divergence.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = {(row["run"], int(row["step"])) for row in rows}
+    assert steps == {("learned", 0), ("learned", 2), ("learned", 3), ("deformable", 0), ("deformable", 3)}
+    assert {row["measure"] for row in rows} == {"between_parts", "of_mask"}
+    counts = {(row["measure"], row["size"]): row["objects"] for row in rows if row["run"] == "learned"}
+    same = {(row["measure"], row["size"]): row["objects"] for row in rows if row["run"] == "deformable"}
+    assert counts == same and sum(int(n) for (m, _), n in counts.items() if m == "between_parts") > 3
+    assert all(0 <= float(row["mean"]) < 27.7 for row in rows)
+
+
+@pytest.mark.slow
+def test_mistakes_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("shapes", "none") == 0
+    assert train("shapes", "kept", "keep_every=3") == 0
+    capsys.readouterr()
+    for words, message in [
+        (("runs/none",), "runs/none/weights: no checkpoint of a step; train with keep_every=N"),
+        (("runs/nowhere",), "runs/nowhere/weights: no checkpoint of a step"),
+        (("runs/kept", "runs/kept"), "RUNS: expected folders of different names, got runs/kept, runs/kept"),
+        (("runs/kept", "--parts", "1,two"), "--parts: expected whole numbers with commas between them, got '1,two'"),
+        (("runs/kept", "--parts", "50"), "parts: expected 0 .. 48, got 49"),
+        (("runs/kept", "--objects", "cat.jpg"), "objects: expected an image of the name cat.jpg"),
+        (("runs/kept", "--split", "val"), "--split: expected --data, of which it is a part"),
+    ]:
+        assert regio("analyse", *words, "--output", "out") == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not Path("out").exists()
+    assert regio("analyse", "runs/kept", "--images", "1", "--dpi", "40") == 0  # the images that it was evaluated on
+    assert (Path("runs") / "analyse" / "divergence.csv").is_file()
