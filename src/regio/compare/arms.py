@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from regio.config import RunConfig, TrainConfig
 from regio.settings import UnknownSetting, override
@@ -45,7 +46,8 @@ class Arm:
 
     def with_weights(self, weights: Mapping[str, Path]) -> Arm:
         """The same with the files of these networks, by label, in place of their names."""
-        return replace(self, config=replace(self.config, **{k: str(weights[v]) for k, v in self._named().items()}))
+        files: dict[str, Any] = {name: str(weights[label]) for name, label in self._named().items()}
+        return replace(self, config=replace(self.config, **files))
 
     def _named(self) -> dict[str, str]:
         """Labels by the settings of FILES that name them."""

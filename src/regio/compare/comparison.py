@@ -15,6 +15,7 @@ from rich.console import Console
 
 from regio.compare.analyses import ANALYSES
 from regio.compare.figures import examples_sheet
+from regio.compare.learnt import learnt_parts
 from regio.compare.pace import measured_pace
 from regio.compare.plan import Pace, Plan, Run
 from regio.compare.provenance import provenance
@@ -31,6 +32,7 @@ from regio.ready import ReadyDetector, inference_precision
 from regio.run import open_data, open_splits, run
 from regio.run_folders import emptied, locked
 from regio.train import stop_requests
+from regio.visualize.page import heading, paragraph
 from regio.weights import load_trained
 from regio.whole_files import write_json
 
@@ -205,15 +207,24 @@ def _report(
     examples = examples_sheet({label: found[label] for label in shown}, validation) if shown else None
     tables = None
     if study is not None:
-        tables = StudyReport(study, plan, measured, _analysed(study, plan, ended, folder))
+        for name in ("plots", "tables"):
+            (folder / name).mkdir(exist_ok=True)
+        first = {each.arm.label: each for each in ended if each.seed == 0}
+        learnt: list[str] = []
+        if study.learnt is not None and max(each.seed for each in ended) == plan.seeds - 1:
+            place = pick_device(plan.arms[0].config.training.device)
+            try:
+                learnt = learnt_parts(study.learnt, first, validation, folder, place)
+            except ValueError as error:
+                learnt = [heading(study.learnt.title), paragraph(str(error))]
+        tables = StudyReport(study, plan, measured, _analysed(study, plan, first, folder), learnt)
     Report(plan, measured, failures, validation, len(dataset), examples, command, made, tables).write(folder)
 
 
 def _analysed(
-    study: Study, plan: Plan, ended: Sequence[Run], folder: Path
+    study: Study, plan: Plan, first: Mapping[str, Run], folder: Path
 ) -> dict[str, dict[str, Mapping[str, float]]]:
-    """What the analyses of the tables find in the detectors of the first seed, by table and arm."""
-    first = {each.arm.label: each for each in reversed(ended)}
+    """What the analyses of the tables find in the detectors of the first seed, by table and arm. first: their runs."""
     found: dict[str, dict[str, Mapping[str, float]]] = {}
     for name in plan.tables:
         asked = study.tables[name].analysis

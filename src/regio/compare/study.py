@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from regio.compare.arms import Arm, build_arm, require_classes
 from regio.config import RunConfig
 
-__all__ = ["METRICS", "Form", "Member", "Row", "Study", "Table", "read_study", "study_names"]
+__all__ = ["METRICS", "Form", "Learnt", "Member", "Row", "Study", "Table", "read_study", "study_names"]
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """Of a row of a paper's table, in this order: fields of `regio.compare.results.Measured`."""
@@ -93,10 +93,22 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Learnt:
+    """What is looked at in the weights of the extractors of `arms`, see `regio.compare.learnt`; their settings have
+    keep_every."""
+
+    __pydantic_config__ = KNOWN
+
+    title: str
+    about: str
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Study:
     """See the module. paper_data: with what the paper's figures were made. settings: of all arms and networks that have
     them. first: networks that are trained before the arms, with one seed; `<NAME>` in a setting stands for the weights
-    of one. pictures: arms whose detections are shown."""
+    of one. pictures: arms whose detections are shown. learnt: those whose weights are looked at."""
 
     __pydantic_config__ = KNOWN
 
@@ -111,6 +123,7 @@ class Study:
     settings: tuple[str, ...] = ()
     first: Mapping[str, Member] = Field(default_factory=dict)
     pictures: tuple[str, ...] = ()
+    learnt: Learnt | None = None
 
     def form(self, full: bool) -> Form:
         """The long or the short one."""
@@ -211,13 +224,14 @@ def read_study(name: str) -> Study:
 
 
 def _require_consistent(name: str, study: Study) -> None:
-    """Raise ValueError where a table or a picture names an arm that the study does not have."""
+    """Raise ValueError where a table or another part names an arm that the study does not have."""
     from regio.compare.analyses import ANALYSES
 
     for which, form in (("short", study.short), ("full", study.full)):
         if (form.steps is None) == (form.epochs is None):
             raise ValueError(f"{name}: {which}: expected either steps or epochs")
-    labels = {("pictures", label) for label in study.pictures}
+    labels: set[tuple[str, str | None]] = {("pictures", label) for label in study.pictures}
+    labels |= {("learnt", label) for label in (() if study.learnt is None else study.learnt.arms)}
     for key, table in study.tables.items():
         labels |= {(f"tables.{key}", each) for row in table.rows for each in (row.arm, row.reference, table.reference)}
         if table.analysis is not None and table.analysis not in ANALYSES:

@@ -19,12 +19,14 @@ __all__ = ["StudyReport"]
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What is made of a plan of `study`. columns: of the analyses of its tables, by table and arm."""
+    """What is made of a plan of `study`. columns: of the analyses of its tables, by table and arm. learnt: the section
+    of `regio.compare.learnt`."""
 
     study: Study
     plan: Plan
     measured: Sequence[Measured]
     columns: Mapping[str, Mapping[str, Mapping[str, float]]]
+    learnt: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -44,8 +46,6 @@ class StudyReport:
         form = self.study.form(self.plan.full)
         parts = [paragraph(text) for text in (self.study.about, form.about, _READING)]
         parts.append(paragraph(f"The paper's figures: {self.study.paper_data}."))
-        (folder / "plots").mkdir(exist_ok=True)
-        (folder / "tables").mkdir(exist_ok=True)
         for result in self.results():
             figure, name = table_figure(result), f"table-{result.name}"
             figure.savefig(folder / "plots" / f"{name}.png", dpi=150)
@@ -59,7 +59,7 @@ class StudyReport:
                 paragraph("By overlap and by size of the objects: here, and in the paper."),
                 table(result.by_kind()),
             ]
-        return parts + self._first(folder)
+        return [*parts, *self.learnt, *self._first(folder)]
 
     def _compared(self, result: TableResult) -> str:
         references = dict.fromkeys(line.row.reference or result.table.reference for line in result.lines)
