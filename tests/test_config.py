@@ -118,7 +118,7 @@ def test_choices_come_first_and_begin_at_their_defaults() -> None:
         (["model=yolo"], "model: expected one of faster-rcnn-fpn, .*, got 'yolo'"),
         (["norm=layer"], "norm: expected one of none, batch, group, got 'layer'"),
         (["model=rpn", "extractor=learned"], "extractor: no such setting"),
-        (["extractor.support=box"], "extractor.support: no such setting"),
+        (["extractor.terms=both"], "extractor.terms: no such setting"),
         (["precision=16"], "precision: expected one of 32-true, .*, got '16'"),
     ],
 )

@@ -128,8 +128,9 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Train systems on the same data for the same time, and put them side by side in a report; or, with --study, make
-    the tables of a paper.
+    """Train systems on the same data for the same time, and put them side by side in a report.
+
+    With --study, the systems and tables are those of a paper.
 
     The same command again goes on where it was stopped. Exit code 1 where a system failed; the others are reported.
     """

@@ -29,30 +29,26 @@ class Bins(Extractor):
     bins: tuple[int, int] = setting((7, 7), "rows and columns of parts")
 
 
-@dataclass(frozen=True)
-class Pooled(Bins):
-    """Those of an extractor that may read a larger box."""
+SUPPORT = "what is read: the box, or one of twice its area around it"
 
-    support: Literal["box", "2x"] = setting("box", "what is read: the box, or one of twice its area around it")
+
+def reading(extractor: RegionExtractor, support: str) -> RegionExtractor:
+    """`extractor` where `support` is "box"; for "2x" the one that reads boxes of twice the area."""
+    from regio import regions
+
+    return extractor if support == "box" else regions.Enlarged(extractor, 2.0)
+
+
+@dataclass(frozen=True)
+class RoIPool(Bins):
+    """Maximum of the cells of each bin."""
+
+    support: Literal["box", "2x"] = setting("box", SUPPORT)
 
     def build(self, channels: int) -> RegionExtractor:
         from regio import regions
 
-        return self.of_box() if self.support == "box" else regions.Enlarged(self.of_box(), 2.0)
-
-    @abstractmethod
-    def of_box(self) -> RegionExtractor:
-        """The extractor that reads the box."""
-
-
-@dataclass(frozen=True)
-class RoIPool(Pooled):
-    """Maximum of the cells of each bin."""
-
-    def of_box(self) -> RegionExtractor:
-        from regio import regions
-
-        return regions.RoIPool(self.bins)
+        return reading(regions.RoIPool(self.bins), self.support)
 
 
 @dataclass(frozen=True)
@@ -78,16 +74,17 @@ class SpatialPyramid(Extractor):
 
 
 @dataclass(frozen=True)
-class RoIAlign(Pooled):
+class RoIAlign(Bins):
     """Mean of bilinear samples in each bin."""
 
     samples: int = setting(2, "along a side of a bin; 0 for as many as it has cells", ge=0)
     aligned: bool = setting(True, "whether half a pixel is taken off, as it should be")
+    support: Literal["box", "2x"] = setting("box", SUPPORT)
 
-    def of_box(self) -> RegionExtractor:
+    def build(self, channels: int) -> RegionExtractor:
         from regio import regions
 
-        return regions.RoIAlign(self.bins, self.samples, self.aligned)
+        return reading(regions.RoIAlign(self.bins, self.samples, self.aligned), self.support)
 
 
 @dataclass(frozen=True)
