@@ -24,7 +24,8 @@ from regio.spatial_pyramid_classifier import SpatialPyramidClassifier
 from regio.systems import rcnn, sppnet
 from regio.train import train
 from regio.types import FeatureMap, Regions, Targets
-from tests.recipes.test_fitted_head import CONFIG, network, run
+from tests.recipes.runs import CONFIG
+from tests.recipes.test_fitted_head import network, run
 
 
 def small(sides: tuple[int, ...] = (64, 96), **changes: object) -> TwoStageDetector:
