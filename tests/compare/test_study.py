@@ -133,6 +133,7 @@ def test_arms_of_table_4_5_and_of_the_start() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_long_form_is_the_paper() -> None:
     """16 epochs of 115,000 images in steps of 4, 6 for the proposals; 12 on a pyramid."""
     first, found = arms(STUDY.chosen_tables(None), full=True, images=115_000)

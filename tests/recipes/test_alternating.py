@@ -133,6 +133,7 @@ def test_proposal_networks_alone_are_parts_of_their_systems(system: FasterRCNN |
     assert part.proposals.anchors == whole.proposals.anchors  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(run: tuple[Path, TwoStageDetector, TwoStageDetector], tmp_path: Path) -> None:
     """Killed after the second step, in the middle of writing proposals: the same weights in the end."""
     _, before, detector = run
