@@ -88,7 +88,8 @@ def attend_reference(
     if appearance is not None:
         logits = logits + appearance[image]
     weights = logits.flatten(2).masked_fill(~inside, -math.inf).softmax(2).masked_fill(~inside, 0.0)
-    return torch.einsum("rkp,rcp->rck", weights, x.flatten(2)[image].to(weights.dtype)).to(x.dtype)
+    # No einsum: where there is no box, that of ONNX Runtime divides by zero and ends the process.
+    return (weights @ x.flatten(2)[image].to(weights.dtype).mT).mT.to(x.dtype)
 
 
 def readable(support: Tensor, cells: Tensor | None, size: tuple[int, int]) -> Tensor:
