@@ -42,7 +42,7 @@ class RPN(nn.Module):
     The layers are shared by all maps. `channels` is the width of the maps and, unless `hidden` is given, of the
     convolution, of which there are `layers`. `test` and `train` are the filters of `forward` and `losses`. With
     `extra_level`, one more map is looked at: every second cell of the last one (P6 of FPN, section 4.1, which nothing
-    else reads).
+    else reads). With `level`, ``maps[level]`` alone is looked at (C4 in R-FCN, whose heads read C5).
 
     Anchors that cross the image's border by more than `straddle_threshold` pixels do not take part in training (the
     paper: 0); None lets all of them (FPN). The losses are those of the released code: both divided by the number of
@@ -63,6 +63,7 @@ class RPN(nn.Module):
         hidden: int | None = None,
         layers: int = 1,
         extra_level: bool = False,
+        level: int | None = None,
         test: ProposalFilter,
         train: ProposalFilter,
         matcher: Matcher = Matcher(positive=0.7, background=0.3, allow_low_quality_matches=True),  # noqa: B008 (frozen)
@@ -75,7 +76,7 @@ class RPN(nn.Module):
     ) -> None:
         super().__init__()
         hidden = hidden or channels
-        self.anchors, self.extra_level = anchors, extra_level
+        self.anchors, self.extra_level, self.level = anchors, extra_level, level
         self.test_filter, self.train_filter = test, train
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
         self.straddle_threshold, self.beta = straddle_threshold, beta
@@ -107,7 +108,8 @@ class RPN(nn.Module):
         return [each.boxes for each in proposals], losses
 
     def levels(self, maps: Sequence[FeatureMap]) -> Sequence[FeatureMap]:
-        """The maps that are looked at: `maps`, and the extra level."""
+        """The maps that are looked at: `maps`, or the one of them that `level` names, and the extra level."""
+        maps = maps if self.level is None else [maps[self.level]]
         if not self.extra_level:
             return maps
         last = maps[-1]
