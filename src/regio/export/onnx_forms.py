@@ -196,7 +196,7 @@ def _sample_points(
     points, weight = arguments
     image, level = image[:, None, None], level[:, None, None]
     if groups:
-        image = image * maps[0].shape[1] + torch.tensor(list(groups), device=image.device)[:, None]
+        image = image * maps[0].shape[1] + _numbers(groups, image)[:, None]
         maps = [x.flatten(0, 1) for x in maps]
     height, width, begin = (torch.zeros_like(level) for _ in range(3))
     ends = 0
@@ -276,7 +276,7 @@ def _pool_max(
     def pooled(x: Tensor, at: Tensor) -> Tensor:
         shape, of_image = (at.shape[0], kh, kw), image[at][:, None, None]
         if groups:  # those of an image are images of their own
-            of_image = of_image * x.shape[1] + torch.tensor(list(groups), device=x.device).view(kh, kw)
+            of_image = of_image * x.shape[1] + _numbers(groups, image).view(kh, kw)
             x = x.flatten(0, 1)
         edges = [left[at][:, None, :], top[at][:, :, None], right[at][:, None, :] - 1, bottom[at][:, :, None] - 1]
         bins = [edge.expand(shape).reshape(-1) for edge in (of_image, *edges)]
@@ -294,6 +294,11 @@ def _pool_max(
         return largest.view(at.shape[0], kh * kw, x.shape[1]).transpose(1, 2)
 
     return _by_level(maps, level, kh * kw, pooled)
+
+
+def _numbers(values: Sequence[int], like: Tensor) -> Tensor:
+    """Whole numbers [K] as a tensor; `torch.tensor` changes its result in place, which a graph does not take here."""
+    return torch.cat([torch.full((1,), value, dtype=like.dtype, device=like.device) for value in values])
 
 
 def _attend(
