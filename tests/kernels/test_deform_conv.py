@@ -212,6 +212,18 @@ def test_operation_is_registered_as_pytorch_expects(case: tuple) -> None:
     torch.library.opcheck(torch.ops.regio.deform_conv.default, (x, offset, weight, None, None, *steps))
 
 
+@pytest.mark.parametrize("case", [DEPTHWISE[0], DENSE[0], DENSE[1]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_result_can_be_written_in_place(case: tuple, dtype: torch.dtype) -> None:
+    """As by a ReLU after it."""
+    leaves = inputs(case, dtype)
+    x = leaves[0].to(memory_format=torch.channels_last)
+    y = deform_conv(case[4], x, *leaves[1:])
+    expected = gradients(y.relu(), leaves)
+    found = gradients(deform_conv(case[4], x, *leaves[1:]).relu_(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_differentiable_once() -> None:
     leaves = inputs(DEPTHWISE[0])
     (grad,) = torch.autograd.grad(deform_conv(DEPTHWISE[0][4], *leaves).sum(), leaves[:1], create_graph=True)

@@ -85,13 +85,18 @@ class _Convolution:
 
 
 def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
-    """The result [N, C_out, H_out, W_out], stored with channels last."""
+    """The result [N, C_out, H_out, W_out], stored with channels last; not a view, which could not be written in place."""
     convolution = _Convolution(arguments)
+    (n, *size), outputs = convolution.out_shape, convolution.outputs
+    dtype = convolution.dtype if convolution.is_depthwise else convolution.product_dtype
+    result = torch.empty((n, outputs, *size), dtype=dtype, memory_format=torch.channels_last)
+    out = result.permute(0, 2, 3, 1).view(convolution.count, outputs)
     with torch.autocast("cpu", enabled=False):
-        out = _sum_taps(convolution) if convolution.is_depthwise else _multiply(convolution)
+        run = _sum_taps if convolution.is_depthwise else _multiply
+        run(convolution, out)
         if bias is not None:
             out += bias
-    return out.to(arguments.x.dtype).view(*convolution.out_shape, convolution.outputs).permute(0, 3, 1, 2)
+    return result.to(arguments.x.dtype)
 
 
 def backward(arguments: Arguments, grad: Tensor) -> list[Tensor]:
@@ -119,21 +124,19 @@ def backward(arguments: Arguments, grad: Tensor) -> list[Tensor]:
     return [g.permute(0, 3, 1, 2) for g in gradients]
 
 
-def _sum_taps(convolution: _Convolution) -> Tensor:
-    out = buffer_pool.empty((convolution.count, convolution.outputs), convolution.dtype).zero_()
-    fixed = convolution.x, convolution.cells, convolution.weights, convolution.by_tap().numpy(), out.numpy()
+def _sum_taps(convolution: _Convolution, out: Tensor) -> None:
+    """Fill out [P, C_out]."""
+    fixed = convolution.x, convolution.cells, convolution.weights, convolution.by_tap().numpy(), out.zero_().numpy()
     threads.share(partial(deformable_depthwise.sum_taps, *fixed), convolution.count, grain=16, shares=4)
-    return out
 
 
-def _multiply(convolution: _Convolution) -> Tensor:
+def _multiply(convolution: _Convolution, out: Tensor) -> None:
+    """Fill out [P, C_out]."""
     matrix = convolution.matrix()
-    out = buffer_pool.empty((convolution.count, convolution.outputs), convolution.product_dtype)
     for begin, end, columns in convolution.chunks():
         by_group = out[begin:end].chunk(convolution.groups, 1)
         for rows, weights, to in zip(columns.flatten(2), matrix, by_group, strict=True):
             torch.mm(rows, weights.t(), out=to)
-    return out
 
 
 def _depthwise_gradients(convolution: _Convolution, grad: Tensor, grad_x: Tensor, products: Tensor) -> Tensor:
