@@ -17,10 +17,20 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from regio.compare.arms import Arm, build_arm, require_classes
 from regio.config import RunConfig
 
-__all__ = ["METRICS", "Form", "Learnt", "Member", "Row", "Study", "Table", "read_study", "study_names"]
+__all__ = ["COCO_METRICS", "METRICS", "Form", "Learnt", "Member", "Row", "Study", "Table", "read_study", "study_names"]
 
-METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-"""Of a row of a paper's table, in this order: fields of `regio.compare.results.Measured`."""
+METRICS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "small",
+    "ap_medium": "medium",
+    "ap_large": "large",
+    "voc_map": "mAP@0.5",
+    "voc_map_70": "mAP@0.7",
+}
+"""What a paper's table may report: the name of each field of `regio.compare.results.Measured` in a table."""
+COCO_METRICS = tuple(METRICS)[:6]
 KNOWN = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -64,16 +74,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table. paper: what the paper reports there, by METRICS, in percent; None where it has no such line.
-    also: other numbers of that line, by the names of the columns. reference: the arm that this one is compared with,
-    in place of that of the table."""
+    """A line of a table. paper: what the paper reports there, by the metrics of the study, in percent; None where it
+    has no such line. also: other numbers of that line, by the names of the columns. reference: the arm that this one is
+    compared with, in place of that of the table."""
 
     __pydantic_config__ = KNOWN
 
     arm: str
     name: str
     group: str = ""
-    paper: Annotated[tuple[Percent, ...], Field(min_length=6, max_length=6)] | None = None
+    paper: tuple[Percent, ...] | None = None
     also: Mapping[str, float] | None = None
     reference: str | None = None
 
@@ -106,9 +116,10 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Study:
-    """See the module. paper_data: with what the paper's figures were made. settings: of all arms and networks that have
-    them. first: networks that are trained before the arms, with one seed; `<NAME>` in a setting stands for the weights
-    of one. pictures: arms whose detections are shown. learnt: those whose weights are looked at."""
+    """See the module. paper_data: with what the paper's figures were made. metrics: those of its tables, of METRICS;
+    arms are compared by the first. settings: of all arms and networks that have them. first: networks that are trained
+    before the arms, with one seed; `<NAME>` in a setting stands for the weights of one. pictures: arms whose detections
+    are shown. learnt: those whose weights are looked at."""
 
     __pydantic_config__ = KNOWN
 
@@ -120,6 +131,7 @@ class Study:
     full: Form
     arms: Mapping[str, Member]
     tables: Mapping[str, Table]
+    metrics: tuple[str, ...] = COCO_METRICS
     settings: tuple[str, ...] = ()
     first: Mapping[str, Member] = Field(default_factory=dict)
     pictures: tuple[str, ...] = ()
@@ -230,6 +242,18 @@ def _require_consistent(name: str, study: Study) -> None:
     for which, form in (("short", study.short), ("full", study.full)):
         if (form.steps is None) == (form.epochs is None):
             raise ValueError(f"{name}: {which}: expected either steps or epochs")
+    for metric in study.metrics:
+        if metric not in METRICS:
+            raise ValueError(f"{name}: metrics: expected some of {', '.join(METRICS)}, got '{metric}'")
+    if not study.metrics:
+        raise ValueError(f"{name}: metrics: expected one at least")
+    for key, table in study.tables.items():
+        for place, row in enumerate(table.rows):
+            if row.paper is not None and len(row.paper) != len(study.metrics):
+                raise ValueError(
+                    f"{name}: tables.{key}.rows.{place}.paper: expected {len(study.metrics)} numbers, those of "
+                    f"{', '.join(study.metrics)}, got {len(row.paper)}"
+                )
     labels: set[tuple[str, str | None]] = {("pictures", label) for label in study.pictures}
     labels |= {("learnt", label) for label in (() if study.learnt is None else study.learnt.arms)}
     for key, table in study.tables.items():

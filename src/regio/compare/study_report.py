@@ -38,7 +38,9 @@ class StudyReport:
         labels = [arm.label for arm in self.plan.arms]
         found = [(name, self.study.tables[name], self.study.rows(name, labels)) for name in self.plan.tables]
         return [
-            table_result(name, each, rows, self.measured, self.columns.get(name)) for name, each, rows in found if rows
+            table_result(name, each, rows, self.measured, self.columns.get(name), self.study.metrics)
+            for name, each, rows in found
+            if rows
         ]
 
     def parts(self, folder: Path) -> list[str]:
@@ -55,10 +57,10 @@ class StudyReport:
                 paragraph(result.table.about),
                 paragraph(self._compared(result)),
                 table(result.accuracy()),
-                figures([(f"{result.table.title}: AP, and differences here and in the paper", figure)]),
-                paragraph("By overlap and by size of the objects: here, and in the paper."),
-                table(result.by_kind()),
+                figures([(f"{result.table.title}: {result.main}, and differences here and in the paper", figure)]),
             ]
+            if len(result.metrics) > 1:
+                parts += [paragraph("The other metrics: here, and in the paper."), table(result.other_metrics())]
         return [*parts, *self.learnt, *self._first(folder)]
 
     def _compared(self, result: TableResult) -> str:
@@ -87,7 +89,7 @@ class StudyReport:
 
 
 _READING = (
-    "All in percent. AP: mean over the seeds, in brackets the lowest and the highest. a step: the median training "
-    "step, an image: detection in one image. The paper's figures are of other data, a larger network and a longer "
-    "training; what can be compared is the order of the arms and their differences."
+    "All in percent. The first metric: mean over the seeds, in brackets the lowest and the highest. a step: the median "
+    "training step, an image: detection in one image. The paper's figures are of other data, a larger network and a "
+    "longer training; what can be compared is the order of the arms and their differences."
 )
