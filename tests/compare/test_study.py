@@ -15,6 +15,7 @@ from regio.optimisation import SGD, AdamW, Cosine, Step
 
 SHARED = RunConfig("shapes", images=20)
 STUDY = read_study("region-features")
+TABLE = {"title": "", "about": "", "reference": "a", "rows": [{"arm": "a", "name": ""}]}
 
 
 def arms(
@@ -229,8 +230,11 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
             },
             r"s.yaml: tables.1.rows.0.paper: expected 6 numbers, those of ap, ap50, .*, got 1",
         ),
-        ({"metrics": ["map"]}, r"s.yaml: metrics: expected some of ap, ap50, .*, got 'map'"),
-        ({"metrics": []}, r"s.yaml: metrics: expected one at least"),
+        (
+            {"tables": {"1": TABLE | {"metrics": ["map"]}}},
+            r"s.yaml: tables.1.metrics: expected some of ap, ap50, .*, got 'map'",
+        ),
+        ({"tables": {"1": TABLE | {"metrics": []}}}, r"s.yaml: tables.1.metrics: expected one at least"),
         (
             {
                 "tables": {

@@ -74,7 +74,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table. paper: what the paper reports there, by the metrics of the study, in percent; None where it
+    """A line of a table. paper: what the paper reports there, by the metrics of the table, in percent; None where it
     has no such line. also: other numbers of that line, by the names of the columns. reference: the arm that this one is
     compared with, in place of that of the table."""
 
@@ -90,8 +90,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper. about: what to know of it. reference: the arm that the others are compared with. analysis:
-    one of `regio.compare.analyses.ANALYSES`, which gives it more columns."""
+    """A table of the paper. about: what to know of it. reference: the arm that the others are compared with. metrics:
+    what the paper reports there, of METRICS; arms are compared by the first. analysis: one of
+    `regio.compare.analyses.ANALYSES`, which gives it more columns."""
 
     __pydantic_config__ = KNOWN
 
@@ -99,6 +100,7 @@ class Table:
     about: str
     reference: str
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    metrics: tuple[str, ...] = COCO_METRICS
     analysis: str | None = None
 
 
@@ -116,10 +118,9 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Study:
-    """See the module. paper_data: with what the paper's figures were made. metrics: those of its tables, of METRICS;
-    arms are compared by the first. settings: of all arms and networks that have them. first: networks that are trained
-    before the arms, with one seed; `<NAME>` in a setting stands for the weights of one. pictures: arms whose detections
-    are shown. learnt: those whose weights are looked at."""
+    """See the module. paper_data: with what the paper's figures were made. settings: of all arms and networks that have
+    them. first: networks that are trained before the arms, with one seed; `<NAME>` in a setting stands for the weights
+    of one. pictures: arms whose detections are shown. learnt: those whose weights are looked at."""
 
     __pydantic_config__ = KNOWN
 
@@ -131,7 +132,6 @@ class Study:
     full: Form
     arms: Mapping[str, Member]
     tables: Mapping[str, Table]
-    metrics: tuple[str, ...] = COCO_METRICS
     settings: tuple[str, ...] = ()
     first: Mapping[str, Member] = Field(default_factory=dict)
     pictures: tuple[str, ...] = ()
@@ -242,18 +242,8 @@ def _require_consistent(name: str, study: Study) -> None:
     for which, form in (("short", study.short), ("full", study.full)):
         if (form.steps is None) == (form.epochs is None):
             raise ValueError(f"{name}: {which}: expected either steps or epochs")
-    for metric in study.metrics:
-        if metric not in METRICS:
-            raise ValueError(f"{name}: metrics: expected some of {', '.join(METRICS)}, got '{metric}'")
-    if not study.metrics:
-        raise ValueError(f"{name}: metrics: expected one at least")
     for key, table in study.tables.items():
-        for place, row in enumerate(table.rows):
-            if row.paper is not None and len(row.paper) != len(study.metrics):
-                raise ValueError(
-                    f"{name}: tables.{key}.rows.{place}.paper: expected {len(study.metrics)} numbers, those of "
-                    f"{', '.join(study.metrics)}, got {len(row.paper)}"
-                )
+        _require_metrics(f"{name}: tables.{key}", table)
     labels: set[tuple[str, str | None]] = {("pictures", label) for label in study.pictures}
     labels |= {("learnt", label) for label in (() if study.learnt is None else study.learnt.arms)}
     for key, table in study.tables.items():
@@ -263,3 +253,18 @@ def _require_consistent(name: str, study: Study) -> None:
     for where, label in sorted(labels, key=str):
         if label is not None and label not in study.arms:
             raise ValueError(f"{name}: {where}: expected an arm, one of {', '.join(study.arms)}, got '{label}'")
+
+
+def _require_metrics(name: str, table: Table) -> None:
+    """Raise ValueError for metrics that there are not, and for a row with other numbers than those."""
+    if not table.metrics:
+        raise ValueError(f"{name}.metrics: expected one at least")
+    for metric in table.metrics:
+        if metric not in METRICS:
+            raise ValueError(f"{name}.metrics: expected some of {', '.join(METRICS)}, got '{metric}'")
+    for place, row in enumerate(table.rows):
+        if row.paper is not None and len(row.paper) != len(table.metrics):
+            raise ValueError(
+                f"{name}.rows.{place}.paper: expected {len(table.metrics)} numbers, those of "
+                f"{', '.join(table.metrics)}, got {len(row.paper)}"
+            )

@@ -38,9 +38,7 @@ class StudyReport:
         labels = [arm.label for arm in self.plan.arms]
         found = [(name, self.study.tables[name], self.study.rows(name, labels)) for name in self.plan.tables]
         return [
-            table_result(name, each, rows, self.measured, self.columns.get(name), self.study.metrics)
-            for name, each, rows in found
-            if rows
+            table_result(name, each, rows, self.measured, self.columns.get(name)) for name, each, rows in found if rows
         ]
 
     def parts(self, folder: Path) -> list[str]:
@@ -59,7 +57,7 @@ class StudyReport:
                 table(result.accuracy()),
                 figures([(f"{result.table.title}: {result.main}, and differences here and in the paper", figure)]),
             ]
-            if len(result.metrics) > 1:
+            if len(result.table.metrics) > 1:
                 parts += [paragraph("The other metrics: here, and in the paper."), table(result.other_metrics())]
         return [*parts, *self.learnt, *self._first(folder)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from regio.compare.results import Measured, Spread, spread
-from regio.compare.study import COCO_METRICS, METRICS, Row, Table
+from regio.compare.study import METRICS, Row, Table
 from regio.visualize.page import Cell
 from regio.visualize.plots import FAINT, INK, line_colour, style_axes
 
@@ -46,24 +46,23 @@ class Line:
 
 @dataclass(frozen=True)
 class TableResult:
-    """A table with its lines. metrics: of METRICS; lines are compared by the first. deviation: of that of a seed,
-    pooled over the arms of the table, in percent; NaN where no arm has two seeds."""
+    """A table with its lines. deviation: of the first metric of a seed, pooled over the arms of the table, in percent;
+    NaN where no arm has two seeds."""
 
     name: str
     table: Table
     lines: tuple[Line, ...]
     deviation: float
-    metrics: tuple[str, ...] = COCO_METRICS
 
     @property
     def main(self) -> str:
         """The name of the first metric."""
-        return METRICS[self.metrics[0]]
+        return METRICS[self.table.metrics[0]]
 
     def accuracy(self) -> list[dict[str, Cell]]:
         """The first metric here and in the paper, and the difference to the arm that a line is compared with; time, and
         what the analysis of the table found."""
-        first = self.metrics[0]
+        first = self.table.metrics[0]
         extra = dict.fromkeys(name for line in self.lines for name in line.columns)
         rows: list[dict[str, Cell]] = []
         for line in self.lines:
@@ -90,7 +89,7 @@ class TableResult:
         rows: list[dict[str, Cell]] = []
         for line in self.lines:
             row: dict[str, Cell] = {"": line.name}
-            for metric in self.metrics[1:]:
+            for metric in self.table.metrics[1:]:
                 row[METRICS[metric]] = _number(line.here[metric].mean)
                 row[f"{METRICS[metric]}, paper"] = _number(line.paper[metric])
             rows.append(row)
@@ -103,11 +102,9 @@ def table_result(
     rows: Sequence[Row],
     measured: Sequence[Measured],
     columns: Mapping[str, Mapping[str, float]] | None = None,
-    metrics: tuple[str, ...] = COCO_METRICS,
 ) -> TableResult:
-    """The lines of `rows` from the runs of their arms. columns: of the analysis of the table, by arm. metrics: of the
-    table."""
-    first = metrics[0]
+    """The lines of `rows` from the runs of their arms. columns: of the analysis of the table, by arm."""
+    metrics, first = table.metrics, table.metrics[0]
     runs = {row.arm: [each for each in measured if each.label == row.arm] for row in rows}
     references = [row.reference or table.reference for row in rows]
     papers = {row.arm: row.paper[0] for row in rows if row.paper is not None}
@@ -132,7 +129,7 @@ def table_result(
                 (columns or {}).get(row.arm, {}),
             )
         )
-    return TableResult(name, table, tuple(lines), deviation, metrics)
+    return TableResult(name, table, tuple(lines), deviation)
 
 
 def pooled_deviation(groups: Iterable[Sequence[float]]) -> float:
@@ -152,7 +149,7 @@ def write_table(file: Path, result: TableResult) -> None:
     rows = []
     for line in result.lines:
         row: dict[str, object] = {"group": line.row.group, "name": line.row.name, "arm": line.row.arm}
-        for metric in result.metrics:
+        for metric in result.table.metrics:
             found = line.here[metric]
             row |= {metric: found.mean, f"{metric}_low": found.low, f"{metric}_high": found.high}
             row |= {f"{metric}_paper": line.paper[metric]}
@@ -160,7 +157,7 @@ def write_table(file: Path, result: TableResult) -> None:
             "difference": line.difference,
             "difference_in_deviations": line.deviations,
             "difference_paper": line.paper_difference,
-            "seeds": line.here[result.metrics[0]].count,
+            "seeds": line.here[result.table.metrics[0]].count,
             "step_seconds": line.step_seconds,
             "seconds_an_image": math.nan if line.seconds_an_image is None else line.seconds_an_image,
         }
@@ -183,7 +180,7 @@ def table_figure(result: TableResult) -> Figure:
     style_axes(left, f"{result.main}, in percent: mean, lowest and highest seed")
     style_axes(right, f"difference in {result.main} to the arm it is compared with")
     for place, line in enumerate(result.lines):
-        found = line.here[result.metrics[0]]
+        found = line.here[result.table.metrics[0]]
         if found.count:
             left.barh(place, found.mean, 0.62, color=line_colour(0), alpha=0.85)
             left.annotate(
