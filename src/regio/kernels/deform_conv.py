@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regio.kernels.arguments import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype, is_channels_last
 from regio.kernels.sample_points import sample_points
 
 __all__ = ["Geometry", "deform_conv", "deform_conv_reference"]
@@ -143,7 +143,7 @@ def _deform_conv(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """Returns [N, C_out, H_out, W_out] stored with channels last. offset, mask: of `coordinate_dtype`."""
+    """offset, mask: of `coordinate_dtype`. Returns [N, C_out, H_out, W_out] in the memory format of x."""
     from regio.kernels.cpu import deform_conv as kernels
 
     return kernels.forward(kernels.Arguments(x, offset, weight, mask, (*stride,), (*padding,), (*dilation,)), bias)
@@ -169,16 +169,16 @@ def _backward(
 @_deform_conv.register_fake
 def _(x, offset, weight, bias, mask, stride, padding, dilation):  # type: ignore[no-untyped-def]
     n, _, rows, columns = offset.shape
-    return x.new_empty((n, rows, columns, weight.shape[0])).permute(0, 3, 1, 2)
+    form = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return torch.empty((n, weight.shape[0], rows, columns), dtype=x.dtype, device=x.device, memory_format=form)
 
 
 @_backward.register_fake
 def _(grad, x, offset, weight, mask, stride, padding, dilation):  # type: ignore[no-untyped-def]
-    return [_cells_like(x), _cells_like(offset), _cells_like(weight), _cells_like(offset[:, ::2])]
-
-
-def _cells_like(x: Tensor) -> Tensor:
-    return x.new_empty([x.shape[i] for i in (0, 2, 3, 1)]).permute(0, 3, 1, 2)
+    to_offset, to_mask = (
+        torch.empty_like(each, memory_format=torch.channels_last) for each in (offset, offset[:, ::2])
+    )
+    return [torch.empty_like(x), to_offset, torch.empty_like(weight), to_mask]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regio.kernels.arguments import coordinate_dtype
+from regio.kernels.arguments import coordinate_dtype, is_channels_last
 from regio.kernels.cpu import buffer_pool, deformable_columns, deformable_depthwise, layout, threads
 from regio.kernels.cpu.bfloat16 import as_array
 from regio.kernels.cpu.deformable_taps import find_cells
@@ -63,8 +63,8 @@ class _Convolution:
 
     def matrix(self) -> Tensor:
         """The weights as [groups, outputs of a group, taps * channels of a group], the order of columns."""
-        by_tap = self.weight.to(self.product_dtype).permute(0, 2, 3, 1)
-        return by_tap.reshape(self.groups, self.outputs // self.groups, -1)
+        by_tap = _cells(self.weight, self.product_dtype)
+        return by_tap.view(self.groups, self.outputs // self.groups, by_tap[0].numel())
 
     def by_tap(self) -> Tensor:
         """The weights of a depthwise convolution as [taps, channels]."""
@@ -85,43 +85,53 @@ class _Convolution:
 
 
 def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
-    """The result [N, C_out, H_out, W_out], stored with channels last; not a view, which could not be written in place."""
+    """The result [N, C_out, H_out, W_out], in the memory format of x."""
     convolution = _Convolution(arguments)
     (n, *size), outputs = convolution.out_shape, convolution.outputs
+    # Not a view of cells, which nobody could write to in place.
+    result = torch.empty((n, outputs, *size), dtype=arguments.x.dtype, memory_format=_format(arguments.x))
     dtype = convolution.dtype if convolution.is_depthwise else convolution.product_dtype
-    result = torch.empty((n, outputs, *size), dtype=dtype, memory_format=torch.channels_last)
-    out = result.permute(0, 2, 3, 1).view(convolution.count, outputs)
+    cells = result.permute(0, 2, 3, 1)
+    is_result = cells.is_contiguous() and result.dtype == dtype
+    out = (cells if is_result else buffer_pool.empty(tuple(cells.shape), dtype)).view(convolution.count, outputs)
     with torch.autocast("cpu", enabled=False):
-        run = _sum_taps if convolution.is_depthwise else _multiply
-        run(convolution, out)
+        (_sum_taps if convolution.is_depthwise else _multiply)(convolution, out)
         if bias is not None:
             out += bias
-    return result.to(arguments.x.dtype)
+    if not is_result:
+        _put_cells(out, result)
+    return result
 
 
 def backward(arguments: Arguments, grad: Tensor) -> list[Tensor]:
-    """The gradients of x, offset, weight and mask, stored with channels last."""
-    convolution, (n, _, height, width) = _Convolution(arguments), arguments.x.shape
+    """The gradients of x and weight in their memory format, of offset and mask stored with channels last: x, offset,
+    weight, mask."""
+    x, convolution = arguments.x, _Convolution(arguments)
     offset_groups, in_group = convolution.offset_groups, convolution.channels // convolution.offset_groups
     # A thread has blocks of channels, whatever their number: so many channels that the cells of each are one long read,
     # and so few that two threads have something to do.
     block = min(256, max(64, -(-in_group // 2)))
-    blocks = -(-in_group // block)
-    grad_x = buffer_pool.empty((offset_groups * blocks, n * height * width, block), convolution.dtype).zero_()
+    blocks, map_cells = -(-in_group // block), x[:, 0].numel()
+    sums = buffer_pool.empty((offset_groups * blocks, map_cells * block), convolution.dtype).zero_()
     products = buffer_pool.empty((blocks, *convolution.cells.shape), convolution.dtype)
-    by_cell = grad.permute(0, 2, 3, 1).contiguous().view(convolution.count, convolution.outputs)
+    dtype = convolution.dtype if convolution.is_depthwise else convolution.product_dtype
+    grad_cells = _cells(grad, dtype).view(convolution.count, convolution.outputs)
     with torch.autocast("cpu", enabled=False):
         run = _depthwise_gradients if convolution.is_depthwise else _product_gradients
-        grad_weight = run(convolution, by_cell, grad_x, products)
-    to_x = buffer_pool.empty((n, height, width, offset_groups, in_group), arguments.x.dtype)
-    for i, part in enumerate(grad_x):
-        group, first = i // blocks, i % blocks * block
-        last = min(first + block, in_group)
-        to_x[..., group, first:last] = part.view(n, height, width, block)[..., : last - first]
-    by_tap = *convolution.out_shape, arguments.offset.shape[1]
+        to_weight = _stored_like(arguments.weight, run(convolution, grad_cells, block, sums, products))
+    to_x = layout.empty_like_map(x, convolution.dtype)
+    for i, own in enumerate(sums):
+        begin = i // blocks * in_group + i % blocks * block
+        end = min(begin + block, (i // blocks + 1) * in_group)
+        layout.put_channels(own[: map_cells * (end - begin)].numpy(), to_x, begin, end)
     to_offset, to_mask = _tap_gradients(convolution, products.sum(0))
-    gradients = to_x.flatten(3), to_offset.view(by_tap), grad_weight, to_mask.view(*by_tap[:3], by_tap[3] // 2)
-    return [g.permute(0, 3, 1, 2) for g in gradients]
+    by_cell = *convolution.out_shape, convolution.mask.shape[1]
+    return [
+        to_x.to(x.dtype),
+        to_offset.view(*by_cell[:3], 2 * by_cell[3]).permute(0, 3, 1, 2),
+        to_weight,
+        to_mask.view(by_cell).permute(0, 3, 1, 2),
+    ]
 
 
 def _sum_taps(convolution: _Convolution, out: Tensor) -> None:
@@ -139,38 +149,36 @@ def _multiply(convolution: _Convolution, out: Tensor) -> None:
             torch.mm(rows, weights.t(), out=to)
 
 
-def _depthwise_gradients(convolution: _Convolution, grad: Tensor, grad_x: Tensor, products: Tensor) -> Tensor:
-    """Fill grad_x [blocks, cells, channels of a block] and products [blocks of an offset group, P, M, 4] (those of the
-    four cells of each tap with the gradient of what it reads); return the gradient of the weights as [C_out, rows,
-    columns, C / groups]."""
+def _depthwise_gradients(convolution: _Convolution, grad: Tensor, block: int, sums: Tensor, products: Tensor) -> Tensor:
+    """Add the gradient of the map to sums [blocks, cells * channels of a block], fill products [blocks of an offset
+    group, P, M, 4], those of the four cells of each tap with the gradient of what it reads, and return the gradient of
+    the weights as [C_out, taps, C / groups]."""
     by_tap = convolution.by_tap()
-    grad_by_tap = torch.zeros_like(by_tap)
-    fixed = convolution.x, convolution.cells, convolution.weights, by_tap.numpy(), grad.to(convolution.dtype).numpy()
-    results = grad_x.numpy(), grad_by_tap.numpy(), products.numpy()
-    threads.share(partial(deformable_depthwise.add_gradients, *fixed, *results), len(grad_x))
-    size = convolution.weight.shape[2:]
-    return grad_by_tap.t().to(convolution.weight.dtype).reshape(convolution.outputs, *size, 1)
+    to_weight = torch.zeros_like(by_tap)
+    fixed = convolution.x, convolution.cells, convolution.weights, by_tap.numpy(), grad.numpy(), block
+    results = sums.numpy(), to_weight.numpy(), products.numpy()
+    threads.share(partial(deformable_depthwise.add_gradients, *fixed, *results), len(sums))
+    return to_weight.t()[..., None]
 
 
-def _product_gradients(convolution: _Convolution, grad: Tensor, grad_x: Tensor, products: Tensor) -> Tensor:
+def _product_gradients(convolution: _Convolution, grad: Tensor, block: int, sums: Tensor, products: Tensor) -> Tensor:
     """As `_depthwise_gradients`."""
     matrix = convolution.matrix()
-    outputs, in_group, *size = convolution.weight.shape
     total = buffer_pool.empty(tuple(matrix.shape), convolution.dtype)
     if convolution.count == 0:
         total.zero_()
     product = buffer_pool.empty(tuple(matrix.shape), convolution.product_dtype)
     for begin, end, columns in convolution.chunks():
-        by_group = grad[begin:end].to(convolution.product_dtype).chunk(convolution.groups, 1)
+        by_group = grad[begin:end].chunk(convolution.groups, 1)
         rows = columns.flatten(2)
         for g, weights, r, of_chunk in zip(by_group, matrix, rows, product, strict=True):
             torch.mm(g.t(), r, out=of_chunk)
             torch.mm(g, weights, out=r)  # the gradient takes the place of the columns
         total = total.copy_(product) if begin == 0 else total.add_(product)
-        fixed = convolution.x, convolution.cells, convolution.weights, begin, as_array(columns)
-        run = partial(deformable_columns.add_columns, *fixed, grad_x.numpy(), products.numpy())
-        threads.share(run, len(grad_x))
-    return total.view(outputs, *size, in_group).to(convolution.weight.dtype)
+        fixed = convolution.x, convolution.cells, convolution.weights, begin, as_array(columns), block
+        run = partial(deformable_columns.add_columns, *fixed, sums.numpy(), products.numpy())
+        threads.share(run, len(sums))
+    return total.view(convolution.outputs, convolution.taps, -1)
 
 
 def _tap_gradients(convolution: _Convolution, products: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,3 +194,33 @@ def _tap_gradients(convolution: _Convolution, products: Tensor) -> tuple[Tensor,
 def _by_cell(x: Tensor) -> Array:
     """[N, C, H, W] as contiguous [N, H, W, C]."""
     return x.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def _cells(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, C, H, W] as contiguous [N, H, W, C]."""
+    if dtype == torch.bfloat16:
+        return x.to(dtype).permute(0, 2, 3, 1).contiguous()
+    return torch.from_numpy(layout.cells(x, dtype)).view(len(x), *x.shape[2:], x.shape[1])
+
+
+def _stored_like(x: Tensor, cells: Tensor) -> Tensor:
+    """cells, the numbers of [N, H, W, C], as a tensor [N, C, H, W] of the dtype and in the memory format of `x`."""
+    by_cell = cells.view(len(x), *x.shape[2:], x.shape[1])
+    if is_channels_last(x):
+        return by_cell.permute(0, 3, 1, 2).to(x.dtype)
+    result = layout.empty_like_map(x, cells.dtype)
+    layout.put_channels(by_cell.numpy().reshape(-1), result, 0, x.shape[1])
+    return result.to(x.dtype)
+
+
+def _put_cells(cells: Tensor, target: Tensor) -> None:
+    """Write cells, the numbers of [N, H, W, C], into target [N, C, H, W]."""
+    by_cell = cells.view(len(target), *target.shape[2:], target.shape[1])
+    if target.dtype == cells.dtype != torch.bfloat16 and target.is_contiguous():
+        layout.put_channels(by_cell.numpy().reshape(-1), target, 0, target.shape[1])  # faster than PyTorch
+    else:
+        target.copy_(by_cell.permute(0, 3, 1, 2))

@@ -52,20 +52,20 @@ def write_columns(
 
 @compiled
 def add_columns(
-    x: Array, cells: Array, weights: Array, first_cell: int, columns: Array, grad_x: Array, products: Array,
-    begin: int, end: int
+    x: Array, cells: Array, weights: Array, first_cell: int, columns: Array, block: int, sums: Array,
+    products: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """The transpose of `write_columns`, for the blocks [begin, end) of channels: add the gradient of the map to
-    grad_x, and write the products of columns, a gradient, with the cells that they were read from.
+    sums, and write the products of columns, a gradient, with the cells that they were read from.
 
-    The channels of each offset group are cut into blocks, of which the last may be smaller. grad_x: [blocks, cells of
-    the map, channels of a block]. products: [blocks of an offset group, P, M, 4].
+    The channels of each offset group are cut into blocks of `block`, the last of which may be smaller. sums: [blocks,
+    cells of the map * block], where cells have only the channels that the block has. products: [blocks of an offset
+    group, P, M, 4].
     """
     groups, count, taps, in_group = columns.shape
     channels = groups * in_group
     in_offset_group = channels * taps // cells.shape[1]
-    blocks, (_, map_cells, block) = products.shape[0], grad_x.shape
-    flat, to_map = columns.reshape(-1), grad_x.reshape(-1)
+    blocks, flat, to_map = products.shape[0], columns.reshape(-1), sums.reshape(-1)
     at, w, tile = np.empty(4, U), np.empty(4, x.dtype), np.empty(block, x.dtype)
     for b in range(begin, end):
         offset_group, part = b // blocks, b % blocks
@@ -89,7 +89,7 @@ def add_columns(
                         cell = U(cells[out, m, q] * channels + first)
                         products[part, out, m, q] = cell_product(x, cell, tile, U(0), size)
                     if cells[out, m, q] >= 0 and weights[out, m, q] != 0:
-                        at[n] = U((b * map_cells + cells[out, m, q]) * block)
+                        at[n] = U(b * sums.shape[1] + cells[out, m, q] * size)
                         w[n] = weights[out, m, q]
                         n += 1
                 add_cells(to_map, at, w, n, tile, U(0), size)

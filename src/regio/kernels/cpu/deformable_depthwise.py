@@ -44,21 +44,21 @@ def sum_taps(x: Array, cells: Array, weights: Array, weight: Array, out: Array, 
 
 @compiled
 def add_gradients(
-    x: Array, cells: Array, weights: Array, weight: Array, grad: Array, grad_x: Array, grad_weight: Array,
-    products: Array, begin: int, end: int
+    x: Array, cells: Array, weights: Array, weight: Array, grad: Array, block: int, sums: Array,
+    grad_weight: Array, products: Array, begin: int, end: int
 ) -> None:  # fmt: skip
     """Add the gradients of map and weight for the blocks [begin, end) of channels, and write the products of cells with
     the gradient of what is read from them.
 
-    The channels of each offset group are cut into blocks, of which the last may be smaller. grad: [P, C]. grad_x:
-    [blocks, cells of the map, channels of a block]. grad_weight: [taps, C]. products: [blocks of an offset group, P, M,
-    4].
+    The channels of each offset group are cut into blocks of `block`, the last of which may be smaller. grad: [P, C].
+    sums: [blocks, cells of the map * block], where cells have only the channels that the block has. grad_weight:
+    [taps, C]. products: [blocks of an offset group, P, M, 4].
     """
     taps, channels = weight.shape
     in_group = channels * taps // cells.shape[1]
-    blocks, (_, map_cells, block) = products.shape[0], grad_x.shape
+    blocks = products.shape[0]
     flat, of_out = weight.reshape(-1), grad.reshape(-1)
-    to_map, to_weight = grad_x.reshape(-1), grad_weight.reshape(-1)
+    to_map, to_weight = sums.reshape(-1), grad_weight.reshape(-1)
     read, at, w, tile = np.empty(4, U), np.empty(4, U), np.empty(4, x.dtype), np.empty(block, x.dtype)
     for b in range(begin, end):
         first = b // blocks * in_group + b % blocks * block
@@ -77,7 +77,7 @@ def add_gradients(
                         products[b % blocks, p, m, q] = cell_product(x, cell, tile, U(0), size)
                     if cells[p, m, q] >= 0 and weights[p, m, q] != 0:
                         read[n] = U(cells[p, m, q] * channels + first)
-                        at[n] = U((b * map_cells + cells[p, m, q]) * block)
+                        at[n] = U(b * sums.shape[1] + cells[p, m, q] * size)
                         w[n] = weights[p, m, q]
                         n += 1
                 if n == 0:
