@@ -15,6 +15,7 @@ from regio.analysis.trained import (
     extractor_of,
     measured_images,
     weights_by_level,
+    write_divergences,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "separable_flops",
     "size_class",
     "weights_by_level",
+    "write_divergences",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +51,7 @@ def analyse(
     object's mask, by the size of the object), and for each run weights-RUN.png (the weights before and after training,
     over photos).
     """
-    from regio.analysis import divergence_over_training, divergence_rows, measured_images
+    from regio.analysis import divergence_over_training, measured_images, write_divergences
     from regio.checkpoints import kept_checkpoints
     from regio.devices import pick_device
     from regio.run_folders import new_folder
@@ -78,11 +77,7 @@ def analyse(
     figures["divergence.png"] = divergence_figure(series)
     into = new_folder(Path("runs"), "analyse") if output is None else output
     into.mkdir(parents=True, exist_ok=True)
-    rows = divergence_rows(series)
-    with (into / "divergence.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_divergences(into / "divergence.csv", series)
     for name, figure in figures.items():
         figure.savefig(into / name, dpi=dpi)
     console.print(f"divergence.csv, {', '.join(figures)} in {into}", highlight=False)
