@@ -33,6 +33,7 @@ __all__ = [
     "divergence_over_training",
     "divergence_rows",
     "extractor_of",
+    "has_measurable_weights",
     "measured_images",
     "weights_by_level",
     "write_divergences",
@@ -67,6 +68,12 @@ def extractor_of(detector: TwoStageDetector) -> Levels:
             f"with {type(extractor).__name__}"
         )
     return extractor
+
+
+def has_measurable_weights(detector: TwoStageDetector) -> bool:
+    """Whether `divergence_of_detector` measures it: its first RoI head has an extractor of up to `MOST_PARTS` parts."""
+    extractor = getattr(next(iter(detector.roi_heads), None), "extractor", None)
+    return isinstance(extractor, Levels) and prod(extractor.bins) <= MOST_PARTS
 
 
 def weights_by_level(levels: Levels, maps: Sequence[FeatureMap], r: Regions) -> Iterator[tuple[int, Tensor, Tensor]]:

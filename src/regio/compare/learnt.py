@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from regio.analysis import divergence_over_training, measured_images, write_divergences
+from regio.analysis import divergence_over_training, divergence_rows, measured_images, write_divergences
 from regio.compare.plan import Run
 from regio.compare.study import Learnt
 from regio.data import DetectionDataset
@@ -38,12 +38,10 @@ def learnt_parts(
     objects = typical_objects(photos)
     series = {label: divergence_over_training(place, photos, device=device) for label, place in found.items()}
     write_divergences(folder / "tables" / "divergence.csv", series)
-    drawn: dict[str, tuple[str, Figure]] = {
-        "divergence": (
-            "Divergence of the weights over the steps, by the size of the objects",
-            divergence_figure(series),
-        )
-    }
+    drawn: dict[str, tuple[str, Figure]] = {}
+    if divergence_rows(series):
+        caption = "Divergence of the weights over the steps, by the size of the objects"
+        drawn["divergence"] = (caption, divergence_figure(series))
     for label, place in found.items():
         figure = initial_and_final_figure(place, photos, objects=objects, device=device)
         drawn[f"weights-{place.parent.name}"] = (f"{label}: weights before and after training", figure)
