@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["explain", "parse_box", "parse_place"]
 
@@ -64,7 +67,7 @@ def explain(
     corners = None if box is None else parse_box(box, size)
     places = [parse_place(each, size) for each in at or ()]
     device_used = pick_device(device)
-    figures = {}
+    figures: dict[str, Figure] = {}
     if weights is None:
         if corners is None:
             raise ValueError("--box: expected x1,y1,x2,y2, or a checkpoint with deformable layers in --weights")
