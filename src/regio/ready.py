@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.backbones import Backbone
+from regio.backbones import Backbone, LaterLevels
 from regio.detector import TwoStageDetector
 from regio.fused import fuse
 from regio.image_pyramid import ImagePyramid
@@ -96,6 +96,11 @@ class _FusedFPN(FPN):
 def _fused_backbone(backbone: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     if isinstance(backbone, ImagePyramid):
         backbone.backbone, backbone.neck = _fused_backbone(backbone.backbone, dtype, device), fuse(backbone.neck, dtype)
+        return backbone
+    if isinstance(backbone, LaterLevels):
+        if backbone.later is not None:
+            example = torch.rand(1, backbone.kept[-1].channels, 16, 20, device=device)
+            backbone.__dict__["later"] = fuse(backbone.later, dtype, example.to(memory_format=torch.channels_last))
         return backbone
     if not isinstance(backbone, Backbone):
         return fuse(backbone, dtype)
