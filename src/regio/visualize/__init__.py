@@ -6,6 +6,7 @@ from regio.visualize.draw import draw_detections, draw_targets
 from regio.visualize.plots import (
     confusion_figure,
     divergence_figure,
+    offset_length_figure,
     precision_recall_figure,
     recall_comparison_figure,
     recall_figure,
@@ -21,6 +22,7 @@ __all__ = [
     "divergence_figure",
     "draw_detections",
     "draw_targets",
+    "offset_length_figure",
     "precision_recall_figure",
     "recall_comparison_figure",
     "recall_figure",
