@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from regio.config import RunConfig, TrainConfig
-from regio.config.systems import FasterRCNN, FasterRCNNOnFPN, FastRCNN, System
+from regio.config.systems import FasterRCNN, FasterRCNNOnFPN, FastRCNN, SPPNet, System
 from regio.data import DetectionDataset, HorizontalFlip, Shapes
 from regio.detector import TwoStageDetector
 from regio.errors import Interrupted
@@ -201,6 +201,13 @@ def test_stages_run_on_kept_maps(tmp_path: Path) -> None:
         configured(model=replace(ON_ONE_MAP, scheme="alternating")), locked(tmp_path / "a"), console, resume=True
     )
     assert np.isfinite(again.evaluator.measure(again.records)["ap50"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_fitted_heads_run_on_kept_maps(tmp_path: Path) -> None:
+    spp = SPPNet(frozen=5, sides=(64,), long_side=96, hidden=32, pyramid=(2, 1))
+    ended = run(configured(model=spp, proposals="grid"), emptied(tmp_path / "a"), Console(quiet=True))
+    assert np.isfinite(ended.evaluator.measure(ended.records)["ap50"])  # type: ignore[attr-defined]
 
 
 def test_colours_cannot_be_varied(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from regio.whole_files import write_json
 __all__ = ["Measured", "Spread", "measure", "spread", "write_results"]
 
 SPREADS = (
-    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_map", "voc_map_11_points"),
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_map", "voc_map_11_points", "voc_map_70"),
     *("training_seconds", "step_seconds"),
 )
 """What results.json has the spread of."""
@@ -32,13 +32,12 @@ SPREADS = (
 class Measured:
     """What was measured of one run.
 
-    ap, ap50, ap75, ap_small, ap_medium, ap_large: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5.
-    training_seconds: of all its steps and fits. step_seconds: of a step, the median over the lines of its log; NaN
-    where these are less than two. whole_seconds: from its start to its own report; None for a run that was stopped in
-    between. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given; proposal_seconds: of
-    finding these; both are measured once for all seeds, None where they were not. parameters: of the detector. ended:
-    when, by the clock of the machine that ended it.
-    """
+    ap, ap50, ap75, ap_small, ap_medium, ap_large: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5;
+    voc_map_70: that at 0.7. training_seconds: of all its steps and fits. step_seconds: of a step, the median over the
+    lines of its log; NaN where these are less than two. whole_seconds: from its start to its own report; None for a run
+    that was stopped in between. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given;
+    proposal_seconds: of finding these; both are measured once for all seeds, None where they were not. parameters: of
+    the detector. ended: when, by the clock of the machine that ended it."""
 
     label: str
     system: str
@@ -51,6 +50,7 @@ class Measured:
     ap_large: float
     voc_map: float
     voc_map_11_points: float
+    voc_map_70: float
     steps: int
     training_seconds: float
     step_seconds: float
@@ -114,6 +114,7 @@ def measure(run: Run, validation: DetectionDataset, system: str, speed: Speed | 
         ap_large=coco.ap_large,
         voc_map=voc.map_area,
         voc_map_11_points=voc.map_11_points,
+        voc_map_70=evaluator.voc(records, 0.7).map_area,
         steps=int(max(row["step"] for row in log.rows())),
         training_seconds=log.seconds(),
         step_seconds=seconds_a_step(log.rows()),
