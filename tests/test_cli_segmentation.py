@@ -96,7 +96,10 @@ def test_detect_writes_class_maps_and_pictures(here: Path, weights: str, capsys:
     [
         (["detect", "a.png", "--score", "0.3"], "score: every pixel has a class"),
         (["explain", "a.png", "--box", "1,2,30,40", "--weights", "runs/tiny/weights/best.safetensors"], "got a Segm"),
-        (["compare", "shapes", "--systems", "deeplab"], "deeplab: gives classes to pixels, and detections of objects"),
+        (
+            ["compare", "shapes", "--systems", "deeplab,faster-rcnn"],
+            "systems: expected all to give the same, got class maps (deeplab), detections (faster-rcnn)",
+        ),
         (["train", "boxes.json", "--model", "deeplab", "--steps", "1"], "boxes.json: class maps: expected segmentat"),
         (["train", "shapes", "--model", "deeplab", "--extractor", "roi-align"], "extractor: no such setting"),
         (["train", "shapes", "--model", "deeplab", "keep_maps=true", *SMALL], "keep_maps: expected a detector of two"),
@@ -157,3 +160,20 @@ def test_a_run_from_training_to_evaluation(here: Path, capsys: pytest.CaptureFix
     others = ["train", "shapes", "--classes", "circle,star", "--weights", weights, "--model", "deeplab", "--steps", "1"]
     assert regio(*others, "--batch-size", "2", *SMALL) == 0
     assert "classifier start anew" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_networks_are_compared_by_their_class_maps(here: Path) -> None:
+    words = ["--systems", "sixteen=deeplab,eight=deeplab:output_stride=8", "--steps", "2", "batch_size=2"]
+    small = [word for word in SMALL if "images" not in word]
+    assert regio("compare", "shapes", *words, "--images", "6", "--validation-images", "4", *small) == 0
+    folder = here / "runs" / "compare"
+    results = json.loads((folder / "results.json").read_text())
+    for label in ("sixteen", "eight"):
+        (run,) = (each for each in results["runs"] if each["label"] == label)
+        own = json.loads((folder / label / "seed-0" / "results.json").read_text())
+        assert run["mean_iou"] == own["mean_iou"] == results["arms"][label]["mean_iou"]["mean"]
+        assert run["ap"] is None and run["seconds_an_image"] > 0
+    page = (folder / "report.html").read_text()
+    assert "mean IoU" in page and "the class of every pixel" in page and "VOC mAP" not in page
+    assert (folder / "pictures.jpg").is_file()

@@ -191,18 +191,23 @@ def test_wrong_targets_are_named() -> None:
 
 def test_deeplab_is_dilated_and_its_ready_form_agrees() -> None:
     torch.manual_seed(0)
-    model = DeepLab(channels=32, short_side=96, long_side=160).build(3, pretrained=False).eval()
-    images = [(photo(96, 128, seed) * 255).to(torch.uint8) for seed in range(2)]
+    model = DeepLab(channels=32, short_side=96, long_side=160).build(3).eval()
+    images = [scene.image for scene in Shapes(2)]
     with torch.no_grad():
-        nn.init.normal_(model.classifier.weight)
-        assert model.scores(images)[1].stride == 16
-        expected = model(images)
+        x = model.scores(images)[1]
+        assert x.stride == 16
+        model.classifier.weight.mul_(2 / x.data.std())  # scores of an untrained network are near each other
+        expected, exact = model(images), model.scores(images)[1].data
+    assert expected[0].labels.unique().numel() > 1
     for each, ours in zip(ReadySegmentation(model, precision="32-true")(images), expected, strict=True):
         assert float((each.labels == ours.labels).float().mean()) > 0.999
         torch.testing.assert_close(each.scores, ours.scores, rtol=0, atol=1e-4)
-    for each, ours in zip(ReadySegmentation(model, precision="bf16-mixed")(images), expected, strict=True):
-        assert each.scores.dtype == torch.float32
-        assert float((each.scores - ours.scores).abs().mean()) < 0.02
+    half = ReadySegmentation(model, precision="bf16-mixed")
+    assert all(each.scores.dtype == torch.float32 for each in half(images))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = half.network.scores(images)[1].data
+    assert rounded.dtype == torch.float32
+    assert float((rounded - exact).abs().mean()) < 0.15 * float(exact.abs().mean())  # of 50 layers with 8 bits
 
 
 @pytest.mark.slow

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from regio.evaluate import detections_to_coco
 from regio.types import ClassMap, Detections
-from regio.visualize import class_map_image, draw_class_map, draw_detections, legend
+from regio.visualize import class_map_image, draw_class_map, draw_detections, with_legend
 
 __all__ = ["ClassMapOutput", "DetectionOutput", "Output"]
 
@@ -111,12 +110,8 @@ class ClassMapOutput:
         largest = shares.argsort(descending=True, stable=True)
         labels = [label for label in largest.tolist() if counts[label]]
         if pictures:
-            drawn = draw_class_map(image, found.labels)
-            named = legend(labels, self.class_names, drawn.width)
-            both = Image.new("RGB", (drawn.width, drawn.height + named.height))
-            both.paste(drawn, (0, 0))
-            both.paste(named, (0, drawn.height))
-            both.save(folder / "pictures" / f"{name}.jpg")
+            picture = with_legend(draw_class_map(image, found.labels), labels, self.class_names, below=True)
+            picture.save(folder / "pictures" / f"{name}.jpg")
         names = ("background", *self.class_names)
         return {
             "class_map": f"class_maps/{name}.png",

@@ -43,10 +43,10 @@ from regio.visualize import (
     draw_class_map,
     draw_detections,
     draw_targets,
-    legend,
     precision_recall_figure,
     recall_figure,
     training_figure,
+    with_legend,
     write_report,
 )
 from regio.visualize.page import Cell
@@ -321,11 +321,7 @@ class SegmentationResults:
             right = pixel_confusion(truth, predicted, len(dataset.class_names) + 1)
             captions += [sample.name, "", f"{np.diag(right).sum() / max(right.sum(), 1):.0%} of the pixels right"]
         sheet = contact_sheet(pictures, 3, captions, ["photo", "annotated", "predicted"], 420)
-        named = legend(sorted(seen), dataset.class_names, sheet.width)
-        both = Image.new("RGB", (sheet.width, sheet.height + named.height))
-        both.paste(named, (0, 0))
-        both.paste(sheet, (0, named.height))
-        return both
+        return with_legend(sheet, sorted(seen), dataset.class_names)
 
 
 def recall_table(numbers: Mapping[str, float], limits: Sequence[int]) -> Table:

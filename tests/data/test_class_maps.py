@@ -17,12 +17,16 @@ from regio.data import (
     Resize,
     Shapes,
     Transform,
+    convert,
     encode_mask,
+    examine,
     open_dataset,
     read_coco,
     read_voc,
 )
 from regio.data.class_maps import LabelImage, paint_class_map, read_label_image
+from regio.data.convert import write_coco as as_coco
+from regio.data.doctor import BAD_CLASS_MAP
 from regio.types import IGNORED
 from tests.data.small_datasets import coco_source, voc_object, voc_page, write_coco, write_voc
 
@@ -181,6 +185,13 @@ def test_a_bad_file_is_named(tmp_path: Path, damage: Callable[[Path], None], mes
     damage(tmp_path / "SegmentationClass" / "a.png")
     with pytest.raises(ValueError, match=rf"SegmentationClass/a\.png: .*{message}"):
         dataset[0]
+
+
+def test_a_bad_file_is_found_and_files_that_are_not_written_are_counted(tmp_path: Path) -> None:
+    voc(tmp_path / "voc", "SegmentationClass", np.full(SIZE, 21))
+    (finding,) = examine(tmp_path / "voc").of(BAD_CLASS_MAP)
+    assert str(finding).endswith("SegmentationClass/a.png: expected pixels of 0 .. 20 or 255, got 21")
+    assert convert(tmp_path / "voc", tmp_path / "coco", as_coco).losses == {"class maps": 1}
 
 
 def test_the_lists_of_segmented_images(tmp_path: Path) -> None:

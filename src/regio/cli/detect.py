@@ -50,8 +50,10 @@ def detect(
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the detections as JSON, and nothing else.")] = False,
 ) -> None:
-    """Detect objects in photos: annotated pictures, and detections.json with boxes in pixels. Of a segmentation network
-    pictures too, class_maps/ with PNG files of the class of every pixel, and segmentation.json.
+    """Detect objects in photos: annotated pictures, and detections.json with boxes in pixels; or class maps.
+
+    A segmentation network leaves pictures, class_maps/ with a PNG file of the class of every pixel, and
+    segmentation.json with the share of each class.
 
     An image that cannot be read is passed over, named at the end, and makes the exit code 1.
     """

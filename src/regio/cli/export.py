@@ -39,8 +39,7 @@ def export(
         float | None, typer.Option(help="Lowest score of a detection (default: the detector's own).")
     ] = None,
 ) -> None:
-    """Write a trained detector, or a segmentation network, as one file that other programs run: ONNX, or an exported
-    program of PyTorch.
+    """Write a trained model as one file that other programs run: ONNX, or an exported program of PyTorch.
 
     Both take images of any size and number. docs/export.md has inputs, outputs and an example without PyTorch.
     """

@@ -48,8 +48,7 @@ def val(
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON, and nothing else.")] = False,
 ) -> None:
-    """Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, recall of a proposal network, or mean IoU
-    of a segmentation network.
+    """Evaluate a checkpoint: COCO's and Pascal VOC's AP, recall of proposals, or mean IoU of class maps.
 
     Classes are matched by name: those of the data that the detector knows are measured.
 

@@ -143,9 +143,7 @@ def _require_comparable(shared: RunConfig, config: RunConfig) -> None:
 
 
 def require_classes(arm: Arm) -> None:
-    """Raise ValueError for a system that finds objects of no class, or no objects."""
-    if arm.config.model.shown_score is None:
-        raise ValueError(f"{arm.label}: gives classes to pixels, and detections of objects are compared")
+    """Raise ValueError for a system that finds objects of no class."""
     if arm.config.model.labels(("a", "b")) != ("a", "b"):
         raise ValueError(f"{arm.label}: finds objects of no class, and detections of classes are compared")
 

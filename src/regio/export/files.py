@@ -58,7 +58,10 @@ def export_onnx(detector: TwoStageDetector | SegmentationNetwork, file: Path | s
     for value, shape in named + [(each, [*free, *(each.shape or ())[len(free) :]]) for each in model.outputs]:
         value.shape = onnx_ir.Shape(shape)
     program.model.metadata_props.update(
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in _about(detector, labels)}
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in _about(own, graph.scales, labels)
+        }
     )
     _write(path, lambda temporary: program.save(temporary, external_data=False))
 
@@ -101,10 +104,10 @@ def export_torch(
     the detector that cannot be recorded.
     """
     path = _new(file)
-    about = json.dumps(dict(_about(detector, labels)))
     with torch.no_grad():
         example, shapes = _inputs()
         graph = _graph(_own(detector)).eval()
+        about = json.dumps(dict(_about(detector, graph.scales, labels)))
         program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
         _write(path, lambda temporary: torch.export.save(program, temporary, extra_files={"regio.json": about}))
 
@@ -133,14 +136,16 @@ def _own(detector: Network) -> Network:
     return own
 
 
-def _about(detector: TwoStageDetector | SegmentationNetwork, labels: Sequence[str]) -> list[tuple[str, Any]]:
+def _about(
+    detector: TwoStageDetector | SegmentationNetwork, scales: bool, labels: Sequence[str]
+) -> list[tuple[str, Any]]:
     """What the file says of itself, by name: words, and other values to be written as JSON."""
     about: list[tuple[str, Any]] = [
         ("regio_version", __version__),
         ("opset", OPSET),
         ("labels", list(labels)),
         ("preprocess", detector.preprocess.normalisation()),
-        ("scaled_by", "graph" if _graph(detector).scales else "caller"),
+        ("scaled_by", "graph" if scales else "caller"),
     ]
     for head in detector.modules():
         if isinstance(head, MaskHead):

@@ -1,6 +1,6 @@
 """Pictures with boxes, plots of a training, and the page that reports it."""
 
-from regio.visualize.class_maps import class_map_image, draw_class_map, legend
+from regio.visualize.class_maps import class_map_image, draw_class_map, legend, with_legend
 from regio.visualize.colours import class_colour
 from regio.visualize.contact_sheet import comparison_sheet, contact_sheet
 from regio.visualize.draw import draw_detections, draw_targets
@@ -29,5 +29,6 @@ __all__ = [
     "recall_comparison_figure",
     "recall_figure",
     "training_figure",
+    "with_legend",
     "write_report",
 ]

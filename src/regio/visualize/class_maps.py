@@ -13,7 +13,7 @@ from regio.visualize.colours import Colour, class_colour
 from regio.visualize.draw import MASK_OPACITY, as_picture
 from regio.visualize.labels import Chip, chip_size, draw_chip
 
-__all__ = ["class_map_image", "draw_class_map", "legend"]
+__all__ = ["class_map_image", "draw_class_map", "legend", "with_legend"]
 
 BACKGROUND, UNKNOWN = (0, 0, 0), (255, 255, 255)
 TEXT, GAP = 16, 6  # pixels
@@ -28,8 +28,8 @@ def class_map_image(labels: Tensor) -> Image.Image:
 
 
 def draw_class_map(image: Tensor | Image.Image, labels: Tensor) -> Image.Image:
-    """`image` (uint8 [3, H, W] or a PIL image) with each pixel of a class tinted in its colour and the borders between
-    classes drawn; those that are `IGNORED` are whitened, the background is left as it is.
+    """`image` (uint8 [3, H, W] or a PIL image) with each pixel of a class tinted in its colour and its borders drawn;
+    those that are `IGNORED` are whitened, the background is left as it is.
 
     Raises ValueError when a tensor is no such image, or labels [H, W] are of another size.
     """
@@ -39,16 +39,15 @@ def draw_class_map(image: Tensor | Image.Image, labels: Tensor) -> Image.Image:
         raise ValueError(f"labels: expected shape {[picture.height, picture.width]}, got {list(classes.shape)}")
     pixels = np.array(picture)
     palette = np.array([_colour(label) for label in range(256)], dtype=np.uint8)
-    rim = np.zeros(classes.shape, dtype=bool)
-    rim[1:] |= classes[1:] != classes[:-1]
-    rim[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    padded = np.pad(classes, 1, mode="edge")
+    beside = (padded[2:, 1:-1], padded[:-2, 1:-1], padded[1:-1, 2:], padded[1:-1, :-2])
+    rim = np.any([classes != other for other in beside], axis=0) & (classes != 0) & (classes != IGNORED)
     for label in np.unique(classes).tolist():
         if label == 0:
             continue
         own = classes == label
         before = pixels[own].astype(np.float32)
         pixels[own] = (before + MASK_OPACITY * (palette[label] - before)).round()
-    rim &= classes != IGNORED
     pixels[rim] = palette[classes[rim]]
     return Image.fromarray(pixels)
 
@@ -73,6 +72,17 @@ def legend(labels: Sequence[int], class_names: Sequence[str], width: int) -> Ima
     for chip, place in chips:
         draw_chip(draw, chip, place, TEXT)
     return picture
+
+
+def with_legend(
+    picture: Image.Image, labels: Sequence[int], class_names: Sequence[str], *, below: bool = False
+) -> Image.Image:
+    """`picture` with the `legend` of `labels` over it, or below it."""
+    named = legend(labels, class_names, picture.width)
+    both = Image.new("RGB", (picture.width, picture.height + named.height))
+    both.paste(picture, (0, 0 if below else named.height))
+    both.paste(named, (0, picture.height if below else 0))
+    return both
 
 
 def _colour(label: int) -> Colour:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from regio.compare.kinds import Kind
     from regio.data import DetectionDataset
     from regio.evaluate import Evaluator
     from regio.outputs import Output
@@ -93,6 +94,12 @@ class System(ABC):
     def labels(self, class_names: Sequence[str]) -> tuple[str, ...]:
         """The names of the labels 1, 2, ... of what the model finds."""
         return tuple(class_names)
+
+    def compared_as(self) -> Kind:
+        """What a comparison measures and shows of what the model gives: detections, for most."""
+        from regio.compare.kinds import DETECTIONS
+
+        return DETECTIONS
 
     def with_score_threshold(self, threshold: float) -> Self:
         """The same with another lowest score of a detection. Raises ValueError for a number that is no score of this

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regio.config.systems.backbones import OnBackbone
+from regio.config.systems.proposal_networks import make_norm
 from regio.settings import setting
 
 if TYPE_CHECKING:
     import torch
 
+    from regio.compare.kinds import Kind
     from regio.data import DetectionDataset
     from regio.evaluate import Evaluator
     from regio.outputs import Output
@@ -31,6 +33,7 @@ class DeepLab(OnBackbone):
     level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
     output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
     channels: int = setting(256, "of the 1 x 1 convolution before the classifier", ge=1)
+    norm: Literal["none", "batch", "group"] = setting("none", "normalisation after that convolution")
 
     def build(self, classes: int, *, pretrained: bool = True) -> SegmentationNetwork:
         from regio.systems import deeplab
@@ -41,6 +44,7 @@ class DeepLab(OnBackbone):
             channels=self.channels,
             short_side=self.short_side,
             long_side=self.long_side,
+            norm=make_norm(self.norm),
         )
 
     def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
@@ -65,3 +69,8 @@ class DeepLab(OnBackbone):
         from regio.outputs import ClassMapOutput
 
         return ClassMapOutput(labels)
+
+    def compared_as(self) -> Kind:
+        from regio.compare.kinds import CLASS_MAPS
+
+        return CLASS_MAPS
