@@ -78,7 +78,7 @@ class OneMap(Necked):
             "norm": self.make_norm(),
         }
 
-    def proposals_alone(self) -> ProposalsAlone:
+    def proposals_alone(self) -> ProposalsAlone | None:
         return RPN(**{each.name: getattr(self, each.name) for each in fields(OneMap)})
 
 
@@ -108,7 +108,7 @@ class Pyramid(Necked):
             "norm": self.make_norm(),
         }
 
-    def proposals_alone(self) -> ProposalsAlone:
+    def proposals_alone(self) -> ProposalsAlone | None:
         return RPNOnFPN(**{each.name: getattr(self, each.name) for each in fields(Pyramid)})
 
 
