@@ -1,5 +1,6 @@
 """Detectors of the literature, and a segmentation network, put together: one file a paper."""
 
+from regio.systems.class_aware_rpn import class_aware_rpn, class_aware_rpn_fpn
 from regio.systems.deeplab import deeplab
 from regio.systems.fast_rcnn import fast_rcnn, fast_rcnn_head, fast_rcnn_svms
 from regio.systems.faster_rcnn import faster_rcnn, faster_rcnn_c4, rpn
@@ -9,6 +10,8 @@ from regio.systems.rcnn import rcnn
 from regio.systems.sppnet import sppnet
 
 __all__ = [
+    "class_aware_rpn",
+    "class_aware_rpn_fpn",
     "deeplab",
     "fast_rcnn",
     "fast_rcnn_fpn",

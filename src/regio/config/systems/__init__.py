@@ -9,6 +9,7 @@ from __future__ import annotations
 from regio.config.systems.backbones import BACKBONES, OnBackbone
 from regio.config.systems.base import System
 from regio.config.systems.box_heads import FullyConnectedHead
+from regio.config.systems.class_aware import ClassAwareRPN, ClassAwareRPNOnFPN
 from regio.config.systems.fitted import RCNN, SPPNet
 from regio.config.systems.given_boxes import FastRCNN, FastRCNNOnFPN
 from regio.config.systems.masks import MaskRCNN, MaskRCNNOnC4
@@ -22,6 +23,8 @@ __all__ = [
     "RCNN",
     "RPN",
     "SYSTEMS",
+    "ClassAwareRPN",
+    "ClassAwareRPNOnFPN",
     "DeepLab",
     "Detectron2",
     "FastRCNN",
@@ -50,6 +53,8 @@ SYSTEMS: dict[str, type[System]] = {
     "mask-rcnn-c4": MaskRCNNOnC4,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
+    "class-aware-rpn": ClassAwareRPN,
+    "class-aware-rpn-fpn": ClassAwareRPNOnFPN,
     "rcnn": RCNN,
     "sppnet": SPPNet,
     "deeplab": DeepLab,
