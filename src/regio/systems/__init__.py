@@ -7,6 +7,7 @@ from regio.systems.faster_rcnn import faster_rcnn, faster_rcnn_c4, rpn
 from regio.systems.fpn import fast_rcnn_fpn, faster_rcnn_fpn, rpn_fpn
 from regio.systems.mask_rcnn import mask_rcnn_c4, mask_rcnn_fpn
 from regio.systems.rcnn import rcnn
+from regio.systems.rfcn import light_head_rcnn, rfcn
 from regio.systems.sppnet import sppnet
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "faster_rcnn",
     "faster_rcnn_c4",
     "faster_rcnn_fpn",
+    "light_head_rcnn",
     "mask_rcnn_c4",
     "mask_rcnn_fpn",
     "rcnn",
+    "rfcn",
     "rpn",
     "rpn_fpn",
     "sppnet",

@@ -15,12 +15,14 @@ from regio.config.systems.given_boxes import FastRCNN, FastRCNNOnFPN
 from regio.config.systems.masks import MaskRCNN, MaskRCNNOnC4
 from regio.config.systems.proposal_networks import RPN, RPNOnFPN
 from regio.config.systems.published import Detectron2, Published, Torchvision
+from regio.config.systems.rfcn import RFCN, LightHeadRCNN
 from regio.config.systems.segmentation import DeepLab
 from regio.config.systems.two_stage import FasterRCNN, FasterRCNNOnC4, FasterRCNNOnFPN
 
 __all__ = [
     "BACKBONES",
     "RCNN",
+    "RFCN",
     "RPN",
     "SYSTEMS",
     "ClassAwareRPN",
@@ -51,6 +53,8 @@ SYSTEMS: dict[str, type[System]] = {
     "mask-rcnn": MaskRCNN,
     "faster-rcnn-c4": FasterRCNNOnC4,
     "mask-rcnn-c4": MaskRCNNOnC4,
+    "rfcn": RFCN,
+    "light-head-rcnn": LightHeadRCNN,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
     "class-aware-rpn": ClassAwareRPN,
