@@ -101,6 +101,14 @@ class DeformableConv2d(nn.Module):
         """The parameters that the offsets (and factors) come from: those a learning-rate factor concerns."""
         return self.offset.parameters()
 
+    @torch.no_grad()
+    def zero_offsets(self) -> None:
+        """Set the parameters that the offsets come from to zero, as in a new layer: the taps are back on their grid.
+        Those of the factors stay."""
+        offsets = 2 * self.offset_groups * self.weight.shape[2] * self.weight.shape[3]
+        for parameter in self.offset.parameters():
+            parameter[:offsets] = 0
+
     def forward(self, x: Tensor) -> Tensor:
         """The convolved map [N, out_channels, H_out, W_out]."""
         device = x.device.type

@@ -1,4 +1,4 @@
-"""Systems by name: what makes each detector from words and numbers, and by what it is measured.
+"""Systems by name: what makes each network from words and numbers, and by what it is measured.
 
 A row of the table is a class of this package: its settings, `build`, and its evaluator. Its parents have the settings
 that it shares with others.
@@ -14,6 +14,7 @@ from regio.config.systems.given_boxes import FastRCNN, FastRCNNOnFPN
 from regio.config.systems.masks import MaskRCNN, MaskRCNNOnC4
 from regio.config.systems.proposal_networks import RPN, RPNOnFPN
 from regio.config.systems.published import Detectron2, Published, Torchvision
+from regio.config.systems.segmentation import DeepLab
 from regio.config.systems.two_stage import FasterRCNN, FasterRCNNOnC4, FasterRCNNOnFPN
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RCNN",
     "RPN",
     "SYSTEMS",
+    "DeepLab",
     "Detectron2",
     "FastRCNN",
     "FastRCNNOnFPN",
@@ -50,6 +52,7 @@ SYSTEMS: dict[str, type[System]] = {
     "rpn": RPN,
     "rcnn": RCNN,
     "sppnet": SPPNet,
+    "deeplab": DeepLab,
     "torchvision": Torchvision,
     "detectron2": Detectron2,
 }
