@@ -33,8 +33,8 @@ COMMANDS = {
     "proposals": "Find boxes in all images, for detectors that find none themselves, and measure their recall.",
     "detect": "Detect objects in photos: annotated pictures, and detections.json with boxes in pixels; or class maps.",
     "export": "Write a trained model as one file that other programs run: ONNX, or an exported program of PyTorch.",
-    "explain": "Draw which cells of the feature map an extractor reads for a box, and with what weight.",
-    "analyse": "Measure and draw what the extractors of runs have learned to read, over the steps of their trainings.",
+    "explain": "Draw which cells of the feature map an extractor reads for a box, and where deformable layers read.",
+    "analyse": "Measure and draw what extractors and deformable layers learn to read, over the steps of a training.",
 }
 """The first line of each command's help. The command NAME is the function NAME of the module `regio.cli.NAME`."""
 

@@ -7,6 +7,7 @@ from regio.visualize.draw import draw_detections, draw_targets
 from regio.visualize.plots import (
     confusion_figure,
     divergence_figure,
+    offset_length_figure,
     precision_recall_figure,
     recall_comparison_figure,
     recall_figure,
@@ -25,6 +26,7 @@ __all__ = [
     "draw_detections",
     "draw_targets",
     "legend",
+    "offset_length_figure",
     "precision_recall_figure",
     "recall_comparison_figure",
     "recall_figure",
