@@ -259,7 +259,9 @@ def test_a_file_that_is_wrong_is_one_line(change: dict[str, Any], message: str, 
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"--study: expected deformable-convnets, region-features, or a file, got 'region'"):
+    with pytest.raises(
+        ValueError, match=r"--study: expected deformable-convnets, region-features, or a file, got 'region'"
+    ):
         read_study("region")
     with pytest.raises(ValueError, match=r"--tables: expected one of 2, 3, 4, 5, start, got '7'"):
         STUDY.chosen_tables(["2", "7"])
