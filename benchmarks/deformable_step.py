@@ -17,12 +17,14 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from unittest.mock import patch
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from regio.backbones import Backbone, efficientnet_lite0, torchvision_backbone
+from regio.deformable_backbones import deformable_layers, with_deformable
 from regio.deformable_conv import DeformableConv2d
 from regio.systems import faster_rcnn
 from regio.types import Targets
@@ -42,30 +44,28 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 }
 
 
-class TorchvisionLayer(DeformableConv2d):
-    """The same layer with torchvision's operator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The convolved map."""
-        geometry = self.stride, self.padding, self.dilation
-        return torchvision.ops.deform_conv2d(x, self.offset(x), self.weight, self.bias, *geometry)
+Run = Callable[[], None]
 
 
-def deformable(conv: nn.Conv2d, kind: type[DeformableConv2d]) -> DeformableConv2d:
-    """A layer in place of `conv`, with offsets of about half a cell."""
-    arguments = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation
-    layer = kind(*arguments, conv.groups, bias=conv.bias is not None)  # type: ignore[arg-type]
-    layer.weight, layer.bias = conv.weight, conv.bias
+def moved(layer: DeformableConv2d) -> DeformableConv2d:
+    """The layer with offsets of about half a cell, stored with channels last."""
     nn.init.normal_(layer.offset.bias, 0, 0.5)  # type: ignore[arg-type]
     return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def layer_run(
-    conv: nn.Conv2d, kind: type[DeformableConv2d] | None, x: Tensor, autocast: AbstractContextManager
-) -> Callable[[], None]:
+def with_torchvision(run: Run) -> Run:
+    """The same with torchvision's operator in the layers."""
+
+    def peer() -> None:
+        with patch("regio.deformable_conv.deform_conv2d", torchvision.ops.deform_conv2d):
+            run()
+
+    return peer
+
+
+def layer_run(layer: nn.Module, x: Tensor, autocast: AbstractContextManager) -> Run:
     """Forward and backward pass of one layer."""
-    layer: nn.Module = conv if kind is None else deformable(conv, kind)
-    grad = torch.randn_like(conv(x)).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn_like(layer(x)).contiguous(memory_format=torch.channels_last)
 
     def run() -> None:
         with autocast:
@@ -76,17 +76,8 @@ def layer_run(
     return run
 
 
-def step_run(
-    make: Callable[[], Backbone], kind: type[DeformableConv2d] | None, layers: int, size: tuple[int, int],
-    autocast: AbstractContextManager
-) -> Callable[[], None]:  # fmt: skip
-    """A training step of a detector whose last `layers` convolutions that look at neighbours are deformable."""
-    torch.manual_seed(0)
-    backbone = make()
-    spatial = [(n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
-    for name, conv in spatial[-layers:] if kind else []:
-        parent, _, own = name.rpartition(".")
-        setattr(backbone.get_submodule(parent), own, deformable(conv, kind))  # type: ignore[arg-type]
+def step_run(backbone: Backbone, size: tuple[int, int], autocast: AbstractContextManager) -> Run:
+    """A training step of Faster R-CNN on `backbone`."""
     detector = faster_rcnn(num_classes=5, backbone=backbone, short_side=size[0], long_side=size[1])
     detector.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], 1e-4, momentum=0.9)
@@ -105,10 +96,13 @@ def step_run(
     return run
 
 
-def report(name: str, runs: dict[str, Callable[[], None]], repeats: int) -> None:
+def report(name: str, plain: Run, ours: Run, given: argparse.Namespace) -> None:
     """Measure runs in turns, and print a line for each."""
+    runs = {"plain": plain, "regio": ours}
+    if not given.bf16:
+        runs["torchvision"] = with_torchvision(ours)
     times: dict[str, list[float]] = {kind: [] for kind in runs}
-    for _ in range(2 + repeats):
+    for _ in range(2 + given.repeats):
         for kind, run in runs.items():
             began = time.perf_counter()
             run()
@@ -128,9 +122,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that everything runs")
     given = parser.parse_args()
-    kinds: dict[str, type[DeformableConv2d] | None] = {"plain": None, "regio": DeformableConv2d}
-    if not given.bf16:
-        kinds["torchvision"] = TorchvisionLayer
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=given.bf16)
     print(
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} threads, "
@@ -145,13 +136,17 @@ def main() -> None:
             channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=groups, bias=False
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = torch.randn(images, channels, *size).contiguous(memory_format=torch.channels_last)
-        report(name, {k: layer_run(conv, each, x, autocast) for k, each in kinds.items()}, given.repeats)
+        ours = layer_run(moved(DeformableConv2d.in_place_of(conv)), x, autocast)
+        report(name, layer_run(conv, x, autocast), ours, given)
     for name, make in BACKBONES.items():
         if given.only not in name:
             continue
         size = (64, 96) if given.tiny else (240, 320)
-        runs = {k: step_run(make, each, given.layers, size, autocast) for k, each in kinds.items()}
-        report(f"{name}, {given.layers} layers", runs, given.repeats)
+        backbone = with_deformable(make(), given.layers)
+        for layer in deformable_layers(backbone).values():
+            moved(layer)
+        ours = step_run(backbone, size, autocast)
+        report(f"{name}, {given.layers} layers", step_run(make(), size, autocast), ours, given)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from regio.analysis import (
     stacked_sampling_points,
 )
 from regio.backbones import Backbone, Level
-from regio.deformable_conv import DeformableConv2d
+from regio.deformable_conv import DeformableConv2d, DeformableConv2dSame
 from regio.detector import TwoStageDetector
 from regio.regions import RoIAlign
 from regio.systems import faster_rcnn
@@ -114,21 +114,24 @@ def test_what_reads_nothing_is_left_out() -> None:
     assert len(stacked_sampling_points([shifted(layer(8), 4, (0, 8.0), (0, 0))], (0, 0), 1)) == 3
 
 
-def test_points_are_those_that_the_convolutions_read() -> None:
+@pytest.mark.parametrize("size", [40, 41])
+@pytest.mark.parametrize("same", [False, True])
+def test_points_are_those_that_the_convolutions_read(size: int, same: bool) -> None:
     """With whole offsets, the gradient of a cell of the top map is not zero at the cells that are read, and there
-    alone."""
+    alone. same: of convolutions that pad as TensorFlow does, by more or less before the first cell."""
     torch.manual_seed(0)
+    kind = DeformableConv2dSame if same else DeformableConv2d
     convolutions = [
-        DeformableConv2d(1, 1, 3, padding=2, dilation=2),
-        DeformableConv2d(1, 1, 3, stride=2, padding=1),
-        DeformableConv2d(1, 1, 3, padding=1),
+        kind(1, 1, 3, padding=0 if same else 2, dilation=2),
+        kind(1, 1, 3, stride=2, padding=0 if same else 1),
+        kind(1, 1, 3, padding=0 if same else 1),
     ]
     with torch.no_grad():
         for each in convolutions:
             each.weight.fill_(1.0)
             each.offset.bias.copy_(torch.randint(-3, 4, each.offset.bias.shape).float())
     network = nn.Sequential(*convolutions).double()
-    x = torch.rand(1, 1, 40, 40, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(1, 1, size, size, dtype=torch.float64, requires_grad=True)
     with recorded_offsets(network) as layers:
         network(x)[0, 0, 9, 8].backward()
     assert [each.name for each in layers] == ["0", "1", "2"]

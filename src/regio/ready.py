@@ -166,13 +166,18 @@ def _fused(detector: TwoStageDetector, dtype: torch.dtype) -> TwoStageDetector:
     else:
         detector.neck = fuse(neck, dtype)
     for head in detector.roi_heads:
-        for name, child in head.named_children():
-            if isinstance(child, WholeNetwork):
-                child.backbone = _fused_backbone(child.backbone, dtype, device)
-                setattr(child, "fully_connected", fuse(child.fully_connected, dtype))  # noqa: B010
-                continue
-            # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
-            setattr(head, name, fuse(child, torch.float32 if name == "class_logits" else dtype))
+        _fuse_layers(head, dtype, device)
     if isinstance(detector.proposals, nn.Module):
-        detector.proposals = fuse(detector.proposals, dtype)
+        _fuse_layers(detector.proposals, dtype, device)
     return detector
+
+
+def _fuse_layers(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Those of a head or of a proposal network, in place."""
+    for name, child in network.named_children():
+        if isinstance(child, WholeNetwork):
+            child.backbone = _fused_backbone(child.backbone, dtype, device)
+            setattr(child, "fully_connected", fuse(child.fully_connected, dtype))  # noqa: B010
+            continue
+        # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
+        setattr(network, name, fuse(child, torch.float32 if name == "class_logits" else dtype))

@@ -96,8 +96,8 @@ def test_gradient_of_zero_offsets_is_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[5]])
-@pytest.mark.parametrize("columns", [1, 250, 2000, 5000])
-def test_chunks_do_not_change_the_result(case: tuple, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [8, 2000, 16000, 40000])
+def test_chunks_do_not_change_the_result(case: tuple, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     t = inputs(case, images=3)
 
     def run(*a: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def test_chunks_do_not_change_the_result(case: tuple, columns: int, monkeypatch:
 
     expected = run(*t.values())
     grads = torch.autograd.grad(expected, list(t.values()), tensor(*expected.shape))
-    monkeypatch.setattr(deform_conv, "_COLUMNS", columns)
+    monkeypatch.setattr(deform_conv, "_COLUMNS", size)
     y = run(*t.values())
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     for a, b in zip(torch.autograd.grad(y, list(t.values()), tensor(*y.shape)), grads, strict=True):

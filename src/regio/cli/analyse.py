@@ -91,7 +91,7 @@ def analyse(
     alone = None if parts is None else _part_numbers(parts)
     kept = {name: kept_checkpoints(folder) for name, folder in named.items()}
     first = next(iter(kept.values()))
-    photos = _photos(runs[0], first[min(first)], data, split, console)
+    photos, called = _photos(runs[0], first[min(first)], data, split, console)
     measured = measured_images(photos, images)
     drawn = typical_objects(measured) if objects is None else objects_named(photos, objects.split(","))
     of = measured if objects is None else photos
@@ -113,10 +113,8 @@ def analyse(
             )
         if has_offsets(trained.detector):
             offsets[name] = offsets_over_training(folder, measured, device=place)
-            if trained.system.needs_proposals:
-                console.print(f"{name}: not measured without offsets, as it is given its boxes", highlight=False)
-            else:
-                worth[name] = _without_offsets(trained, measured)
+            boxed = _with_boxes(trained, kept[name][max(kept[name])], measured, called, console)
+            worth[name] = _without_offsets(trained, boxed)
         if deformable_backbone(trained.detector):
             figures[f"points-{name}.png"] = _points(trained.detector, of, seen, name)
     into = new_folder(Path("runs"), "analyse") if output is None else output
@@ -143,6 +141,18 @@ def analyse(
     for name, figure in figures.items():
         figure.savefig(into / name, dpi=dpi)
     console.print(f"{', '.join([*tables, *figures])} in {into}", highlight=False)
+
+
+def _with_boxes(
+    trained: Trained, weights: Path, dataset: DetectionDataset, name: str, console: Console
+) -> DetectionDataset:
+    """`dataset`, called `name`, with the boxes that the detector needs with its images, if it needs any: found by the
+    method of its training. Raises ValueError where that cannot be found again."""
+    from regio.given_proposals import source_for
+
+    if not trained.system.needs_proposals:
+        return dataset
+    return source_for(weights, trained.proposals).attached(dataset, name, Path("runs"), console)
 
 
 def _without_offsets(trained: Trained, dataset: DetectionDataset) -> dict[str, dict[str, float]]:
@@ -183,11 +193,15 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _photos(folder: Path, checkpoint: Path, data: str | None, split: str | None, console: Console) -> DetectionDataset:
-    """The images of `data`, with the classes that `checkpoint` knows, or those that its run was evaluated on."""
+def _photos(
+    folder: Path, checkpoint: Path, data: str | None, split: str | None, console: Console
+) -> tuple[DetectionDataset, str]:
+    """The images of `data`, with the classes that `checkpoint` knows, or those that its run was evaluated on; and what
+    they are called in the name of a file."""
     from regio.checkpoints import read_card
     from regio.config import read_config
     from regio.data import open_dataset
+    from regio.given_proposals import data_name
     from regio.run import open_data, print_problems
 
     if data is None:
@@ -196,15 +210,17 @@ def _photos(folder: Path, checkpoint: Path, data: str | None, split: str | None,
         run = folder.parent.parent if folder.is_file() else folder
         if run != folder and not (run / "config.yaml").is_file():
             raise ValueError(f"--data: expected a data set, as {folder} is not in the folder of a run")
-        return open_data(read_config(run / "config.yaml"), console)[1]
-    dataset = open_dataset(data, split or ("all" if Path(data).suffix.lower() == ".json" else "val"))
+        config = read_config(run / "config.yaml")
+        return open_data(config, console)[1], data_name(config.validation or config.data, "val")
+    split = split or ("all" if Path(data).suffix.lower() == ".json" else "val")
+    dataset = open_dataset(data, split)
     known = read_card(checkpoint).class_names
     shared = [name for name in known if name in dataset.class_names]
     if not shared:
         raise ValueError(f"{data}: expected classes among those of {folder}, {', '.join(known[:8])}, got none of them")
     dataset = dataset.keep_classes(shared)
     print_problems([dataset], console)
-    return dataset
+    return dataset, data_name(data, split)
 
 
 def _part_numbers(text: str) -> list[int]:

@@ -35,8 +35,8 @@ def deform_conv2d(
 
     The matrix product runs in the dtype of `input`, regardless of autocast, and so does the result; it is stored with
     channels last where the input is. Differentiable in every tensor; at an integer coordinate the derivative of a
-    sample is that from above. Memory beyond the result is bounded: 2^25 samples at
-    once (2^23 on a CPU).
+    sample is that from above. Memory beyond the result is bounded: 32 MiB of samples at once on a CPU, 2^25 samples
+    elsewhere.
 
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit, and for offsets that are not finite.
     """

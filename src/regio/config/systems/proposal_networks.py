@@ -79,7 +79,7 @@ class OneMap(Necked):
             "norm": make_norm(self.norm),
         }
 
-    def proposals_alone(self) -> ProposalsAlone:
+    def proposals_alone(self) -> ProposalsAlone | None:
         return RPN(**{each.name: getattr(self, each.name) for each in fields(OneMap)})
 
 
@@ -109,7 +109,7 @@ class Pyramid(Necked):
             "norm": make_norm(self.norm),
         }
 
-    def proposals_alone(self) -> ProposalsAlone:
+    def proposals_alone(self) -> ProposalsAlone | None:
         return RPNOnFPN(**{each.name: getattr(self, each.name) for each in fields(Pyramid)})
 
 

@@ -23,7 +23,7 @@ __all__ = ["Arguments", "backward", "forward"]
 
 Array = np.ndarray[Any, Any]
 
-_COLUMNS = 2**23  # numbers in the columns that exist at once
+_COLUMNS = 2**25  # bytes of columns that exist at once
 
 
 class Arguments(NamedTuple):
@@ -74,7 +74,8 @@ class _Convolution:
         """The first output cell of each chunk, the one after the last, and the columns of the chunk, [groups, P, taps,
         channels of a group], which are overwritten by those of the next."""
         in_cell = self.taps * self.channels
-        step = max(1, min(self.count, _COLUMNS // in_cell))
+        chunks = -(-self.count * in_cell * self.product_dtype.itemsize // _COLUMNS)
+        step = max(1, -(-self.count // max(1, chunks)))
         buffer = buffer_pool.empty((step * in_cell,), self.product_dtype)
         for begin in range(0, self.count, step):
             end = min(begin + step, self.count)
