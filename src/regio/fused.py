@@ -24,6 +24,7 @@ from regio.deformable_conv import DeformableConv2d, DeformableConv2dSame, moves
 from regio.frozen_norm import FoldedConv, FrozenBatchNorm, pad_same
 from regio.ops.convolution import deform_conv2d
 from regio.regions.base import RegionExtractor
+from regio.regions.levels import Levels
 from regio.roi_heads.trunks import LayeredTrunk
 
 __all__ = ["FusedConv", "FusedLinear", "fuse"]
@@ -244,14 +245,18 @@ def fuse(module: nn.Module, dtype: torch.dtype, example: Tensor | None = None) -
 
     Where its forward is a fixed sequence of operations on tensors, what each layer feeds is seen in its graph
     (`torch.fx`). Otherwise its children are treated in the same way, one by one, in place. Extractors of region
-    features stay as they are: their numbers say where is read. Trunks keep the layers that they can give.
+    features stay as they are, since their numbers say where is read, but for layers that make maps
+    (`RegionExtractor.map_layers`). Trunks keep the layers that they can give.
     example: an input of a module that maps a batch of images or maps to maps; where it is given sums are fused too.
     """
     if isinstance(module, RegionExtractor):
+        for name, child in list(module.named_children()):
+            if name in module.map_layers or isinstance(child, RegionExtractor):
+                setattr(module, name, fuse(child, dtype))
         return module
     if _is_layer(module):
         return _layer(module, dtype)
-    graph = None if isinstance(module, LayeredTrunk) else _traced(module, example)
+    graph = None if isinstance(module, LayeredTrunk | Levels) else _traced(module, example)
     if graph is not None:
         return _fused_graph(graph, dtype, example)
     for name, child in list(module.named_children()):

@@ -28,6 +28,7 @@ METRICS = {
     "ap_large": "large",
     "voc_map": "mAP@0.5",
     "voc_map_70": "mAP@0.7",
+    "mean_iou": "mean IoU",
 }
 """What a paper's table may report: the name of each field of `regio.compare.results.Measured` in a table."""
 COCO_METRICS = tuple(METRICS)[:6]

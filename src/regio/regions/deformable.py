@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from regio.kernels.arguments import coordinate_dtype
 from regio.regions.axes import clamp_to_border, outer_grid
 from regio.regions.base import RegionExtractor, rows_and_columns
+from regio.regions.convolved import score_layer
 from regio.regions.position_sensitive import GroupedSamples, PositionSensitive, whole_pixels
 from regio.regions.sampling import SampleGrid, SamplePoints, Samples, SamplingExtractor, boxes_in_cells
 from regio.types import FeatureMap, Regions
@@ -242,6 +243,8 @@ class DeformablePositionSensitive(RegionExtractor):
     Law: ``forward`` is the sum of `weights` times the score maps, as in `PositionSensitive`.
     """
 
+    map_layers: ClassVar[tuple[str, ...]] = ("scores",)
+
     def __init__(
         self,
         extractor: PositionSensitive,
@@ -258,7 +261,7 @@ class DeformablePositionSensitive(RegionExtractor):
         self.offset_extractor = extractor if offset_extractor is None else offset_extractor
         self.bins = extractor.bins
         self.gamma = gamma
-        self.scores = nn.Conv2d(in_channels, prod(extractor.group_size) * channels, 1)
+        self.scores = score_layer(in_channels, prod(extractor.group_size) * channels)
         self.offset = nn.Conv2d(in_channels, prod(self.offset_extractor.group_size) * 2 * classes, 1)
         _start_at_zero(self.offset)
 
