@@ -25,8 +25,9 @@ from timm.models import FeatureListNet
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
+from regio.aligned_inception_resnet import stages
 from regio.frozen_norm import freeze_batch_norm
-from regio.pretrained import existing, load_in_order, require_timm_weights, torchvision_classifier
+from regio.pretrained import existing, load_by_name, load_in_order, require_timm_weights, torchvision_classifier
 from regio.types import FeatureMap
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ImageItself",
     "LaterLevels",
     "Level",
+    "aligned_inception_resnet",
     "efficientnet_lite0",
     "timm_backbone",
     "torchvision_backbone",
@@ -228,6 +230,45 @@ def efficientnet_lite0(
         std=(128 / 255, 128 / 255, 128 / 255),
         frozen=frozen,
         frozen_norm=frozen_norm,
+    )
+
+
+def aligned_inception_resnet(
+    levels: Sequence[int] = (5,),
+    *,
+    output_stride: int = 32,
+    pretrained: bool = False,
+    weights: Path | str | None = None,
+    frozen: int = 0,
+    frozen_norm: bool | None = None,
+) -> Backbone:
+    """Aligned-Inception-ResNet (Dai et al. 2017, appendix B), see `regio.aligned_inception_resnet`: 64 channels in C1,
+    256 to 2048 in C2 to C5.
+
+    The receptive field of cell i of a map of stride s is centred on pixel s i, at every level and without a drift, as
+    in a ResNet.
+
+    There are no published weights, so `pretrained` alone raises FileNotFoundError. weights: a file of your own, the
+    state dict of `Backbone.body`, of a network with the same or more levels; `fc` and what else it holds is not read.
+    frozen_norm: None fixes batch normalisation where weights are given, and trains it where they are random.
+    """
+    if pretrained and weights is None:
+        raise FileNotFoundError(
+            "aligned_inception_resnet has no published weights: give a file of your own, or none for random ones"
+        )
+    last = max(*levels, frozen)
+    if not 1 <= last <= 5:
+        raise ValueError(f"levels: expected levels from 1 to 5, got {list(levels)} and frozen {frozen}")
+    layers = stages(last, output_stride=output_stride)
+    body = Chain(layers, list(layers))
+    if weights is not None:
+        load_by_name(body, existing(Path(weights), "weights of aligned_inception_resnet"))
+    return Backbone(
+        body,
+        [Level(i, 64 if i == 1 else 64 * 2**i, min(2**i, output_stride)) for i in range(1, last + 1)],
+        levels=levels,
+        frozen=frozen,
+        frozen_norm=weights is not None if frozen_norm is None else frozen_norm,
     )
 
 

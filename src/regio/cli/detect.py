@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from regio.cli.augmentation import BoxVoting, Flip, Rounds, Scales, augmented
+
 __all__ = ["detect"]
 
 
@@ -38,6 +40,10 @@ def detect(
             "are margins)."
         ),
     ] = None,
+    scales: Scales = None,
+    flip: Flip = False,
+    rounds: Rounds = 1,
+    box_voting: BoxVoting = False,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     precision: Annotated[
         str | None, typer.Option(help="32-true or bf16-mixed (default: bf16-mixed where the device is fast in it).")
@@ -76,7 +82,8 @@ def detect(
     source = source_for(path, trained.proposals, proposals) if trained.system.needs_proposals else None
     if source is not None and isinstance(source.origin, Path):
         raise ValueError(f"--proposals: expected what finds boxes in any photo, got the file {source.origin}")
-    network, kept = trained.ready(place, chosen), trained.system.output(trained.labels, lowest)
+    model = augmented(trained.model, scales, flip, rounds, box_voting)
+    network, kept = trained.system.ready(model, place, chosen), trained.system.output(trained.labels, lowest)
     folder = new_folder(project, "detect") if output is None else output
     console.print(
         f"{path}, {_count(len(trained.labels), 'label')}, on {place} in {chosen}, {_count(len(files), 'image')}",

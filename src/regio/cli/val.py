@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from regio.cli.augmentation import BoxVoting, Flip, Rounds, Scales, augmented
+
 __all__ = ["val"]
 
 
@@ -36,6 +38,10 @@ def val(
     split: Annotated[
         str | None, typer.Option(help="Which images of DATA (default: val, but all of a JSON file).")
     ] = None,
+    scales: Scales = None,
+    flip: Flip = False,
+    rounds: Rounds = 1,
+    box_voting: BoxVoting = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
@@ -70,7 +76,7 @@ def val(
     place = pick_device(device)
     chosen = inference_precision(place, precision)
     trained = load_trained(path)
-    ready = trained.ready(place, chosen)
+    ready = trained.system.ready(augmented(trained.model, scales, flip, rounds, box_voting), place, chosen)
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
     try:

@@ -17,11 +17,12 @@ __all__ = ["BACKBONES", "OnBackbone", "SplitBackbone"]
 
 BACKBONES = {
     "efficientnet_lite0": "efficientnet_lite0",
+    "aligned_inception_resnet": "aligned_inception_resnet",
     "torchvision": "torchvision_backbone",
     "timm": "timm_backbone",
 }
-"""Functions of `regio.backbones` by the word before the colon: `efficientnet_lite0`, `torchvision:resnet50`,
-`timm:convnext_tiny`."""
+"""Functions of `regio.backbones` by the word before the colon: `efficientnet_lite0`, `aligned_inception_resnet`,
+`torchvision:resnet50`, `timm:convnext_tiny`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class OnBackbone(System):
     """Those of the systems that are put together around a backbone."""
 
     backbone: str = setting(
-        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
+        "efficientnet_lite0",
+        "efficientnet_lite0, aligned_inception_resnet, or one of other libraries as torchvision:NAME, timm:NAME",
     )
     backbone_weights: str | None = setting(
         None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
