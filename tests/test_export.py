@@ -26,8 +26,8 @@ from regio.config.extractors import RoIPool
 from regio.config.systems import FasterRCNN
 from regio.detector import TwoStageDetector
 from regio.export import DetectorGraph, export_onnx, export_torch
-from regio.export.files import OUTPUTS, onnx_program
-from regio.export.graph import SizedMap, scaled_batch, scaled_sizes
+from regio.export.files import onnx_program
+from regio.export.graph import OUTPUTS, SizedMap, scaled_batch, scaled_sizes
 from regio.export.onnx_forms import with_onnx_pooling
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from regio.necks import FPN, SingleMap
+from regio.necks import FPN, ReducedLast, SingleMap
 from regio.types import FeatureMap
 
 
@@ -18,6 +19,17 @@ def test_single_map_is_the_last_one() -> None:
     x = maps()
     (y,) = SingleMap(12, 4)(x)
     assert (y.stride, y.data.shape) == (32.0, (2, 4, 3, 4))
+
+
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])
+def test_the_last_map_reduced_and_the_others_as_they_are(norm: type[nn.BatchNorm2d] | None) -> None:
+    x = maps()
+    neck = ReducedLast(12, 4, norm, rate=3.0)
+    *others, last = neck(x)
+    assert others == x[:2] and (last.stride, last.data.shape) == (32.0, (2, 4, 3, 4))
+    before = neck.reduce[0](x[2].data)
+    torch.testing.assert_close(last.data, before.clamp(min=0))
+    assert bool((before < 0).any()) and neck.rate_factors == {"reduce": 3.0}
 
 
 def test_fpn_is_top_down_sums() -> None:

@@ -106,6 +106,16 @@ def test_the_extra_level_is_every_second_cell() -> None:
     assert torch.equal(levels[1].data, x[0].data[:, :, [0, 2, 4]][:, :, :, [0, 2, 4, 6]])
 
 
+def test_one_of_several_maps_is_looked_at() -> None:
+    """The others may have any channels; the extra level is that of the map."""
+    x = [*maps((5, 7)), FeatureMap(torch.randn(1, 9, 3, 3), 16)]
+    levels = network(2, extra_level=True, level=0).levels(x)
+    assert levels[0] is x[0] and [level.stride for level in levels] == [8, 16]
+    own, alone = network(level=0), network()
+    assert torch.equal(own(x)[0].boxes, alone(x[:1])[0].boxes)
+    assert own.levels(x) == [x[0]] and network(level=-1).levels(x) == [x[1]]
+
+
 def test_loss_pushes_objectness_up_on_the_object_only() -> None:
     rpn = network()
     x, target = maps((8, 8)), Targets(torch.tensor([[16.0, 16, 32, 32]]), torch.tensor([1]))

@@ -16,8 +16,18 @@ from regio.detector import TwoStageDetector
 from regio.fused import FusedConv
 from regio.necks import FPN
 from regio.ready import ReadyDetector, inference_precision
-from regio.regions import DeformableRoIPool, GridPrior, LearnedRegionFeatures, RoIAlign, RoIPool
-from regio.systems import faster_rcnn, faster_rcnn_fpn, mask_rcnn_fpn, rpn_fpn
+from regio.regions import (
+    DeformablePositionSensitive,
+    DeformableRoIPool,
+    GridPrior,
+    LearnedRegionFeatures,
+    PositionSensitive,
+    RegionExtractor,
+    RoIAlign,
+    RoIPool,
+)
+from regio.roi_heads import RFCNHead
+from regio.systems import faster_rcnn, faster_rcnn_fpn, light_head_rcnn, mask_rcnn_fpn, rfcn, rpn_fpn
 from regio.types import Detections, Targets
 
 SIZES = {"short_side": 96, "long_side": 160, "channels": 32}
@@ -26,7 +36,11 @@ SIZES = {"short_side": 96, "long_side": 160, "channels": 32}
 def realistic(detector: TwoStageDetector) -> TwoStageDetector:
     """Random weights with scores of all sizes."""
     for head in detector.roi_heads:
-        if hasattr(head, "class_logits"):
+        if isinstance(head, RFCNHead):
+            for levels, std in ((head.extractor, 0.3), (head.box_extractor, 0.02)):
+                for name, parameter in levels.named_parameters():
+                    nn.init.normal_(parameter, std=0.02 if "offset" in name else std)
+        elif hasattr(head, "class_logits"):
             nn.init.normal_(head.class_logits.weight, std=0.3)
             nn.init.normal_(head.box_deltas.weight, std=0.02)
         if hasattr(head, "mask_logits"):
@@ -47,6 +61,17 @@ DETECTORS: dict[str, Callable[[], TwoStageDetector]] = {
     "masks": lambda: mask_rcnn_fpn(5, lite0(), hidden=64, mask_channels=16, mask_layers=1, **SIZES),
     "learned": lambda: faster_rcnn_fpn(5, lite0(), LearnedRegionFeatures(32, prior=GridPrior()), hidden=64, **SIZES),
     "deformable": lambda: faster_rcnn_fpn(5, lite0(), DeformableRoIPool(RoIAlign(7), 32), hidden=64, **SIZES),
+    "R-FCN": lambda: rfcn(5, efficientnet_lite0((4, 5), output_stride=16), **SIZES),
+    "deformable R-FCN": lambda: rfcn(
+        5,
+        efficientnet_lite0((5,), output_stride=16),
+        DeformablePositionSensitive(PositionSensitive(RoIAlign(7)), 32, 5, classes=5),
+        DeformablePositionSensitive(PositionSensitive(RoIAlign(7)), 32, 4),
+        **SIZES,
+    ),
+    "light head": lambda: light_head_rcnn(
+        5, efficientnet_lite0((4, 5), output_stride=16), hidden=64, separable_channels=8, short_side=96, long_side=160
+    ),
     "proposals": lambda: rpn_fpn(lite0(), **SIZES),
     "resnet18": lambda: faster_rcnn_fpn(
         5, torchvision_backbone("resnet18", (3, 4, 5), pretrained=False), hidden=64, **SIZES
@@ -87,6 +112,8 @@ def test_what_it_finds_in_float32(name: str) -> None:
     assert all(torch.equal(before[key], tensor) for key, tensor in detector.state_dict().items())
     assert any(isinstance(module, FusedConv) for module in made.modules())
     assert not [each for each in made.detector.neck.modules() if type(each) is nn.Conv2d]
+    own = [f"{n}.{m}" for n, e in made.named_modules() if isinstance(e, RegionExtractor) for m in e.map_layers]
+    assert not [n for n in own for each in made.get_submodule(n).modules() if type(each) is nn.Conv2d]
 
 
 @pytest.mark.parametrize("name", ["faster", "masks", "learned"])

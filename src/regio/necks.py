@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from regio.types import FeatureMap
 
-__all__ = ["FPN", "Norm", "SingleMap"]
+__all__ = ["FPN", "Norm", "ReducedLast", "SingleMap"]
 
 Norm = Callable[[int], nn.Module]
 """Makes a normalisation layer for so many channels, such as ``nn.BatchNorm2d`` or ``partial(nn.GroupNorm, 32)``."""
@@ -32,6 +32,26 @@ class SingleMap(nn.Module):
         """One map [N, channels, H, W] with the stride of the last of `maps`."""
         last = maps[-1]
         return (replace(last, data=self.reduce(last.data)),)
+
+
+class ReducedLast(nn.Module):
+    """The maps of the backbone, the last of them brought to `channels` by a 1 x 1 convolution and a ReLU: R-FCN's (Dai
+    et al. 2016, section 2.2), whose proposals may read the map before it as it is.
+
+    `in_channels` is the width of the last map. norm: between convolution and ReLU; the convolution then has no bias.
+    rate: factor on the learning rate of these layers, 3 in the released code of deformable ConvNets.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 1024, norm: Norm | None = None, *, rate: float = 1.0) -> None:
+        super().__init__()
+        self.channels = channels
+        self.reduce = nn.Sequential(_conv(in_channels, channels, 1, norm), nn.ReLU(inplace=True))
+        self.rate_factors = {"reduce": rate}
+
+    def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap, ...]:
+        """As many maps as are given, of which the last is [N, channels, H, W] with the stride that it had."""
+        *others, last = maps
+        return (*others, replace(last, data=self.reduce(last.data)))
 
 
 class FPN(nn.Module):

@@ -8,13 +8,14 @@ import pytest
 import yaml
 
 from regio.compare import Arm
-from regio.compare.study import METRICS, Study, read_study, study_names
+from regio.compare.study import COCO_METRICS, Study, read_study, study_names
 from regio.config import RunConfig
 from regio.config.extractors import DeformableRoIPool, Learned, RoIAlign, RoIPool
 from regio.optimisation import SGD, AdamW, Cosine, Step
 
 SHARED = RunConfig("shapes", images=20)
 STUDY = read_study("region-features")
+TABLE = {"title": "", "about": "", "reference": "a", "rows": [{"arm": "a", "name": ""}]}
 
 
 def arms(
@@ -179,7 +180,7 @@ def test_every_line_of_the_paper() -> None:
     rows = [row for table in STUDY.tables.values() for row in table.rows if row.paper]
     assert len(rows) == 7 + 9 + 5 + 12
     for row in rows:
-        assert row.paper is not None and len(row.paper) == len(METRICS)
+        assert row.paper is not None and len(row.paper) == len(COCO_METRICS)
         ap, ap50, ap75, small, medium, large = row.paper
         assert ap < ap50 and small < medium < large
         assert ap75 > ap - 1 or row.arm == "r101-regular"
@@ -227,8 +228,13 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
                     "1": {"title": "", "about": "", "reference": "a", "rows": [{"arm": "a", "name": "", "paper": [1]}]}
                 }
             },
-            r"s.yaml: tables.1.rows.0.paper",
+            r"s.yaml: tables.1.rows.0.paper: expected 6 numbers, those of ap, ap50, .*, got 1",
         ),
+        (
+            {"tables": {"1": TABLE | {"metrics": ["map"]}}},
+            r"s.yaml: tables.1.metrics: expected some of ap, ap50, .*, got 'map'",
+        ),
+        ({"tables": {"1": TABLE | {"metrics": []}}}, r"s.yaml: tables.1.metrics: expected one at least"),
         (
             {
                 "tables": {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from regio.detector import TwoStageDetector
+    from regio.weights import Trained
 
 __all__ = ["BoxVoting", "Flip", "Rounds", "Scales", "augmented"]
 
@@ -33,20 +34,18 @@ BoxVoting = Annotated[
 ]
 
 
-def augmented(
-    detector: TwoStageDetector, scales: str | None, flip: bool, rounds: int, box_voting: bool
-) -> TwoStageDetector:
-    """`detector` as these options want it. Raises ValueError naming the option that does not fit."""
+def augmented(trained: Trained, scales: str | None, flip: bool, rounds: int, box_voting: bool) -> Trained:
+    """`trained` with its detector as these options want it. Raises ValueError naming the option that does not fit."""
     if scales is None and not flip and rounds == 1 and not box_voting:
-        return detector
+        return trained
     from regio import augmented as test_time
 
     sides = [each.strip() for each in (scales or "").split(",") if each.strip()]
     if not all(side.isdecimal() for side in sides) or (scales is not None and not sides):
         raise ValueError(f"--scales: expected numbers of pixels such as 480,576, got {scales!r}")
     try:
-        return test_time.AugmentedDetector.of(
-            detector,
+        detector = test_time.AugmentedDetector.of(
+            trained.detector,
             scales=[int(side) for side in sides],
             flip=flip,
             rounds=rounds,
@@ -54,3 +53,4 @@ def augmented(
         )
     except ValueError as error:
         raise ValueError(f"--scales, --flip, --rounds, --box-voting: {error}") from error
+    return replace(trained, model=detector)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from regio.settings import setting
 
 if TYPE_CHECKING:
-    from regio.regions import LearnedRegionFeatures, RegionExtractor
+    from regio.regions import LearnedRegionFeatures, PositionSensitive, RegionExtractor
 
 __all__ = ["EXTRACTORS", "Extractor"]
 
@@ -20,6 +20,25 @@ class Extractor(ABC):
     @abstractmethod
     def build(self, channels: int) -> RegionExtractor:
         """The extractor, for maps of so many channels. Raises ValueError for settings that it does not take."""
+
+    def position_sensitive(self) -> PositionSensitive:
+        """The extractor with channels of their own for each part. Raises ValueError for one without such a form."""
+        from regio import regions
+
+        made = self.build(1)
+        if not isinstance(made, regions.SamplingExtractor):
+            raise ValueError(
+                "extractor: expected one whose parts can read channels of their own, such as roi-align or "
+                f"rfcn-average-pool, got {type(made).__name__}"
+            )
+        return regions.PositionSensitive(made)
+
+    def score_maps(self, in_channels: int, channels: int, classes: int) -> RegionExtractor:
+        """The extractor on score maps of its own, R-FCN's, from maps of `in_channels` to features of `channels`, which
+        belong to so many classes. Raises ValueError as `position_sensitive`."""
+        from regio import regions
+
+        return regions.score_maps(in_channels, channels, self.position_sensitive())
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,16 @@ class SpatialPyramid(Extractor):
         from regio import regions
 
         return regions.SpatialPyramidPool(self.grids)
+
+
+@dataclass(frozen=True)
+class RFCNAveragePool(Bins):
+    """Mean of the cells that each bin touches, with the rounding of R-FCN."""
+
+    def build(self, channels: int) -> RegionExtractor:
+        from regio import regions
+
+        return regions.RFCNAveragePool(self.bins)
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,16 @@ class DeformableRoIPool(Bins):
 
         return regions.DeformableRoIPool(regions.RoIAlign(self.bins, self.samples), channels, self.offsets, self.gamma)
 
+    def score_maps(self, in_channels: int, channels: int, classes: int) -> RegionExtractor:
+        """With offsets for each of `classes`, from maps of their own."""
+        from regio import regions
+
+        pool, offsets = (
+            regions.PositionSensitive(regions.RoIAlign(bins, self.samples))
+            for bins in (self.bins, self.offsets or self.bins)
+        )
+        return regions.DeformablePositionSensitive(pool, in_channels, channels, classes, offsets, self.gamma)
+
 
 @dataclass(frozen=True)
 class Centre(Extractor):
@@ -203,6 +242,7 @@ class Learned(Bins):
 EXTRACTORS: dict[str, type[Extractor]] = {
     "roi-pool": RoIPool,
     "roi-average-pool": RoIAveragePool,
+    "rfcn-average-pool": RFCNAveragePool,
     "spatial-pyramid": SpatialPyramid,
     "roi-align": RoIAlign,
     "roi-align-max": RoIAlignMax,

@@ -25,7 +25,10 @@ from regio.regions import LearnedRegionFeatures, Sampled
 from regio.roi_heads import BoxHead, MaskHead
 from regio.types import FeatureMap, Regions
 
-__all__ = ["DetectorGraph", "Found", "run_head"]
+__all__ = ["OUTPUTS", "DetectorGraph", "Found", "run_head"]
+
+OUTPUTS = ("boxes", "labels", "scores", "image", "masks")
+"""The last one of a detector with a mask head."""
 
 
 class Found(NamedTuple):
@@ -45,8 +48,12 @@ class Found(NamedTuple):
 class DetectorGraph(nn.Module):
     """`forward` of a detector on a padded batch of images of any sizes, in operations without Python numbers.
 
+    outputs: names of what it gives. free_axes: names of the first axes of these, whose lengths are data.
+
     Raises ValueError naming the part of the detector that has no such form.
     """
+
+    free_axes = ("detections",)
 
     def __init__(self, detector: TwoStageDetector) -> None:
         super().__init__()
@@ -59,6 +66,8 @@ class DetectorGraph(nn.Module):
         for head in detector.roi_heads:
             _require_known(head)
         self.detector = detector
+        has_masks = any(isinstance(head, MaskHead) for head in detector.roi_heads)
+        self.outputs = OUTPUTS if has_masks else OUTPUTS[:-1]
         self.scales = type(detector.preprocess) is Preprocess and not detector.preprocess.antialias
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:

@@ -22,7 +22,8 @@ class AnchorNetwork(nn.Module):
     some outputs for each anchor. All maps share the layers.
 
     channels: of the maps. hidden: of the convolution, of which there are `layers`; None for `channels`. extra_level:
-    look at one more map, every second cell of the last one (P6 of FPN, section 4.1). matcher, sampler: which anchors
+    look at one more map, every second cell of the last one (P6 of FPN, section 4.1). level: look at ``maps[level]``
+    alone. matcher, sampler: which anchors
     stand for objects and which enter the mini-batch. coder: how a box is written. straddle_threshold: by how many
     pixels an anchor may leave the image and be trained on, None for any. beta, box_weight: of the box loss.
     """
@@ -35,6 +36,7 @@ class AnchorNetwork(nn.Module):
         hidden: int,
         layers: int,
         extra_level: bool,
+        level: int | None = None,
         matcher: Matcher,
         sampler: Sampler,
         coder: BoxCoder,
@@ -43,7 +45,7 @@ class AnchorNetwork(nn.Module):
         box_weight: float,
     ) -> None:
         super().__init__()
-        self.anchors, self.extra_level = anchors, extra_level
+        self.anchors, self.extra_level, self.level = anchors, extra_level, level
         self.matcher, self.sampler, self.coder = matcher, sampler, coder
         self.straddle_threshold, self.beta, self.box_weight = straddle_threshold, beta, box_weight
         made = [ConvReLU(channels if i == 0 else hidden, hidden, 3, padding=1) for i in range(layers)]
@@ -58,7 +60,8 @@ class AnchorNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def levels(self, maps: Sequence[FeatureMap]) -> Sequence[FeatureMap]:
-        """The maps that are looked at: `maps`, and the extra level."""
+        """The maps that are looked at: `maps`, or the one of them that `level` names, and the extra level."""
+        maps = maps if self.level is None else [maps[self.level]]
         if not self.extra_level:
             return maps
         last = maps[-1]

@@ -42,7 +42,7 @@ class RPN(AnchorNetwork):
     The layers are shared by all maps. `channels` is the width of the maps and, unless `hidden` is given, of the
     convolution, of which there are `layers`. `test` and `train` are the filters of `forward` and `losses`. With
     `extra_level`, one more map is looked at: every second cell of the last one (P6 of FPN, section 4.1, which nothing
-    else reads).
+    else reads). With `level`, ``maps[level]`` alone is looked at (C4 in R-FCN, whose heads read C5).
 
     Anchors that cross the image's border by more than `straddle_threshold` pixels do not take part in training (the
     paper: 0); None lets all of them (FPN). The losses are those of the released code: both divided by the number of
@@ -63,6 +63,7 @@ class RPN(AnchorNetwork):
         hidden: int | None = None,
         layers: int = 1,
         extra_level: bool = False,
+        level: int | None = None,
         test: ProposalFilter,
         train: ProposalFilter,
         matcher: Matcher = Matcher(positive=0.7, background=0.3, allow_low_quality_matches=True),  # noqa: B008 (frozen)
@@ -79,6 +80,7 @@ class RPN(AnchorNetwork):
             hidden=hidden or channels,
             layers=layers,
             extra_level=extra_level,
+            level=level,
             matcher=matcher,
             sampler=sampler,
             coder=coder,

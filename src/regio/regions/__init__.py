@@ -2,10 +2,11 @@
 
 from regio.regions.base import RegionExtractor, contract
 from regio.regions.centre import CentreFeature
+from regio.regions.convolved import Convolved, score_maps
 from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples
 from regio.regions.enlarged import Enlarged
 from regio.regions.learned import Dense, Exact, GridPrior, LearnedRegionFeatures, Sampled
-from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, NearestScale
+from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, NearestScale, OneLevel
 from regio.regions.masked import MaskedBins, MaskedRegions
 from regio.regions.position_sensitive import PositionSensitive, RFCNAveragePool, TorchvisionAveragePool, vote
 from regio.regions.precise_roi_pool import PreciseRoIPool
@@ -31,6 +32,7 @@ from regio.regions.warped_crop import TightestSquare, Warp, WarpedCrop
 __all__ = [
     "BoxSupport",
     "CentreFeature",
+    "Convolved",
     "DeformablePositionSensitive",
     "DeformableRoIPool",
     "Dense",
@@ -48,6 +50,7 @@ __all__ = [
     "MaskedRegions",
     "NearestArea",
     "NearestScale",
+    "OneLevel",
     "OverlappingBins",
     "PositionSensitive",
     "PreciseRoIPool",
@@ -72,5 +75,6 @@ __all__ = [
     "WarpedCrop",
     "WholeImage",
     "contract",
+    "score_maps",
     "vote",
 ]

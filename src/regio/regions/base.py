@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class RegionExtractor(nn.Module, ABC):
     """
 
     bins: tuple[int, int]
+    map_layers: ClassVar[tuple[str, ...]] = ()
+    """The submodules that make the maps which are read, and so run in the precision of maps in inference."""
 
     @abstractmethod
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
@@ -77,6 +79,11 @@ class RegionExtractor(nn.Module, ABC):
 
     def moved_samples(self, x: FeatureMap, r: Regions) -> tuple[SamplePoints, SamplePoints] | None:
         """Where samples lie that it has learned to move, and where they would lie unmoved; None where it moves none."""
+        return None
+
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor | None:
+        """By how much it has learned to move each part, [R, D, *bins, 2] as (x, y) in cells, for each of D equal ranges
+        of its channels; None where it moves none."""
         return None
 
 

@@ -14,7 +14,7 @@ from regio.boxes import area
 from regio.regions.base import RegionExtractor, level_by_level
 from regio.types import FeatureMap, Regions
 
-__all__ = ["FPNLevels", "LevelRule", "Levels", "NearestArea", "NearestScale"]
+__all__ = ["FPNLevels", "LevelRule", "Levels", "NearestArea", "NearestScale", "OneLevel"]
 
 
 class LevelRule(Protocol):
@@ -156,3 +156,33 @@ class Levels(nn.Module):
         if not maps or len(own) not in (1, len(maps)):
             raise ValueError(f"maps: expected {len(own) if maps else 'at least one'}, got {len(maps)}")
         return own * len(maps) if len(own) == 1 else own
+
+
+class OneLevel(Levels):
+    """An extractor that reads one of several maps alone, ``maps[level]``: the last one unless another is named.
+
+    For heads whose map is not that of the proposals, as in R-FCN (`regio.proposals.RPN` has an argument of this name).
+    The other maps may have other channels.
+    """
+
+    def __init__(self, extractor: RegionExtractor, level: int = -1) -> None:
+        super().__init__(extractor)
+        self.level = level
+
+    def extra_repr(self) -> str:
+        return f"level={self.level}"
+
+    def assign(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
+        """The index [R] int64 into `maps`, the same for all boxes."""
+        return torch.full_like(r.image, range(len(maps))[self.level])
+
+    def forward(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
+        """Region features [R, C, *bins] from ``maps[level]``."""
+        features: Tensor = self.extractors[0](maps[self.level], r)
+        return features
+
+    def weights(self, maps: Sequence[FeatureMap], r: Regions) -> list[Tensor]:
+        """One tensor a level, [R, 1 or C, K, H_l, W_l], zero on all maps but ``maps[level]``."""
+        own = self.by_level(maps)[0].weights(maps[self.level], r)
+        read = range(len(maps))[self.level]
+        return [own if i == read else own.new_zeros((*own.shape[:3], *x.size)) for i, x in enumerate(maps)]

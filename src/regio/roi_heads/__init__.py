@@ -6,6 +6,7 @@ The first head turns proposals into detections; later ones refine them (a cascad
 from regio.roi_heads.base import RoIHead
 from regio.roi_heads.box import BoxHead, BoxOutput, FastRCNNHead
 from regio.roi_heads.mask import MaskConvolutions, MaskHead, MaskOutput, SigmoidMasks, SoftmaxMasks
+from regio.roi_heads.position_sensitive import RFCNHead
 from regio.roi_heads.region_classifier import RegionClassifier
 from regio.roi_heads.scores import Margins, Scores, Sigmoid, Softmax
 from regio.roi_heads.svm import SVMHead
@@ -28,6 +29,7 @@ __all__ = [
     "MaskConvolutions",
     "MaskHead",
     "MaskOutput",
+    "RFCNHead",
     "RegionClassifier",
     "RoIHead",
     "SVMHead",

@@ -1,4 +1,4 @@
-"""Systems by name: what makes each detector from words and numbers, and by what it is measured.
+"""Systems by name: what makes each network from words and numbers, and by what it is measured.
 
 A row of the table is a class of this package: its settings, `build`, and its evaluator. Its parents have the settings
 that it shares with others.
@@ -15,15 +15,19 @@ from regio.config.systems.given_boxes import FastRCNN, FastRCNNOnFPN
 from regio.config.systems.masks import MaskRCNN, MaskRCNNOnC4
 from regio.config.systems.proposal_networks import RPN, RPNOnFPN
 from regio.config.systems.published import Detectron2, Published, Torchvision
+from regio.config.systems.rfcn import RFCN, LightHeadRCNN
+from regio.config.systems.segmentation import DeepLab
 from regio.config.systems.two_stage import FasterRCNN, FasterRCNNOnC4, FasterRCNNOnFPN
 
 __all__ = [
     "BACKBONES",
     "RCNN",
+    "RFCN",
     "RPN",
     "SYSTEMS",
     "ClassAwareRPN",
     "ClassAwareRPNOnFPN",
+    "DeepLab",
     "Detectron2",
     "FastRCNN",
     "FastRCNNOnFPN",
@@ -49,12 +53,15 @@ SYSTEMS: dict[str, type[System]] = {
     "mask-rcnn": MaskRCNN,
     "faster-rcnn-c4": FasterRCNNOnC4,
     "mask-rcnn-c4": MaskRCNNOnC4,
+    "rfcn": RFCN,
+    "light-head-rcnn": LightHeadRCNN,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
     "class-aware-rpn": ClassAwareRPN,
     "class-aware-rpn-fpn": ClassAwareRPNOnFPN,
     "rcnn": RCNN,
     "sppnet": SPPNet,
+    "deeplab": DeepLab,
     "torchvision": Torchvision,
     "detectron2": Detectron2,
 }
