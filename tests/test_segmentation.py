@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -189,9 +190,10 @@ def test_wrong_targets_are_named() -> None:
         deeplab(256, backbone)
 
 
-def test_deeplab_is_dilated_and_its_ready_form_agrees() -> None:
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_deeplab_is_dilated_and_its_ready_form_agrees(norm: Any) -> None:
     torch.manual_seed(0)
-    model = DeepLab(channels=32, short_side=96, long_side=160).build(3).eval()
+    model = DeepLab(channels=32, short_side=96, long_side=160, norm=norm).build(3).eval()
     images = [scene.image for scene in Shapes(2)]
     with torch.no_grad():
         x = model.scores(images)[1]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from regio.weights import Trained
+    from torch import nn
 
 __all__ = ["BoxVoting", "Flip", "Rounds", "Scales", "augmented"]
 
@@ -34,18 +33,22 @@ BoxVoting = Annotated[
 ]
 
 
-def augmented(trained: Trained, scales: str | None, flip: bool, rounds: int, box_voting: bool) -> Trained:
-    """`trained` with its detector as these options want it. Raises ValueError naming the option that does not fit."""
+def augmented(model: nn.Module, scales: str | None, flip: bool, rounds: int, box_voting: bool) -> nn.Module:
+    """`model` as these options want it, which only a detector can be. Raises ValueError naming the option that does not
+    fit."""
     if scales is None and not flip and rounds == 1 and not box_voting:
-        return trained
+        return model
     from regio import augmented as test_time
+    from regio.detector import TwoStageDetector
 
+    if not isinstance(model, TwoStageDetector):
+        raise ValueError(f"--scales, --flip, --rounds, --box-voting: expected a detector, got a {type(model).__name__}")
     sides = [each.strip() for each in (scales or "").split(",") if each.strip()]
     if not all(side.isdecimal() for side in sides) or (scales is not None and not sides):
         raise ValueError(f"--scales: expected numbers of pixels such as 480,576, got {scales!r}")
     try:
-        detector = test_time.AugmentedDetector.of(
-            trained.detector,
+        return test_time.AugmentedDetector.of(
+            model,
             scales=[int(side) for side in sides],
             flip=flip,
             rounds=rounds,
@@ -53,4 +56,3 @@ def augmented(trained: Trained, scales: str | None, flip: bool, rounds: int, box
         )
     except ValueError as error:
         raise ValueError(f"--scales, --flip, --rounds, --box-voting: {error}") from error
-    return replace(trained, model=detector)

@@ -76,13 +76,14 @@ def detect(
     place = pick_device(device)
     chosen = inference_precision(place, precision)
     lowest = system_of(path).shown_score if score is None else score
-    trained = augmented(load_trained(path, score_threshold=lowest), scales, flip, rounds, box_voting)
+    trained = load_trained(path, score_threshold=lowest)
     if proposals is not None and not trained.system.needs_proposals:
         raise ValueError(f"--proposals: {path} finds its own boxes")
     source = source_for(path, trained.proposals, proposals) if trained.system.needs_proposals else None
     if source is not None and isinstance(source.origin, Path):
         raise ValueError(f"--proposals: expected what finds boxes in any photo, got the file {source.origin}")
-    network, kept = trained.ready(place, chosen), trained.system.output(trained.labels, lowest)
+    model = augmented(trained.model, scales, flip, rounds, box_voting)
+    network, kept = trained.system.ready(model, place, chosen), trained.system.output(trained.labels, lowest)
     folder = new_folder(project, "detect") if output is None else output
     console.print(
         f"{path}, {_count(len(trained.labels), 'label')}, on {place} in {chosen}, {_count(len(files), 'image')}",

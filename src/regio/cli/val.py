@@ -75,8 +75,8 @@ def val(
     path = weights or latest_checkpoint(project)
     place = pick_device(device)
     chosen = inference_precision(place, precision)
-    trained = augmented(load_trained(path), scales, flip, rounds, box_voting)
-    ready = trained.ready(place, chosen)
+    trained = load_trained(path)
+    ready = trained.system.ready(augmented(trained.model, scales, flip, rounds, box_voting), place, chosen)
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
     try:

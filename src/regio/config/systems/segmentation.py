@@ -33,7 +33,7 @@ class DeepLab(OnBackbone):
     level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
     output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
     channels: int = setting(256, "of the 1 x 1 convolution before the classifier", ge=1)
-    norm: Literal["none", "batch", "group"] = setting("none", "normalisation after that convolution")
+    norm: Literal["none", "batch", "group"] = setting("batch", "normalisation after that convolution")
 
     def build(self, classes: int, *, pretrained: bool = True) -> SegmentationNetwork:
         from regio.systems import deeplab
