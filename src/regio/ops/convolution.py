@@ -34,9 +34,9 @@ def deform_conv2d(
     [N, offset groups * taps, H_out, W_out], a factor for each tap. The numbers of groups follow from the shapes.
 
     The matrix product runs in the dtype of `input` (for float16 on a CPU in float32), regardless of autocast, and the
-    result has that dtype; it is stored with channels last where the input is. Differentiable in every tensor; at an integer coordinate the derivative of a
-    sample is that from above. Memory beyond the result is bounded: 32 MiB of samples at once on a CPU, 2^25 samples
-    elsewhere.
+    result has that dtype; it is stored with channels last where the input is. Differentiable in every tensor; at an
+    integer coordinate the derivative of a sample is that from above. Memory beyond the result is bounded: 32 MiB of
+    samples at once on a CPU, 2^25 samples elsewhere.
 
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit, and for offsets that are not finite.
     """
