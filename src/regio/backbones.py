@@ -240,7 +240,7 @@ def aligned_inception_resnet(
     pretrained: bool = False,
     weights: Path | str | None = None,
     frozen: int = 0,
-    frozen_norm: bool | None = None,
+    frozen_norm: bool = False,
 ) -> Backbone:
     """Aligned-Inception-ResNet (Dai et al. 2017, appendix B), see `regio.aligned_inception_resnet`: 64 channels in C1,
     256 to 2048 in C2 to C5.
@@ -250,7 +250,7 @@ def aligned_inception_resnet(
 
     There are no published weights, so `pretrained` alone raises FileNotFoundError. weights: a file of your own, the
     state dict of `Backbone.body`, of a network with the same or more levels; `fc` and what else it holds is not read.
-    frozen_norm: None fixes batch normalisation where weights are given, and trains it where they are random.
+    frozen_norm: False unless given, since the statistics of random weights are nobody's.
     """
     if pretrained and weights is None:
         raise FileNotFoundError(
@@ -268,7 +268,7 @@ def aligned_inception_resnet(
         [Level(i, 64 if i == 1 else 64 * 2**i, min(2**i, output_stride)) for i in range(1, last + 1)],
         levels=levels,
         frozen=frozen,
-        frozen_norm=weights is not None if frozen_norm is None else frozen_norm,
+        frozen_norm=frozen_norm,
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regio.kernels.attend import attend_reference
+from regio.kernels.deform_conv import Geometry
 from regio.kernels.nms import floor_to
 from regio.regions import (
     DeformablePositionSensitive,
@@ -60,6 +61,7 @@ def forms() -> dict[Any, Callable[..., Tensor]]:
         ops.sample_grid.default: _sample_grid,
         ops.pool_max.default: _pool_max,
         ops.attend.default: _attend,
+        ops.deform_conv.default: _deform_conv,
     }
 
 
@@ -190,19 +192,24 @@ def _onnx_pooling(extractor: nn.Module) -> RegionExtractor:
 def _sample_points(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
-    """`regio.kernels.sample_points.sample_points`: the cells of all maps in one table, of which each sample reads four
-    rows."""
+    """`regio.kernels.sample_points.sample_points`: the cells of all maps and all groups of their channels in one
+    table, of which each sample reads four rows."""
     points, weight = arguments
     height, width, begin = (torch.zeros_like(level) for _ in range(3))
     ends = 0
+    count = maps[0].shape[1] if groups else 1
     for i, x in enumerate(maps):
-        here = (level == i).to(torch.int64)
-        height, width = height + here * x.shape[2], width + here * x.shape[3]
-        begin = begin + here * (ends + image * (x.shape[2] * x.shape[3]))
-        ends = ends + x.shape[0] * x.shape[2] * x.shape[3]
-    table = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in maps]).to(points.dtype)
+        here, cells = (level == i).to(torch.int64), x.shape[-2] * x.shape[-1]
+        height, width = height + here * x.shape[-2], width + here * x.shape[-1]
+        begin = begin + here * (ends + image * (count * cells))
+        ends = ends + x.shape[0] * count * cells
+    grouped = [x if groups else x[:, None] for x in maps]
+    table = torch.cat([x.permute(0, 1, 3, 4, 2).flatten(0, 3) for x in grouped]).to(points.dtype)
     boxes, parts, samples = weight.shape
     height, width, begin = (each[:, None, None] for each in (height, width, begin))
+    if groups:
+        own = torch.cat([begin.new_full((1,), group) for group in groups])
+        begin = begin + own[:, None] * (height * width)
     u, v = points.unbind(-1)
     near = (u >= -1) & (u < width) & (v >= -1) & (v < height)
     u, v = u.where(near, 0), v.where(near, 0)
@@ -287,6 +294,26 @@ def _attend(
 ) -> Tensor:
     """`regio.kernels.attend.attend`, with the weights of all boxes at once."""
     return attend_reference(x, image, column, row, appearance, support, cells)
+
+
+def _deform_conv(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """`regio.kernels.deform_conv.deform_conv`: the samples of all taps at once, then a matrix product."""
+    outputs, channels, *kernel = weight.shape
+    groups, offset_groups = x.shape[1] // channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
+    g = Geometry((kernel[0], kernel[1]), (*stride,), (*padding,), (*dilation,), groups, offset_groups)  # type: ignore[arg-type]
+    points = g.points(offset)
+    factors = points.new_ones(points.shape[:5]) if mask is None else mask.permute(0, 2, 3, 1).unsqueeze(4)
+    bias = weight.new_zeros(outputs) if bias is None else bias
+    return g.convolve(x, points, factors, g.matrix(weight), bias).permute(0, 3, 1, 2)
 
 
 def _by_level(maps: Sequence[Tensor], level: Tensor, parts: int, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

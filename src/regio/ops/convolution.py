@@ -119,9 +119,9 @@ def _check(
     if min(size) < 1:
         raise ValueError(f"input: expected at least as large as the kernel, got {list(input.shape)}: output {size}")
     parts = g.offset_groups * g.taps
-    expected = [("offset", offset, (len(input), 2 * parts, *size)), ("weight", weight, tuple(weight.shape))]
+    expected = [("offset", offset, (input.shape[0], 2 * parts, *size)), ("weight", weight, tuple(weight.shape))]
     if mask is not None:
-        expected.append(("mask", mask, (len(input), parts, *size)))
+        expected.append(("mask", mask, (input.shape[0], parts, *size)))
     if bias is not None:
         expected.append(("bias", bias, (weight.shape[0],)))
     mixed = not input.is_meta and torch.is_autocast_enabled(input.device.type)
