@@ -1,5 +1,6 @@
 """Divergences over a data set."""
 
+import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from regio.analysis import (
     measured_images,
     size_class,
     weights_by_level,
+    write_divergences,
 )
 from regio.backbones import efficientnet_lite0
 from regio.checkpoints import Card, save
@@ -215,6 +217,23 @@ def test_divergence_over_the_steps_of_a_training(tmp_path: Path) -> None:
     }  # fmt: skip
     assert rows[-1]["step"] == 7 and rows[-1]["measure"] == "of_mask"
     assert rows[-1]["mean"] == found[7].of_mask[str(rows[-1]["size"])].mean
+
+
+def test_the_table_has_its_columns_also_where_no_object_was_read(tmp_path: Path) -> None:
+    """RoIPool reads nothing of an object in the last pixel of an image, the only one here."""
+    scenes = Shapes(1, seed=1)
+    (height, width), record = scenes.sizes[0], scenes.records[0]
+    record.boxes[:] = [width - 1, height - 1, width, height]
+    none = divergence_of_detector(detector(RoIPool(1)), scenes)
+    some = divergence_of_detector(detector(learned()), SCENES.subset([0]))
+    columns = ["run", "step", "measure", "size", "objects", "mean", "deviation", "unread"]
+    for series in ({"none": {0: none}}, {"none": {0: none}, "some": {0: some}}):
+        write_divergences(tmp_path / "divergence.csv", series)
+        with (tmp_path / "divergence.csv").open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            assert [*reader] == [{k: str(v) for k, v in row.items()} for row in divergence_rows(series)]
+            assert reader.fieldnames == columns
+    assert len(divergence_rows(series)) > 0
 
 
 def test_a_run_that_kept_no_checkpoints_is_refused(tmp_path: Path) -> None:

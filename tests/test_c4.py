@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from regio.backbones import Backbone, efficientnet_lite0, timm_backbone, torchvision_backbone
+from regio.backbones import Backbone, Level, efficientnet_lite0, timm_backbone, torchvision_backbone
 from regio.checkpoints import Card, save
 from regio.config import load_detector, model_to_dict
 from regio.config.extractors import EXTRACTORS
@@ -46,7 +47,11 @@ def built(settings: FasterRCNNOnC4 = SMALL) -> TwoStageDetector:
     return settings.build(2).eval()
 
 
-@pytest.mark.parametrize("make", [torchvision_backbone, timm_backbone])
+def lite0(name: str, levels: tuple[int, ...], **options: Any) -> Backbone:
+    return efficientnet_lite0(levels, **options)
+
+
+@pytest.mark.parametrize("make", [torchvision_backbone, timm_backbone, lite0])
 @pytest.mark.parametrize("levels", [(4, 5), (2, 3, 4)])
 def test_a_backbone_splits_into_itself(make: Any, levels: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -62,14 +67,23 @@ def test_a_backbone_splits_into_itself(make: Any, levels: tuple[int, ...]) -> No
     for a, b in zip(expected, found, strict=False):
         assert torch.equal(a.data, b.data) and a.stride == b.stride
     assert torch.equal(stage(found[-1].data), expected[-1].data)
-    own = {id(p) for p in whole.parameters()}
+    own = {id(whole.body.get_parameter(name)) for names in whole.stages().values() for name in names}
     assert {id(p) for p in [*rest.parameters(), *stage.parameters()]} == own
     assert [p.requires_grad for p in rest.parameters()].count(False) > 0  # frozen layers stay so
 
 
+class Whole(nn.Module):
+    """A network of which nobody sees how it is made."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [F.avg_pool2d(x, 16), F.avg_pool2d(x, 32)]
+
+
 def test_what_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="backbone: expected a chain of stages, .* off C5; got EfficientNetFeatures"):
-        faster_rcnn_c4(3, efficientnet_lite0((4, 5), pretrained=False))
+    network = Whole()
+    network.register_parameter("one", nn.Parameter(torch.ones(1)))
+    with pytest.raises(ValueError, match="backbone: expected a chain of stages, .* apart at a level; got Whole"):
+        faster_rcnn_c4(3, Backbone(network, [Level(4, 3, 16), Level(5, 3, 32)], levels=(4, 5)))
     with pytest.raises(ValueError, match=r"backbone: expected two levels at least, .* got \(5,\)"):
         mask_rcnn_c4(3, torchvision_backbone("resnet18", (5,), pretrained=False))
 

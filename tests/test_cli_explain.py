@@ -10,7 +10,7 @@ from PIL import Image
 
 from regio.checkpoints import Card, save
 from regio.cli import main
-from regio.cli.explain import parse_box
+from regio.cli.explain import parse_box, parse_place
 from regio.config import EXTRACTORS, model_to_dict
 from regio.config.systems import FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes
@@ -43,10 +43,13 @@ def regio(*words: str) -> int:
     return 0
 
 
-def checkpoint(extractor: str) -> str:
+def checkpoint(extractor: str, deformable_layers: int = 0) -> str:
     """An untrained detector of shapes with small maps."""
     torch.manual_seed(0)
-    model = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, extractor=EXTRACTORS[extractor]())
+    model = FasterRCNNOnFPN(
+        channels=16, hidden=32, short_side=64, long_side=96, extractor=EXTRACTORS[extractor](),
+        deformable_layers=deformable_layers,
+    )  # fmt: skip
     path = Path(f"{extractor}.safetensors")
     save(path, model.build(len(SHAPE_CLASSES)), Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model)))
     return str(path)
@@ -75,6 +78,18 @@ def test_learned_features_have_their_terms_drawn(photo: str) -> None:
     assert written("runs/explain") == written("runs/explain-2") == {"weights.png", "rounding.png", "terms.png"}
 
 
+def test_deformable_layers_have_their_points_drawn(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With places or what is found, with a box or without."""
+    weights = checkpoint("roi-align", deformable_layers=2)
+    assert regio("explain", photo, "--weights", weights, "--output", "found", "--dpi", "40") == 0
+    places = ("--at", "10,20", "--at", "100.5,60")
+    box = ("--box", "20,10,70,80")
+    assert regio("explain", photo, "--weights", weights, *places, *box, "--output", "given", "--dpi", "40") == 0
+    assert written("found") == {"sampling-points.png"}
+    assert written("given") == {"sampling-points.png", "weights.png", "rounding.png"}
+    assert "sampling-points.png in found" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [
@@ -96,6 +111,19 @@ def test_boxes_are_read_as_typed() -> None:
     assert parse_box("0, 1.5,128,96", (96, 128)) == (0, 1.5, 128, 96)
 
 
+def test_places_are_read_as_typed() -> None:
+    assert parse_place("0, 95.5", (96, 128)) == (0, 95.5)
+    for text, message in (
+        ("1", "--at: expected two numbers x,y, got '1'"),
+        ("1,up", "--at: expected two numbers x,y, got '1,up'"),
+        ("128,2", "--at: expected a place in the image, 0,0 to 128,96, got '128,2'"),
+        ("nan,2", "--at: expected a place in the image, 0,0 to 128,96, got 'nan,2'"),
+    ):
+        with pytest.raises(ValueError) as error:
+            parse_place(text, (96, 128))
+        assert str(error.value) == message
+
+
 def test_other_mistakes_are_named(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("text.jpg").write_text("no image")
     Path("text.safetensors").write_text("no weights")
@@ -109,6 +137,11 @@ def test_other_mistakes_are_named(photo: str, capsys: pytest.CaptureFixture[str]
             (photo, *box, "--weights", weights, "--extractor", "learned"),
             "roi-align.safetensors: its extractor is roi-align, not learned",
         ),
+        ((photo, "--extractor", "roi-align"), "--box: expected x1,y1,x2,y2, or a checkpoint with deformable layers"),
+        ((photo, "--weights", weights), "--box: expected x1,y1,x2,y2, since roi-align.safetensors has no deformable"),
+        ((photo, *box, "--extractor", "roi-align", "--at", "3,4"), "--at: expected a checkpoint with deformable"),
+        ((photo, *box, "--weights", weights, "--at", "3,4"), "roi-align.safetensors has none"),
+        ((photo, *box, "--weights", weights, "--at", "300,4"), "--at: expected a place in the image, 0,0 to 128,96"),
         (("text.jpg", *box, "--extractor", "roi-align"), "text.jpg: cannot be read as an image"),
         (("none.jpg", *box, "--extractor", "roi-align"), "none.jpg: no such image file"),
         ((photo, *box, "--weights", "none.safetensors"), "none.safetensors"),
@@ -123,7 +156,7 @@ def test_other_mistakes_are_named(photo: str, capsys: pytest.CaptureFixture[str]
     ("extractor", "expected"),
     [
         (RoIAlign(1), {"weights.png", "rounding.png"}),
-        (DeformableRoIPool(RoIAlign((3, 2)), 4), {"weights.png", "rounding.png", "offsets.png"}),
+        (DeformableRoIPool(RoIAlign((3, 2)), 4), {"weights.png", "rounding.png", "offsets.png", "bins.png"}),
         (LearnedRegionFeatures(4, 2, 16, 8, appearance=False), {"weights.png", "rounding.png"}),
         (LearnedRegionFeatures(4, 2, 16, 8), {"weights.png", "rounding.png", "terms.png"}),
     ],

@@ -33,10 +33,8 @@ def moved(shape: dict, **arguments: bool) -> DeformableConv2d:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("modulated", [False, True])
 def test_a_new_layer_is_a_convolution(shape: dict, modulated: bool) -> None:
-    """With all factors at 1/2 it has half the weight, and the whole bias."""
     conv, x = layer(shape, modulated=modulated), tensor(2, shape["in_channels"], 9, 8)
-    weight = conv.weight / 2 if modulated else conv.weight
-    expected = conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    expected = conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-12)
 
 
@@ -57,7 +55,7 @@ def test_offsets_and_factors_come_from_the_input(shape: dict, modulated: bool) -
     channels = conv.offset(x)
     taps = conv.offset_groups * conv.weight[0, 0].numel()
     assert channels.shape[1] == (3 if modulated else 2) * taps
-    mask = channels[:, 2 * taps :].sigmoid() if modulated else None
+    mask = 2 * channels[:, 2 * taps :].sigmoid() if modulated else None
     geometry = conv.stride, conv.padding, conv.dilation
     expected = deform_conv2d(x, channels[:, : 2 * taps], conv.weight, conv.bias, *geometry, mask)
     assert torch.equal(conv(x), expected)

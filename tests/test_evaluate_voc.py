@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from regio.data import Shapes
 from regio.data.voc import read_voc
-from regio.evaluate import all_point_ap, confusion_matrix, eleven_point_ap, voc_metrics
+from regio.evaluate import BoxEvaluator, all_point_ap, confusion_matrix, eleven_point_ap, voc_metrics
+from regio.types import Detections
 
 Boxes = list[tuple[int, int, list[float]]]
 
@@ -265,3 +268,14 @@ def test_confusion_matrix_is_the_greedy_matching() -> None:
     matrix = confusion_matrix(truth, detections, iou_threshold=0.4)
     assert matrix.tolist() == expected.tolist() and matrix[1:, 1:].sum() > 20
     assert matrix[1:].sum() == 60 and matrix[:, 1:].sum() == 80
+
+
+def test_the_evaluator_measures_at_another_threshold() -> None:
+    """A box that is as wide as the object and 0.6 as high: found at IoU 0.5, not at 0.7."""
+    data = Shapes(1)
+    evaluator, sample = BoxEvaluator(data), data[0]
+    boxes = sample.targets.boxes.clone()
+    boxes[:, 3] = boxes[:, 1] + 0.6 * (boxes[:, 3] - boxes[:, 1])
+    records = [evaluator.record(sample, Detections(boxes, sample.targets.labels, torch.ones(len(boxes))))]
+    assert evaluator.voc(records).map_area == 1
+    assert evaluator.voc(records, 0.7).map_area == 0

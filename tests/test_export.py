@@ -24,10 +24,11 @@ from regio.checkpoints import Card, load_weights, save
 from regio.config import model_to_dict
 from regio.config.extractors import RoIPool
 from regio.config.systems import FasterRCNN
+from regio.deformable_backbones import deformable_layers, with_deformable
 from regio.detector import TwoStageDetector
 from regio.export import DetectorGraph, export_onnx, export_torch
-from regio.export.files import OUTPUTS, onnx_program
-from regio.export.graph import SizedMap, scaled_batch, scaled_sizes
+from regio.export.files import onnx_program
+from regio.export.graph import OUTPUTS, SizedMap, scaled_batch, scaled_sizes
 from regio.export.onnx_forms import forms, with_onnx_pooling
 from regio.kernels.sample_grid import sample_grid
 from regio.kernels.sample_points import sample_points
@@ -559,6 +560,28 @@ def test_extractors(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
         (found,) = run(**{key: value.numpy() for key, value in (inputs | {"wanted": rows & False}).items()})
         assert found.shape == (0, *expected.shape[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("modulated", "offset_groups"), [(False, 1), (True, 2)])
+def test_a_detector_with_deformable_convolutions(modulated: bool, offset_groups: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = with_deformable(backbone(3, 4), 2, modulated=modulated, offset_groups=offset_groups)
+    detector = faster_rcnn_fpn(3, body, hidden=32, anchors=ANCHORS, **SCALE).eval()
+    with torch.no_grad():
+        for layer in deformable_layers(detector).values():
+            layer.offset.bias.uniform_(-2, 2)
+    photo = torch.randint(0, 256, (3, 77, 60), dtype=torch.uint8)
+    boxes = detector([photo])[0].boxes
+    export_torch(detector, tmp_path / "a.pt2")
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    found, *_ = program(photo[None].repeat(3, 1, 1, 1), torch.tensor([[77, 60]] * 3))
+    assert len(found) == 3 * len(boxes) > 10
+    torch.testing.assert_close(found[: len(boxes)], boxes, rtol=1e-3, atol=0.05)
+    export_onnx(detector, tmp_path / "a.onnx")
+    (again, *_) = in_onnx_runtime(tmp_path / "a.onnx")(images=photo[None].numpy(), sizes=np.array([[77, 60]]))
+    assert abs(len(again) - len(boxes)) <= 2
+    assert float(iou(torch.from_numpy(again), boxes).amax(1).median()) > 0.99
 
 
 @pytest.mark.slow

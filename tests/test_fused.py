@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from regio import fused
 from regio.backbones import Backbone, efficientnet_lite0, timm_backbone, torchvision_backbone
 from regio.convolutions import ConvReLU
+from regio.deformable_backbones import deformable_layers, with_deformable
+from regio.deformable_conv import DeformableConv2d
 from regio.frozen_norm import FoldedConv, FrozenBatchNorm, freeze_batch_norm
 from regio.fused import FusedConv, FusedLinear, fuse
 
@@ -271,7 +273,27 @@ BODIES: list[tuple[str, Callable[[], Backbone]]] = [
     ("mobilenet_v3_large", lambda: torchvision_backbone("mobilenet_v3_large", (3, 4, 5), pretrained=False)),
     ("timm resnet26d", lambda: timm_backbone("resnet26d", (3, 4, 5), pretrained=False)),
     ("convnext_atto", lambda: timm_backbone("convnext_atto", (3, 4, 5), pretrained=False)),
+    (
+        "lite0 deformable",
+        lambda: moved(with_deformable(efficientnet_lite0((4, 5), pretrained=False), stages=(5,), modulated=True)),
+    ),
+    (
+        "resnet18 deformable, norms of the batch",
+        lambda: moved(
+            with_deformable(
+                torchvision_backbone("resnet18", (5,), pretrained=False, frozen_norm=False), offset_groups=2
+            )
+        ),
+    ),
 ]
+
+
+@torch.no_grad()
+def moved(backbone: Backbone) -> Backbone:
+    for layer in deformable_layers(backbone).values():
+        layer.offset.weight.normal_(0, layer.offset.weight[0].numel() ** -0.5)
+        layer.offset.bias.uniform_(-1, 1)
+    return backbone
 
 
 @pytest.mark.parametrize("make", [make for _, make in BODIES], ids=[name for name, _ in BODIES])
@@ -289,7 +311,7 @@ def test_backbones(make: Callable[[], Backbone]) -> None:
             for ours, theirs in zip(made(x), body(x), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
     left = {type(module) for module in made.modules()}
-    assert not left & {nn.Conv2d, nn.BatchNorm2d, nn.Linear, FoldedConv, ConvReLU, nn.ReLU6}
+    assert not left & {nn.Conv2d, nn.BatchNorm2d, nn.Linear, FoldedConv, ConvReLU, nn.ReLU6, DeformableConv2d}
 
 
 def test_resnet50_is_its_convolutions_and_a_pooling() -> None:

@@ -1,5 +1,6 @@
-"""Maps of a fixed backbone in place of photos: the same maps, the same detector, and nothing made twice."""
+"""Maps of the fixed levels of a backbone in place of photos: the same maps, the same detector, nothing made twice."""
 
+import copy
 import io
 import pickle
 import signal
@@ -11,11 +12,13 @@ import torch
 from rich.console import Console
 
 from regio.config import RunConfig, TrainConfig
-from regio.config.systems import FasterRCNN, FasterRCNNOnFPN, FastRCNN, System
+from regio.config.systems import FasterRCNN, FasterRCNNOnFPN, FastRCNN, SPPNet, System
 from regio.data import DetectionDataset, HorizontalFlip, Shapes
+from regio.deformable_backbones import deformable_layers
 from regio.detector import TwoStageDetector
 from regio.errors import Interrupted
-from regio.kept_maps import KeptMaps, MappedDetector, MappedImage
+from regio.kept_maps import KeptMaps, MappedDetector, MappedImage, fixed_part
+from regio.ready import ReadyDetector
 from regio.run import run
 from regio.run_folders import emptied, locked
 from regio.weights import load_trained
@@ -85,6 +88,99 @@ def test_losses_are_those_of_the_images(tmp_path: Path) -> None:
         torch.testing.assert_close(found[1][name], loss, rtol=2e-2, atol=1e-3)
 
 
+DEFORMABLE = SMALL | {"frozen": 4, "deformable_layers": 2}
+PARTLY_FIXED = {
+    "one map, deformable": FasterRCNN(**DEFORMABLE, anchor_sizes=(16.0, 32.0)),  # type: ignore[arg-type]
+    "pyramid, deformable": FasterRCNNOnFPN(**DEFORMABLE),  # type: ignore[arg-type]
+    "two stages": FasterRCNN(**SMALL | {"frozen": 3}, anchor_sizes=(16.0, 32.0)),  # type: ignore[arg-type]
+    "ResNet": FasterRCNN(
+        **DEFORMABLE | {"deformable_modulated": True},  # type: ignore[arg-type]
+        anchor_sizes=(16.0, 32.0),
+        backbone="torchvision:resnet18",
+        backbone_weights="none",
+        output_stride=32,
+    ),
+}
+
+
+def with_offsets(detector: TwoStageDetector) -> TwoStageDetector:
+    """Its deformable layers, where there are any, read elsewhere."""
+    with torch.no_grad():
+        for i, layer in enumerate(deformable_layers(detector).values()):
+            layer.offset.bias.copy_(torch.linspace(-1, 1.5, layer.offset.out_channels) * (i + 1))
+    return detector
+
+
+@pytest.mark.parametrize("system", PARTLY_FIXED.values(), ids=PARTLY_FIXED)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_losses_and_gradients_are_those_of_the_photos(tmp_path: Path, system: System, dtype: str) -> None:
+    """Where the last stages are trained: but for the rounding of half precision, or of the order of sums. Of the photos
+    and of their mirror images."""
+    detector, data = with_offsets(built(system)), Shapes(1)
+    maps = KeptMaps(tmp_path, detector, data, mirrored=True, dtype=dtype)
+    maps.make()
+    dataset, mapped = maps.in_place_of_images(), MappedDetector.of(detector)
+    assert mapped.state_dict().keys() == detector.state_dict().keys()
+    trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    assert any(name.startswith("backbone.body") for name in trained)
+    for flip in (0.0, 1.0):
+        found = []
+        for each, samples in ((detector, data), (mapped, dataset)):
+            sample = HorizontalFlip(flip)(samples[0], torch.Generator())
+            torch.manual_seed(1)
+            losses = each.losses([sample.image], [sample.targets], [sample.targets.boxes])
+            found.append((losses, torch.autograd.grad(sum(losses.values()), [*trained.values()], allow_unused=True)))  # type: ignore[arg-type]
+        (expected, gradients), (losses, ours) = found
+        tolerance = 1e-4 if dtype == "float32" else 0.05
+        for name, loss in expected.items():
+            torch.testing.assert_close(losses[name], loss, rtol=tolerance, atol=tolerance)
+        some = 0
+        for name, one, other in zip(trained, ours, gradients, strict=True):
+            assert (one is None) == (other is None), name
+            if one is not None and other is not None:
+                difference, size = float((one - other).norm()), float(other.norm())
+                assert difference <= tolerance * size + 1e-6, (name, difference, size)
+                some += size > 0 and name.startswith("backbone.body")
+        assert some > 3
+
+
+@pytest.mark.parametrize("system", PARTLY_FIXED.values(), ids=PARTLY_FIXED)
+def test_a_ready_detector_runs_what_comes_after_the_maps(tmp_path: Path, system: System) -> None:
+    detector, data = with_offsets(built(system)), Shapes(2)
+    dataset = kept(tmp_path, detector, data).in_place_of_images()
+    mapped = MappedDetector.of(detector)
+    images = [dataset[i].image for i in range(2)]
+    with torch.inference_mode():
+        _, expected = mapped.features(images)
+        _, found = ReadyDetector(mapped, precision="32-true").detector.features(images)
+        _, low = ReadyDetector(mapped, precision="bf16-mixed").detector.features(images)
+    for ours, half, theirs in zip(found, low, expected, strict=True):
+        scale = float(theirs.data.abs().max())
+        torch.testing.assert_close(ours.data, theirs.data, rtol=1e-3, atol=1e-4 * scale)
+        torch.testing.assert_close(half.data.float() / scale, theirs.data / scale, rtol=0, atol=0.05)
+
+
+def test_the_maps_of_one_level_serve_plain_and_deformable_layers_after_it(tmp_path: Path) -> None:
+    plain = FasterRCNN(**SMALL | {"frozen": 4})  # type: ignore[arg-type]
+    assert not kept(tmp_path, built(plain), Shapes(2)).missing
+    assert not KeptMaps(tmp_path, built(PARTLY_FIXED["one map, deformable"]), Shapes(2)).missing
+    levels = [fixed_part(built(PARTLY_FIXED[name]).backbone).levels for name in PARTLY_FIXED]
+    assert levels == [(4,), (3, 4), (3,), (4,)]
+
+
+def test_what_is_fixed_in_a_later_stage_of_a_training_does_not_change_the_maps(tmp_path: Path) -> None:
+    """As in the alternating scheme, which fixes the whole backbone in its second half."""
+    detector, data = built(PARTLY_FIXED["one map, deformable"]), Shapes(1)
+    image = kept(tmp_path, detector, data).in_place_of_images()[0].image
+    mapped = MappedDetector.of(detector)
+    with torch.no_grad():
+        _, (expected,) = mapped.features([image])
+        detector.backbone.requires_grad_(False)
+        for each in (mapped, mapped.without_heads(), mapped.without_proposals(), copy.deepcopy(mapped)):
+            _, (found,) = each.features([image])
+            assert torch.equal(found.data, expected.data)
+
+
 def test_maps_of_images_of_several_sizes_are_padded_with_zeros() -> None:
     detector = MappedDetector.of(built(ON_ONE_MAP))
     small = MappedImage((40, 60), (64, 96), (torch.ones(320, 4, 6, dtype=torch.float16),))
@@ -144,7 +240,7 @@ def test_processes_that_read_images_get_neither_open_files_nor_the_detector(tmp_
 @pytest.mark.parametrize(
     ("system", "message"),
     [
-        (FasterRCNN(**SMALL | {"frozen": 2}), r"expected a backbone of which nothing is trained, got \d+ parameters"),  # type: ignore[arg-type]
+        (FasterRCNN(**SMALL | {"frozen": 0}), r"fixed up to a level, got \d+ parameters .*; frozen=5 fixes all"),  # type: ignore[arg-type]
         (FastRCNN(frozen=5, sides=(64, 80)), "reads images at one scale, got ImagePyramid"),
     ],
     ids=["trained", "pyramid of images"],
@@ -201,6 +297,13 @@ def test_stages_run_on_kept_maps(tmp_path: Path) -> None:
         configured(model=replace(ON_ONE_MAP, scheme="alternating")), locked(tmp_path / "a"), console, resume=True
     )
     assert np.isfinite(again.evaluator.measure(again.records)["ap50"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_fitted_heads_run_on_kept_maps(tmp_path: Path) -> None:
+    spp = SPPNet(frozen=5, sides=(64,), long_side=96, hidden=32, pyramid=(2, 1))
+    ended = run(configured(model=spp, proposals="grid"), emptied(tmp_path / "a"), Console(quiet=True))
+    assert np.isfinite(ended.evaluator.measure(ended.records)["ap50"])  # type: ignore[attr-defined]
 
 
 def test_colours_cannot_be_varied(tmp_path: Path) -> None:

@@ -138,10 +138,10 @@ def test_straddling_leaves_out_anchors_and_seeks_the_best_of_the_rest() -> None:
     inside = (anchors >= 0).all(1) & (anchors[:, 2] <= 64) & (anchors[:, 3] <= 64)
     best = iou(anchors, target.boxes)[:, 0]
     assert not bool(inside[best.argmax()])
-    match = strict._match(anchors, (64, 64), target)
+    match = strict.match(anchors, (64, 64), target)
     assert bool((match[~inside] == -2).all())
     assert match[best.masked_fill(~inside, -1).argmax()] == 0
-    assert loose._match(anchors, (64, 64), target)[best.argmax()] == 0
+    assert loose.match(anchors, (64, 64), target)[best.argmax()] == 0
 
 
 def test_images_without_objects_and_with_crowds_only() -> None:

@@ -50,7 +50,7 @@ def detected(*words: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", [name for name, kind in SYSTEMS.items() if kind.shown_score is not None])
 def test_a_threshold_is_a_score_of_the_system(name: str) -> None:
     system: Any = SYSTEMS[name]()
     assert system.weak_score < system.shown_score

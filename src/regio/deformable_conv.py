@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from regio.frozen_norm import pad_same
 from regio.ops.convolution import deform_conv2d
 from regio.ops.rois import pair
 
-__all__ = ["DeformableConv2d"]
+__all__ = ["DeformableConv2d", "DeformableConv2dSame", "moves"]
 
 
 class DeformableConv2d(nn.Module):
     """A convolution whose taps move by offsets that another convolution reads off the same input (Dai et al. 2017,
-    section 2.1); with `modulated`, each tap also gets a factor in (0, 1) (Zhu et al. 2019, section 3.2).
+    section 2.1); with `modulated`, each tap also gets a factor in (0, 2) (Zhu et al. 2019, section 3.2).
 
         y(p) = sum over taps n of  w_n  m_n(p)  x(p + p_n + offset_n(p)),  x zero outside the map
 
@@ -23,9 +25,12 @@ class DeformableConv2d(nn.Module):
     factors) of their own. The input is [N, in_channels, H, W], the output [N, out_channels, H_out, W_out].
 
     `offset` is the convolution for the offsets: 2 channels (y, x) for each offset group and tap and then, if modulated,
-    1 channel for each, the logit of its factor. It begins at zero. So a new layer equals the convolution with its
-    weight and bias; modulated, that with half its weight, as every factor begins at 1/2. In the papers it learns at the
-    rate of the layer or a tenth of it; `offset_parameters` gives its parameters to an optimiser group of their own.
+    1 channel for each, the logit of its factor, which is twice the sigmoid of it. It begins at zero, where every factor
+    is 1: a new layer equals the convolution with its weight and bias. (In the paper the factor is the sigmoid itself
+    and begins at 1/2. That is the same layer with twice the weight, but no trained convolution to begin from.)
+
+    It learns at the rate of the layer, modulated at a tenth of it, as in the two papers: `rate_factors`, which the
+    optimizers of `regio.optimisation` read. For another optimizer `offset_parameters` are a group of their own.
 
     weight and bias have the names, shapes and initial values of `nn.Conv2d`, so the weights of one load into this with
     ``strict=False``. Under autocast the layer runs in the autocast dtype, as a convolution does.
@@ -57,10 +62,34 @@ class DeformableConv2d(nn.Module):
             pair("dilation", dilation),
         )
         self.groups, self.offset_groups, self.modulated = groups, offset_groups, modulated
+        self.rate_factors = {"offset": 0.1 if modulated else 1.0}  # see `regio.optimisation.rate_groups`
         taps = offset_groups * self.weight.shape[2] * self.weight.shape[3]
         self.offset = nn.Conv2d(in_channels, (3 if modulated else 2) * taps, kernel_size, stride, padding, dilation)
         for parameter in self.offset.parameters():
             nn.init.zeros_(parameter)
+
+    @classmethod
+    def in_place_of(cls, conv: nn.Conv2d, *, offset_groups: int = 1, modulated: bool = False) -> Self:
+        """One that gives what `conv` gives, until it learns: its weight and bias are those of `conv`, not copies. No
+        random numbers are drawn."""
+        with torch.device("meta"):
+            made = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                conv.stride,  # type: ignore[arg-type]
+                conv.padding,  # type: ignore[arg-type]
+                conv.dilation,  # type: ignore[arg-type]
+                conv.groups,
+                offset_groups,
+                conv.bias is not None,
+                modulated,
+            )
+        made.weight, made.bias = conv.weight, conv.bias
+        made.offset = made.offset.to_empty(device=conv.weight.device).to(conv.weight.dtype)
+        for parameter in made.offset.parameters():
+            nn.init.zeros_(parameter)
+        return made
 
     def extra_repr(self) -> str:
         outputs, in_group, *kernel = self.weight.shape
@@ -72,13 +101,35 @@ class DeformableConv2d(nn.Module):
         """The parameters that the offsets (and factors) come from: those a learning-rate factor concerns."""
         return self.offset.parameters()
 
+    @torch.no_grad()
+    def zero_offsets(self) -> None:
+        """Set the parameters that the offsets come from to zero, as in a new layer: the taps are back on their grid.
+        Those of the factors stay."""
+        offsets = 2 * self.offset_groups * self.weight.shape[2] * self.weight.shape[3]
+        for parameter in self.offset.parameters():
+            parameter[:offsets] = 0
+
     def forward(self, x: Tensor) -> Tensor:
         """The convolved map [N, out_channels, H_out, W_out]."""
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        offset, mask = self.offset(x), None
-        if self.modulated:
-            taps = offset.shape[1] // 3
-            offset, mask = offset[:, : 2 * taps], offset[:, 2 * taps :].sigmoid()
+        offset, mask = moves(self.offset(x), self.modulated)
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+
+
+def moves(channels: Tensor, modulated: bool) -> tuple[Tensor, Tensor | None]:
+    """The offsets of a `DeformableConv2d`, and its factors or None, from what its convolution for them gives."""
+    if not modulated:
+        return channels, None
+    taps = channels.shape[1] // 3
+    return channels[:, : 2 * taps], 2 * channels[:, 2 * taps :].sigmoid()
+
+
+class DeformableConv2dSame(DeformableConv2d):
+    """One that pads as TensorFlow does, as much as its input lacks, more at the ends: a `Conv2dSame` of timm that is
+    deformable."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolved map [N, out_channels, ceil(H / stride), ceil(W / stride)]."""
+        return super().forward(pad_same(x, self.weight.shape[2:], self.stride, self.dilation))

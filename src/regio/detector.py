@@ -96,21 +96,23 @@ class TwoStageDetector(nn.Module):
             losses |= {f"{name}_{place}" if name in losses else name: loss for name, loss in own.items()}
         return losses
 
-    def without_heads(self) -> TwoStageDetector:
-        """The proposal network alone: a detector whose modules are those of this one, not copies."""
-        return type(self)(
-            preprocess=self.preprocess, backbone=self.backbone, neck=self.neck, proposals=self._proposals()
-        )
-
-    def without_proposals(self) -> TwoStageDetector:
-        """The heads alone, for boxes that are given: a detector whose modules are those of this one, not copies."""
+    def with_parts(self, proposals: Proposals | None, roi_heads: Sequence[nn.Module] = ()) -> TwoStageDetector:
+        """The same preprocessing, backbone and neck, not copies, with these proposals and heads."""
         return type(self)(
             preprocess=self.preprocess,
             backbone=self.backbone,
             neck=self.neck,
-            proposals=None,
-            roi_heads=[*self.roi_heads],
+            proposals=proposals,
+            roi_heads=roi_heads,
         )
+
+    def without_heads(self) -> TwoStageDetector:
+        """The proposal network alone: a detector whose modules are those of this one, not copies."""
+        return self.with_parts(self._proposals())
+
+    def without_proposals(self) -> TwoStageDetector:
+        """The heads alone, for boxes that are given: a detector whose modules are those of this one, not copies."""
+        return self.with_parts(None, [*self.roi_heads])
 
     def _proposals(self) -> Proposals:
         if self.proposals is None:

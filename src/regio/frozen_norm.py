@@ -84,6 +84,10 @@ class FoldedConv(nn.Conv2d):
         scale, shift = self.__dict__["norm"].affine()
         return self.weight * scale[:, None, None, None], shift if self.bias is None else shift + self.bias * scale
 
+    def unfold(self) -> None:
+        """Leave the norm to itself again: for another layer in place of this one, which takes over its tensors."""
+        self.__dict__["norm"].folded = False
+
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of `x` [N, C, H, W], normalised."""
         weight, bias = self.folded()

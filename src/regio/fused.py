@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, pad_same
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from regio.convolutions import ConvReLU
-from regio.frozen_norm import FoldedConv, FrozenBatchNorm
+from regio.deformable_conv import DeformableConv2d, DeformableConv2dSame, moves
+from regio.frozen_norm import FoldedConv, FrozenBatchNorm, pad_same
+from regio.ops.convolution import deform_conv2d
 from regio.regions.base import RegionExtractor
 from regio.regions.levels import Levels
 from regio.roi_heads.trunks import LayeredTrunk
@@ -197,8 +199,43 @@ class FusedLinear(nn.Module):
             return self.activation.apply(F.linear(x, self.weight, self.bias))
 
 
+class FusedDeformableConv(nn.Module):
+    """``activation(conv(x))`` for a deformable convolution, with the one that its offsets come from laid out.
+
+    The arguments are those of `FusedConv`.
+    """
+
+    def __init__(
+        self,
+        conv: DeformableConv2d,
+        dtype: torch.dtype,
+        activation: Activation = _NONE,
+        affine: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        weight, bias = conv.weight, conv.bias
+        if affine is not None:
+            scale, shift = affine
+            weight, bias = weight * scale[:, None, None, None], shift if bias is None else shift + bias * scale
+        self.dtype, self.activation = dtype, activation
+        self.weight, self.bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+        self.where, self.modulated = (conv.stride, conv.padding, conv.dilation), conv.modulated
+        self.same = isinstance(conv, DeformableConv2dSame)
+        self.offset = FusedConv(conv.offset, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, out, H', W'] from x [N, in, H, W]."""
+        x = x.to(self.dtype)
+        if self.same:
+            stride, _, dilation = self.where
+            x = pad_same(x, self.weight.shape[2:], stride, dilation)
+        offset, mask = moves(self.offset(x), self.modulated)
+        return self.activation.apply(deform_conv2d(x, offset, self.weight, self.bias, *self.where, mask))
+
+
 _SMALL = 1 << 22  # weights of a linear layer that is faster as a convolution
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame, FoldedConv, ConvReLU)
+_DEFORMABLE = (DeformableConv2d, DeformableConv2dSame)
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 
@@ -210,7 +247,7 @@ def fuse(module: nn.Module, dtype: torch.dtype, example: Tensor | None = None) -
     (`torch.fx`). Otherwise its children are treated in the same way, one by one, in place. Extractors of region
     features stay as they are, since their numbers say where is read, but for layers that make maps
     (`RegionExtractor.map_layers`). Trunks keep the layers that they can give.
-    example: an input of a module that maps a batch of images to maps; where it is given sums are fused too.
+    example: an input of a module that maps a batch of images or maps to maps; where it is given sums are fused too.
     """
     if isinstance(module, RegionExtractor):
         for name, child in list(module.named_children()):
@@ -230,7 +267,7 @@ def fuse(module: nn.Module, dtype: torch.dtype, example: Tensor | None = None) -
 def _is_layer(module: nn.Module) -> bool:
     if type(module) in _CONVOLUTIONS:
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return type(module) is nn.Linear
+    return type(module) in (nn.Linear, *_DEFORMABLE)
 
 
 def _layer(
@@ -241,6 +278,8 @@ def _layer(
 ) -> nn.Module:
     if isinstance(module, nn.Linear):
         return FusedLinear(module, dtype, activation)
+    if isinstance(module, DeformableConv2d):
+        return FusedDeformableConv(module, dtype, activation, affine)
     assert isinstance(module, nn.Conv2d)
     return FusedConv(module, dtype, _RELU if isinstance(module, ConvReLU) else activation, affine)
 
@@ -249,7 +288,7 @@ class _Tracer(fx.Tracer):
     """Does not look into the modules that are dealt with whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = (*_CONVOLUTIONS, FrozenBatchNorm, BatchNormAct2d, RegionExtractor)
+        whole = (*_CONVOLUTIONS, *_DEFORMABLE, FrozenBatchNorm, BatchNormAct2d, RegionExtractor)
         return isinstance(m, whole) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -260,7 +299,8 @@ def _traced(module: nn.Module, example: Tensor | None) -> fx.GraphModule | None:
         graph = fx.GraphModule(module, _Tracer().trace(module))
     except Exception:  # whatever a forward does that is no operation on a tensor
         return None
-    for x in () if example is None else (example, example[:, :, :-32, :-32]):
+    less = 0 if example is None else min(32, example.shape[2] // 4)
+    for x in () if example is None else (example, example[:, :, :-less, :-less]):
         for ours, theirs in zip(graph(x), module(x), strict=True):
             if not torch.equal(ours, theirs):
                 return None
@@ -311,7 +351,7 @@ def _what_follows(module: fx.GraphModule, node: fx.Node, fused: set[fx.Node], pl
         follows = _module_of(module, user)
         activation = _NONE
         if isinstance(follows, FrozenBatchNorm | nn.BatchNorm2d):
-            if not isinstance(layer, nn.Conv2d) or affine is not None or added is not None:
+            if not isinstance(layer, (nn.Conv2d, *_DEFORMABLE)) or affine is not None or added is not None:
                 break
             act = _activation(getattr(follows, "act", nn.Identity()))
             if act is None or not getattr(follows, "track_running_stats", True):

@@ -19,14 +19,12 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from regio.data.images import image_size, read_image
-from regio.evaluate import detections_to_coco
+from regio.outputs import DetectionOutput, Output
 from regio.processes import processors
-from regio.ready import ReadyDetector
-from regio.types import Detections
-from regio.visualize import draw_detections
-from regio.whole_files import write_json
+from regio.ready import Ready, ReadyDetector
+from regio.whole_files import distinct_names, write_json
 
-__all__ = ["FileDetections", "detect_files", "find_images"]
+__all__ = ["FileDetections", "detect_files", "find_images", "find_in_files"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 _Item = TypeVar("_Item")
@@ -35,11 +33,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class FileDetections:
-    """What `detect_files` found.
+    """What `find_in_files` found.
 
-    found: one entry for each image read, as in detections.json: its file, height and width in pixels, and its
-    detections, each with name, label, score and box (x1, y1, x2, y2) in pixels. unreadable: a message that names the
-    file, for each that could not be read. seconds: the whole took.
+    found: one entry for each image read, as in detections.json: its file, height and width in pixels, and what the
+    output says of it; for detections see `DetectionOutput.write`. unreadable: a message that names the file, for each
+    that could not be read. seconds: the whole took.
     """
 
     found: list[dict[str, Any]]
@@ -87,29 +85,55 @@ def detect_files(
     """Detect in each of `files`, and write ``detections.json`` into `folder`, and with `pictures` also
     ``pictures/NAME.jpg`` with the detections drawn.
 
-    score_threshold: lowest score of what is kept. batch_size: images at once at most; only images that come to one
-    size are, so that none is padded for another. proposals: gives boxes [P, 4] for an image, uint8 [3, H, W], for a
-    detector that finds none itself. progress: called with the number of files done after each batch. A file that
-    cannot be read as an image is listed in `unreadable`.
+    score_threshold: lowest score of what is kept. The others: see `find_in_files`.
+    """
+    return find_in_files(
+        detector,
+        files,
+        DetectionOutput(class_names, score_threshold),
+        folder,
+        batch_size=batch_size,
+        pictures=pictures,
+        proposals=proposals,
+        progress=progress,
+    )
 
-    While the detector works on some images, the next ones are read, with boxes found in them, and those before are
+
+def find_in_files(
+    network: Ready,
+    files: Sequence[Path],
+    output: Output,
+    folder: Path,
+    *,
+    batch_size: int = 4,
+    pictures: bool = True,
+    proposals: Callable[[Tensor], Tensor] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> FileDetections:
+    """Ask `network` about each of `files`, and write into `folder` what `output` makes of it.
+
+    batch_size: images at once at most; only images that come to one size are, so that none is padded for another.
+    proposals: gives boxes [P, 4] for an image, uint8 [3, H, W], for a detector that finds none itself. progress: called
+    with the number of files done after each batch. A file that cannot be read as an image is listed in `unreadable`.
+
+    While the network works on some images, the next ones are read, with boxes found in them, and those before are
     drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if pictures:
-        (folder / "pictures").mkdir(exist_ok=True)
-    names = _picture_names(files)
+    for place in output.folders(pictures):
+        (folder / place).mkdir(exist_ok=True)
+    names = distinct_names(files, "")
     found: dict[int, dict[str, Any]] = {}
     unreadable: dict[int, str] = {}
     began = time.perf_counter()
 
-    def finish(number: int, image: Tensor, detections: Detections) -> None:
-        if pictures:
-            draw_detections(image, detections, class_names, -math.inf).save(folder / "pictures" / names[number])
-        found[number] = _as_dict(files[number], image, detections, class_names)
+    def finish(number: int, image: Tensor, result: Any) -> None:
+        entry = output.write(image, result, folder, names[number], pictures)
+        height, width = image.shape[1:]
+        found[number] = {"file": str(files[number]), "height": height, "width": width, **entry}
 
     with _background(1 if proposals is None else processors()) as reader, _background() as drawer:
-        batches = _of_one_size(files, detector.padded_size, batch_size, unreadable)
+        batches = _of_one_size(files, network.padded_size, batch_size, unreadable)
         done, drawn = len(unreadable), deque[Future[None]]()
         progress(done)
         reads = _ahead(reader, partial(_read, files, proposals), batches, 1 if proposals is None else processors())
@@ -117,10 +141,9 @@ def detect_files(
             images, boxes, errors = reading.result()
             unreadable |= errors
             given = [] if proposals is None else [[boxes[number] for number in images]]
-            results = detector(list(images.values()), *given) if images else []
+            results = network(list(images.values()), *given) if images else []
             for (number, image), each in zip(images.items(), results, strict=True):
-                detections = each.to("cpu")
-                drawn.append(drawer.submit(finish, number, image, detections[detections.scores >= score_threshold]))
+                drawn.append(drawer.submit(finish, number, image, each.to("cpu")))
             while len(drawn) > 2 * batch_size:
                 drawn.popleft().result()
             done += len(batch)
@@ -129,7 +152,7 @@ def detect_files(
             last.result()
     in_order = [found[number] for number in sorted(found)]
     result = FileDetections(in_order, [unreadable[i] for i in sorted(unreadable)], time.perf_counter() - began)
-    write_json(folder / "detections.json", in_order)
+    write_json(folder / output.listing, in_order)
     return result
 
 
@@ -193,28 +216,3 @@ def _ahead(
         if len(futures) > count:
             yield futures.popleft()
     yield from futures
-
-
-def _picture_names(files: Sequence[Path]) -> list[str]:
-    """A name for the picture of each file: its own, with a number where two files share it."""
-    names: dict[str, None] = {}
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name in names:
-            number += 1
-            name = f"{file.stem}-{number}.jpg"
-        names[name] = None
-    return list(names)
-
-
-def _as_dict(file: Path, image: Tensor, detections: Detections, names: Sequence[str]) -> dict[str, Any]:
-    rows = zip(detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True)
-    found: list[dict[str, Any]] = [
-        {"name": names[label - 1], "label": label, "score": round(score, 5), "box": [round(v, 2) for v in box]}
-        for box, label, score in rows
-    ]
-    if detections.masks is not None:
-        encoded = detections_to_coco(detections, 0, range(len(names)), (image.shape[1], image.shape[2]))
-        for one, row in zip(found, encoded, strict=True):
-            one["segmentation"] = row["segmentation"]
-    return {"file": str(file), "height": image.shape[1], "width": image.shape[2], "detections": found}

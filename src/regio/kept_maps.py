@@ -1,7 +1,7 @@
-"""Maps of a backbone that is not trained, made once, kept on disk, and read in place of photos.
+"""Maps of the levels of a backbone that are not trained, made once, kept on disk, and read in place of photos.
 
-Where nothing of the backbone learns, a training spends most of its time on maps that are the same in each epoch and for
-each seed. With them kept, a step costs what comes after them.
+Where the first levels of the backbone do not learn, or none does, a training spends much of its time on maps that are
+the same in each epoch and for each seed. With them kept, a step costs what comes after them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regio.backbones import Backbone
+from regio.backbones import Backbone, LaterLevels
 from regio.data import DetectionDataset
 from regio.data.records import Record
 from regio.detector import TwoStageDetector
@@ -27,7 +29,7 @@ from regio.ready import ReadyDetector
 from regio.train import stop_requests
 from regio.types import FeatureMap
 
-__all__ = ["KeptMaps", "MappedDetector", "MappedImage"]
+__all__ = ["KeptMaps", "MappedDetector", "MappedImage", "fixed_part"]
 
 Size = tuple[int, int]
 
@@ -36,7 +38,7 @@ Size = tuple[int, int]
 class MappedImage:
     """Stands for an image [3, H, W] of which nothing is left but its maps: it has a shape, a mirror image and a device.
 
-    size: (H, W). scaled: those of the image as the backbone saw it. maps: of each level [C, h, w], half precision.
+    size: (H, W). scaled: those of the image as the backbone saw it. maps: of each kept level [C, h, w].
     mirrored: those of the mirror image, where they were made.
     """
 
@@ -66,15 +68,18 @@ class MappedImage:
 
 
 class MappedDetector(TwoStageDetector):
-    """A detector for `MappedImage`s in place of images: their maps are taken, and its backbone is not run. It has the
-    modules of the detector that it is made from, and so its state dict."""
+    """A detector for `MappedImage`s in place of images: their maps are taken, and of its backbone only the layers after
+    them are run. It has the modules of the detector that it is made from, and so its state dict."""
 
     @staticmethod
     def of(detector: TwoStageDetector) -> MappedDetector:
-        """`detector` for mapped images; the modules are shared, not copied."""
+        """`detector` for mapped images, whose maps are those of `fixed_part`; the modules are shared, not copied.
+
+        Raises ValueError as `fixed_part`."""
+        kept = fixed_part(detector.backbone)
         return MappedDetector(
             preprocess=detector.preprocess,
-            backbone=detector.backbone,
+            backbone=LaterLevels(cast(Backbone, detector.backbone), kept),
             neck=detector.neck,
             proposals=detector.proposals,
             roi_heads=[*detector.roi_heads],
@@ -86,33 +91,41 @@ class MappedDetector(TwoStageDetector):
         for i, image in enumerate(mapped):
             if not isinstance(image, MappedImage):
                 raise TypeError(f"images[{i}]: expected a MappedImage, got {type(image).__name__}")
-        strides = cast(Backbone, self.backbone).strides
         sizes = tuple(image.scaled for image in mapped)
-        maps = [
-            FeatureMap(_stacked([image.maps[level] for image in mapped]), stride, sizes)
-            for level, stride in enumerate(strides)
+        kept = [
+            FeatureMap(_stacked([image.maps[i] for image in mapped]), level.stride)
+            for i, level in enumerate(cast(LaterLevels, self.backbone).kept)
         ]
+        maps = self.backbone(kept)
         batch = ImageBatch(maps[0].data, [*sizes], [image.size for image in mapped])
         return batch, [replace(x, sizes=sizes) for x in self.neck(maps)]
 
 
 class KeptMaps:
-    """The maps of `dataset` by the backbone of `detector`, in `folder`, in half precision.
+    """The maps of `dataset` by the levels of the backbone of `detector` that are fixed (`fixed_part`), in `folder`.
 
-    They depend on the weights of the backbone, on how images are scaled and on the images; other maps in the same
+    They depend on the weights of these levels, on how images are scaled and on the images; other maps in the same
     folder are not taken for these. Each image is run by itself, padded to the divisor of the preprocessing, so that its
     maps do not depend on a batch. mirrored: whether maps of the mirror images are kept too, for `HorizontalFlip`.
+    dtype: float16, or float32 for twice the room.
 
-    Raises ValueError for a detector whose maps are not those of one backbone that stays as it is (no parameter and no
-    running statistics are trained) on images of one scale; OSError where the disk has not enough room.
+    Raises ValueError as `fixed_part`, and for another dtype; OSError where the disk has not enough room.
     """
 
     def __init__(
-        self, folder: Path, detector: TwoStageDetector, dataset: DetectionDataset, *, mirrored: bool = False
+        self,
+        folder: Path,
+        detector: TwoStageDetector,
+        dataset: DetectionDataset,
+        *,
+        mirrored: bool = False,
+        dtype: DTypeLike = np.float16,
     ) -> None:
-        require_fixed(detector.backbone)
-        backbone, preprocess = cast(Backbone, detector.backbone), detector.preprocess
-        self.detector, self.dataset, self.mirrored = detector, dataset, mirrored
+        backbone, preprocess = fixed_part(detector.backbone), detector.preprocess
+        self.fixed: TwoStageDetector | None = TwoStageDetector(
+            preprocess=preprocess, backbone=backbone, neck=nn.Identity(), proposals=None
+        )
+        self.dataset, self.mirrored = dataset, mirrored
         identity = {key: value for key, value in dataset.identity().items() if key in ("images", "files")}
         identity |= {"weights": weights_hash(backbone), "mirrored": str(mirrored)}
         identity |= describe(preprocess, "preprocess") | describe(backbone, "backbone")
@@ -125,6 +138,7 @@ class KeptMaps:
                 identity,
                 [h * w for h, w in cells] * (1 + mirrored),
                 {f"C{level}": channels},
+                dtype,
             )
             for level, channels, cells in zip(backbone.levels, backbone.channels, self.cells, strict=True)
         ]
@@ -132,8 +146,8 @@ class KeptMaps:
         self._layers: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the detector, and without the files that are open: for processes that read images."""
-        return self.__dict__ | {"_layers": [], "detector": None}
+        """Without the backbone, and without the files that are open: for processes that read images."""
+        return self.__dict__ | {"_layers": [], "fixed": None}
 
     @property
     def missing(self) -> list[int]:
@@ -161,7 +175,8 @@ class KeptMaps:
         missing, count = self.missing, len(self.dataset)
         if not missing:
             return
-        ready = ReadyDetector(self.detector, device, "32-true").detector
+        assert self.fixed is not None
+        ready = ReadyDetector(self.fixed, device, "32-true").detector
         with stop_requests() as stop_requested:
             for number, index in enumerate(missing):
                 if stop_requested():
@@ -201,20 +216,34 @@ class KeptMaps:
         return self.dataset.with_images(self.read)
 
 
-def require_fixed(backbone: nn.Module) -> None:
-    """Raise ValueError unless `backbone` is a `Backbone` of which nothing changes in a training."""
+def fixed_part(backbone: nn.Module) -> Backbone:
+    """The levels of `backbone` of which nothing changes in a training: itself, or `Backbone.up_to` the last of them.
+
+    Raises ValueError where not even the first level is fixed, where running statistics are trained; for a backbone that
+    reads images at several scales, and one of which a part is fixed that is no chain of stages.
+    """
     if not isinstance(backbone, Backbone):
         raise ValueError(
             f"keep_maps: expected a backbone that reads images at one scale, got {type(backbone).__name__}"
         )
-    trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
-    norms = any(isinstance(each, _BatchNorm) for each in backbone.modules())
-    if trained or norms:
-        what = f"{trained} parameters" if trained else "running statistics"
+    fixed: list[int] = []
+    for level, names in backbone.stages().items():
+        if any(backbone.body.get_parameter(name).requires_grad for name in names):
+            break
+        fixed.append(level)
+    if not fixed:
+        trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+        last = max(backbone.levels)
         raise ValueError(
-            f"keep_maps: expected a backbone of which nothing is trained, got {what} that are; "
-            f"frozen={max(backbone.levels)} fixes all"
+            f"keep_maps: expected a backbone that is fixed up to a level, got {trained} parameters that are trained, "
+            f"some before the first level; frozen={last} fixes all, frozen={last - 1} all but the last stage"
         )
+    part = backbone if fixed[-1] == backbone.levels[-1] else backbone.up_to(fixed[-1])
+    if any(isinstance(each, _BatchNorm) for each in part.modules()):
+        raise ValueError(
+            "keep_maps: expected fixed levels of which nothing is trained, got running statistics that are"
+        )
+    return part
 
 
 def _stacked(maps: Sequence[Tensor]) -> Tensor:

@@ -37,17 +37,26 @@ class Postprocess:
         scores: [P, classes], without the background. deltas: [P, 1 + classes, 4], or [P, 1, 4] for all classes, which
         refine boxes [P, 4].
         """
+        return self.suppress(self.candidates(scores, deltas, boxes, coder, size))
+
+    def candidates(
+        self, scores: Tensor, deltas: Tensor, boxes: Tensor, coder: Coder, size: tuple[int, int]
+    ) -> Detections:
+        """All candidates, in no order; arguments as above."""
         # Thresholding first leaves a few hundred of the P x classes candidates to be decoded.
         row, column = (scores > self.score_threshold).nonzero(as_tuple=True)
         score, label = scores[row, column], column + 1
         refined = coder.decode(deltas[row, label if deltas.shape[1] > 1 else 0], boxes[row], label)
         refined = clip(refined, size)
         large = _large(refined, self.min_size)
-        refined, label, score = refined[large], label[large], score[large]
-        best = batched_nms(refined, score, label, self.nms_threshold)[: self.detections_per_image]
+        return Detections(refined[large], label[large], score[large])
+
+    def suppress(self, found: Detections) -> Detections:
+        """The detections among candidates, best first."""
+        best = batched_nms(found.boxes, found.scores, found.labels, self.nms_threshold)[: self.detections_per_image]
         if self.min_kept_size > 0:
-            best = best[_large(refined[best], self.min_kept_size)]
-        return Detections(refined[best], label[best], score[best])
+            best = best[_large(found.boxes[best], self.min_kept_size)]
+        return found[best]
 
 
 def _large(boxes: Tensor, side: float) -> Tensor:

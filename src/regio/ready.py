@@ -1,24 +1,26 @@
-"""A detector made ready for inference on a device: fused, laid out, and in the precision that the device is fast in."""
+"""A detector, or a segmentation network, made ready for inference on a device: fused, laid out, and in the precision
+that the device is fast in."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.backbones import Backbone
+from regio.backbones import Backbone, LaterLevels
 from regio.detector import TwoStageDetector
 from regio.fused import fuse
 from regio.image_pyramid import ImagePyramid
 from regio.necks import FPN
 from regio.roi_heads import WholeNetwork
-from regio.types import Detections
+from regio.segmentation import SegmentationNetwork
+from regio.types import ClassMap, Detections
 
-__all__ = ["InferencePrecision", "ReadyDetector", "inference_precision"]
+__all__ = ["InferencePrecision", "Ready", "ReadyDetector", "ReadySegmentation", "inference_precision"]
 
 InferencePrecision = Literal["32-true", "bf16-mixed"]
 """Convolutions and hidden layers in float32, or in bfloat16. Boxes, scores and what extractors learn are float32."""
@@ -39,6 +41,18 @@ def inference_precision(device: torch.device, wanted: str | None = None) -> Infe
         return "bf16-mixed" if has.get("amx_bf16") or has.get("avx512_bf16") else "32-true"
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return "bf16-mixed" if fast else "32-true"
+
+
+class Ready(Protocol):
+    """A network for inference on `device`: called with images, uint8 [3, H, W] of any sizes, and with boxes where it
+    needs some, it gives something for each, which has a method `to(device)`."""
+
+    device: torch.device
+
+    def padded_size(self, size: tuple[int, int], /) -> tuple[int, int]:
+        """The (height, width) of the batch that an image of `size` makes alone."""
+
+    def __call__(self, images: Sequence[Tensor], /, *given: Sequence[Tensor]) -> Sequence[Any]: ...
 
 
 class ReadyDetector(nn.Module):
@@ -78,6 +92,39 @@ class ReadyDetector(nn.Module):
         return found
 
 
+class ReadySegmentation(nn.Module):
+    """`network` for inference only, on `device`, as `ReadyDetector` is a detector: its class maps differ from those of
+    `network` by the rounding of scores, which are float32 from the classifier on."""
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        device: torch.device | str = "cpu",
+        precision: InferencePrecision | None = None,
+    ) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.precision = inference_precision(self.device, precision)
+        self.dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+        own = copy.deepcopy(network).to(self.device).eval()
+        with torch.no_grad():
+            own.backbone = _fused_backbone(own.backbone, self.dtype, self.device)
+            own.hidden, own.classifier = fuse(own.hidden, self.dtype), fuse(own.classifier, torch.float32)
+        self.network = own
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) of the batch that an image of `size` makes alone."""
+        return self.network.preprocess.padded([self.network.preprocess.size_of(size)])
+
+    @torch.inference_mode()
+    def forward(self, images: Sequence[Tensor]) -> list[ClassMap]:
+        """The class of every pixel of each of `images`, as `SegmentationNetwork.forward`."""
+        images = [image.to(self.device) for image in images]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            found: list[ClassMap] = self.network(images)
+        return found
+
+
 class _FusedFPN(FPN):
     """The pyramid whose sums are carried out by the lateral convolutions."""
 
@@ -97,6 +144,11 @@ def _fused_backbone(backbone: nn.Module, dtype: torch.dtype, device: torch.devic
     if isinstance(backbone, ImagePyramid):
         backbone.backbone, backbone.neck = _fused_backbone(backbone.backbone, dtype, device), fuse(backbone.neck, dtype)
         return backbone
+    if isinstance(backbone, LaterLevels):
+        if backbone.later is not None:
+            example = torch.rand(1, backbone.kept[-1].channels, 16, 20, device=device)
+            backbone.__dict__["later"] = fuse(backbone.later, dtype, example.to(memory_format=torch.channels_last))
+        return backbone
     if not isinstance(backbone, Backbone):
         return fuse(backbone, dtype)
     example = torch.rand(1, 3, 128, 160, device=device).contiguous(memory_format=torch.channels_last)
@@ -114,13 +166,18 @@ def _fused(detector: TwoStageDetector, dtype: torch.dtype) -> TwoStageDetector:
     else:
         detector.neck = fuse(neck, dtype)
     for head in detector.roi_heads:
-        for name, child in head.named_children():
-            if isinstance(child, WholeNetwork):
-                child.backbone = _fused_backbone(child.backbone, dtype, device)
-                setattr(child, "fully_connected", fuse(child.fully_connected, dtype))  # noqa: B010
-                continue
-            # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
-            setattr(head, name, fuse(child, torch.float32 if name == "class_logits" else dtype))
+        _fuse_layers(head, dtype, device)
     if isinstance(detector.proposals, nn.Module):
-        detector.proposals = fuse(detector.proposals, dtype)
+        _fuse_layers(detector.proposals, dtype, device)
     return detector
+
+
+def _fuse_layers(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Those of a head or of a proposal network, in place."""
+    for name, child in network.named_children():
+        if isinstance(child, WholeNetwork):
+            child.backbone = _fused_backbone(child.backbone, dtype, device)
+            setattr(child, "fully_connected", fuse(child.fully_connected, dtype))  # noqa: B010
+            continue
+        # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
+        setattr(network, name, fuse(child, torch.float32 if name == "class_logits" else dtype))

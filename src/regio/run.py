@@ -118,7 +118,7 @@ def _begin_from(weights: str, chosen: System, model: nn.Module, class_names: tup
             got = " ".join(str(own[key]) for key in ("name", "detector") if key in own)
             raise ValueError(f"--weights {name}: a detector of that architecture alone; leave --model out, got {got}")
         trained = load_trained(weights)
-        theirs, state, settings = trained.class_names, trained.detector.state_dict(), {}
+        theirs, state, settings = trained.class_names, trained.model.state_dict(), {}
     what = f"{weights}: does not fit this detector"
     try:
         if theirs == class_names:

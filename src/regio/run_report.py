@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO
 from itertools import tee
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
@@ -22,10 +25,14 @@ from regio.evaluate import (
     BoxEvaluator,
     CocoMetrics,
     MaskEvaluator,
+    MeanIoU,
     ProposalRecall,
     Recalled,
+    Segmented,
     VocMetrics,
+    class_iou,
     confusion_matrix,
+    pixel_confusion,
 )
 from regio.interchange import detections_from_coco
 from regio.training_log import TrainingLog
@@ -33,18 +40,20 @@ from regio.visualize import (
     comparison_sheet,
     confusion_figure,
     contact_sheet,
+    draw_class_map,
     draw_detections,
     draw_targets,
     precision_recall_figure,
     recall_figure,
     training_figure,
+    with_legend,
     write_report,
 )
 from regio.visualize.page import Cell
 from regio.whole_files import write_json
 from regio.yaml_text import as_yaml
 
-__all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results", "recall_table"]
+__all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results", "SegmentationResults", "recall_table"]
 
 PICTURES = 8  # images in the sheet of annotations and detections
 
@@ -191,7 +200,7 @@ class ProposalResults:
 
     def to_json(self) -> dict[str, Any]:
         """The numbers by name; null where nothing is defined."""
-        return {name: None if math.isnan(value) else value for name, value in self.numbers.items()}
+        return {name: _or_none(value) for name, value in self.numbers.items()}
 
     def write(self, folder: Path, configuration: Mapping[str, Any]) -> None:
         """See `Results`."""
@@ -222,6 +231,99 @@ class ProposalResults:
         return contact_sheet(pictures, 2, captions, ["annotated", "best proposals"])
 
 
+@dataclass(frozen=True)
+class SegmentationResults:
+    """Class maps, by the overlap of classes. records: those of `evaluator`."""
+
+    evaluator: MeanIoU
+    records: Sequence[Segmented]
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """What the evaluator measures."""
+        return self.evaluator.measure(self.records)
+
+    @cached_property
+    def classes(self) -> list[dict[str, Cell]]:
+        """A row for each class, the background first: the share of all pixels that are annotated as it, its IoU, and
+        the shares that are found of them and right among the predicted. NaN where no pixel has the class."""
+        matrix = self.evaluator.confusion(self.records)
+        right, annotated, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+        occurs = annotated > 0
+        columns: dict[str, NDArray[np.float64]] = {
+            "pixels": annotated / max(annotated.sum(), 1),
+            "IoU": np.where(occurs, class_iou(matrix), np.nan),
+            "recall": np.divide(right, annotated, out=np.full(len(right), np.nan), where=occurs),
+            "precision": np.divide(right, predicted, out=np.full(len(right), np.nan), where=predicted > 0),
+        }
+        names = ("background", *self.evaluator.dataset.class_names)
+        return [
+            {"class": name, **{title: float(values[i]) for title, values in columns.items()}}
+            for i, name in enumerate(names)
+        ]
+
+    def show(self, console: Console) -> None:
+        """Print the numbers, and a table of the classes (the background, and the 20 with the most pixels)."""
+        background, *others = self.classes
+        others.sort(key=lambda row: -_number(row["pixels"]))
+        table = _table("class", "pixels", "IoU", "recall", "precision")
+        for row in (background, *others[:20]):
+            name, *values = row.values()
+            table.add_row(escape(str(name)), *(_written(_number(value)) for value in values))
+        if len(others) > 20:
+            table.add_row(f"and {len(others) - 20} more", "", "", "", "")
+        console.print(table)
+        console.print("  ".join(f"{name} {_written(value)}" for name, value in self.summary().items()), highlight=False)
+
+    def summary(self) -> dict[str, float]:
+        """The headline numbers by name."""
+        numbers = self.numbers
+        return {
+            "mean IoU": numbers["mean_iou"],
+            "pixel accuracy": numbers["pixel_accuracy"],
+            "mean accuracy": numbers["mean_accuracy"],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers by name, and the IoU of each class under "iou"; null where nothing is defined."""
+        iou = {str(row["class"]): _or_none(_number(row["IoU"])) for row in self.classes}
+        return {name: _or_none(value) for name, value in self.numbers.items()} | {"iou": iou}
+
+    def write(self, folder: Path, configuration: Mapping[str, Any]) -> None:
+        """See `Results`."""
+        dataset = self.evaluator.dataset
+        caption = "Confusion matrix of pixels, in thousands. Column background: missed. Row background: false"
+        thousands = np.rint(self.evaluator.confusion(self.records) / 1000).astype(np.int64)
+        self.evaluator.save(self.records, _made(folder))
+        _write(
+            folder,
+            self.to_json(),
+            f"{len(dataset)} images, {len(dataset.class_names)} classes and the background. IoU is counted over the "
+            "pixels of all images, and its mean is over the classes that any pixel has.",
+            self.summary(),
+            {caption: ("confusion", confusion_figure(thousands, dataset.class_names))},
+            ("Validation images: the photo, annotated, and predicted", self._pictures()),
+            self.classes,
+            configuration,
+        )
+
+    def _pictures(self) -> Image.Image:
+        dataset, pictures, captions = self.evaluator.dataset, [], []
+        seen: set[int] = set()
+        for i in _spread(dataset):
+            sample, record = dataset[i], self.records[i]
+            truth = sample.targets.class_map
+            assert truth is not None
+            predicted = torch.from_numpy(np.array(Image.open(BytesIO(record.png))))
+            for labels in (torch.zeros_like(truth), truth, predicted):
+                pictures.append(draw_class_map(sample.image, labels))
+                seen |= {*labels.unique().tolist()}
+            right = pixel_confusion(truth, predicted, len(dataset.class_names) + 1)
+            captions += [sample.name, "", f"{np.diag(right).sum() / max(right.sum(), 1):.0%} of the pixels right"]
+        sheet = contact_sheet(pictures, 3, captions, ["photo", "annotated", "predicted"], 420)
+        return with_legend(sheet, sorted(seen), dataset.class_names)
+
+
 def recall_table(numbers: Mapping[str, float], limits: Sequence[int]) -> Table:
     """The numbers of `ProposalRecall`."""
     table = _table("proposals", "average recall", "at IoU 0.5", "at IoU 0.7", "average best overlap")
@@ -229,6 +331,14 @@ def recall_table(numbers: Mapping[str, float], limits: Sequence[int]) -> Table:
         row = (numbers[f"{what}_{limit}"] for what in ("ar", "recall50", "recall70", "abo"))
         table.add_row(str(limit), *map(_written, row))
     return table
+
+
+def _number(value: Cell) -> float:
+    return value if isinstance(value, float) else math.nan
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _in_words(name: str) -> str:

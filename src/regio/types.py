@@ -1,4 +1,4 @@
-"""The four values that travel through a detector.
+"""The values that travel through a detector, and those of a segmentation network.
 
 The box convention, said once for the whole library:
 
@@ -16,7 +16,7 @@ coordinates, an image index in range) are `Regions.check`, which extractors call
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,10 @@ from torch import Tensor
 from regio.kernels.arguments import has_values
 from regio.masks import Masks
 
-__all__ = ["Detections", "FeatureMap", "Regions", "Targets"]
+__all__ = ["IGNORED", "ClassMap", "Detections", "FeatureMap", "Regions", "Targets"]
+
+IGNORED = 255
+"""The label of pixels whose class is not known: no class map has more than 254 classes."""
 
 
 def _require_boxes(name: str, boxes: Tensor) -> None:
@@ -43,6 +46,11 @@ def _require_column(name: str, column: Tensor, rows: int, dtype: torch.dtype, de
         raise TypeError(f"{name}: expected dtype {dtype}, got {column.dtype}")
     if column.device != device:
         raise ValueError(f"{name}: expected device {device}, that of the boxes, got {column.device}")
+
+
+def _require_map(name: str, labels: Tensor) -> None:
+    if labels.ndim != 2 or labels.dtype != torch.uint8:
+        raise ValueError(f"{name}: expected [H, W] uint8, got {list(labels.shape)} {labels.dtype}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,9 @@ class Targets:
 
     boxes: [G, 4] in image pixels. labels: [G] int64 in 1 .. C. crowd: [G] bool, a group that is neither object nor
     background (COCO's `iscrowd`). difficult: [G] bool, not counted by VOC's evaluation. masks: [G, H, W] bool, on
-    the pixels of the image as annotated, or None; one without a single pixel is not known. The flags default to False.
+    the pixels of the image as annotated, or None; one without a single pixel is not known. class_map: [H, W] uint8 on
+    the same pixels, the label of each, 0 the background and `IGNORED` where it is not known; or None. The flags default
+    to False.
     """
 
     boxes: Tensor
@@ -190,6 +200,7 @@ class Targets:
     crowd: Tensor = field(default_factory=_no_flags)
     difficult: Tensor = field(default_factory=_no_flags)
     masks: Tensor | None = None
+    class_map: Tensor | None = None
 
     def __post_init__(self) -> None:
         _require_boxes("boxes", self.boxes)
@@ -201,15 +212,22 @@ class Targets:
         _require_column("labels", self.labels, rows, torch.int64, device)
         if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != rows):
             raise ValueError(f"masks: expected shape [{rows}, H, W], got {list(self.masks.shape)}")
+        if self.class_map is not None:
+            _require_map("class_map", self.class_map)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on `device`."""
-        masks = None if self.masks is None else self.masks.to(device)
+        masks, class_map = (None if each is None else each.to(device) for each in (self.masks, self.class_map))
         return Targets(
-            self.boxes.to(device), self.labels.to(device), self.crowd.to(device), self.difficult.to(device), masks
+            self.boxes.to(device),
+            self.labels.to(device),
+            self.crowd.to(device),
+            self.difficult.to(device),
+            masks,
+            class_map,
         )
 
 
@@ -248,3 +266,45 @@ class Detections:
         """The same detections on `device`."""
         masks = None if self.masks is None else self.masks.to(device)
         return Detections(self.boxes.to(device), self.labels.to(device), self.scores.to(device), masks)
+
+    def relabelled(self, label: Tensor) -> Detections:
+        """Those that have a new label, under it: label [C + 1] int64 is the new one by the old one, 0 for none."""
+        labels = label.to(self.labels.device)[self.labels]
+        kept = self[labels > 0]
+        return replace(kept, labels=labels[labels > 0])
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The class of every pixel of one image.
+
+    labels: [H, W] uint8 on the pixels of the image that was given, 1 .. C, 0 for the background. scores: [H, W], the
+    probability of that label.
+
+    Raises ValueError when shapes, dtypes or devices do not fit.
+    """
+
+    labels: Tensor
+    scores: Tensor
+
+    def __post_init__(self) -> None:
+        _require_map("labels", self.labels)
+        if self.scores.shape != self.labels.shape or self.scores.device != self.labels.device:
+            raise ValueError(
+                f"scores: expected {list(self.labels.shape)} on {self.labels.device}, "
+                f"got {list(self.scores.shape)} on {self.scores.device}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.labels.shape[0], self.labels.shape[1]
+
+    def to(self, device: torch.device | str) -> ClassMap:
+        """The same map on `device`."""
+        return ClassMap(self.labels.to(device), self.scores.to(device))
+
+    def relabelled(self, label: Tensor) -> ClassMap:
+        """The same pixels under new labels: label [C + 1] int64 is the new one by the old one, 0, the background, for
+        none."""
+        return replace(self, labels=label.to(self.labels.device, torch.uint8)[self.labels.long()])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_json", "write_whole"]
+__all__ = ["distinct_names", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -30,3 +31,15 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all. Raises OSError naming the file."""
     write_whole(path, json.dumps(value).encode())
+
+
+def distinct_names(files: Sequence[str | Path], suffix: str) -> list[str]:
+    """A name for what is made of each of `files`: its own with `suffix`, and a number where two files share it."""
+    names: dict[str, None] = {}
+    for stem in (Path(file).stem for file in files):
+        name, number = f"{stem}{suffix}", 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}{suffix}"
+        names[name] = None
+    return list(names)

@@ -8,13 +8,15 @@ import pytest
 import yaml
 
 from regio.compare import Arm
-from regio.compare.study import METRICS, Study, read_study, study_names
+from regio.compare.study import COCO_METRICS, Study, read_study, study_names
 from regio.config import RunConfig
 from regio.config.extractors import DeformableRoIPool, Learned, RoIAlign, RoIPool
+from regio.config.systems import RFCN, ClassAwareRPN, FasterRCNN, FasterRCNNOnFPN
 from regio.optimisation import SGD, AdamW, Cosine, Step
 
 SHARED = RunConfig("shapes", images=20)
 STUDY = read_study("region-features")
+TABLE = {"title": "", "about": "", "reference": "a", "rows": [{"arm": "a", "name": ""}]}
 
 
 def arms(
@@ -29,8 +31,8 @@ def extractor(arm: Arm) -> Any:
     return arm.config.model.extractor  # type: ignore[attr-defined]
 
 
-def test_there_is_one_study() -> None:
-    assert study_names() == ("region-features",)
+def test_studies_by_name() -> None:
+    assert study_names() == ("deformable-convnets", "region-features")
     assert tuple(STUDY.tables) == ("2", "3", "4", "5", "start")
 
 
@@ -179,7 +181,7 @@ def test_every_line_of_the_paper() -> None:
     rows = [row for table in STUDY.tables.values() for row in table.rows if row.paper]
     assert len(rows) == 7 + 9 + 5 + 12
     for row in rows:
-        assert row.paper is not None and len(row.paper) == len(METRICS)
+        assert row.paper is not None and len(row.paper) == len(COCO_METRICS)
         ap, ap50, ap75, small, medium, large = row.paper
         assert ap < ap50 and small < medium < large
         assert ap75 > ap - 1 or row.arm == "r101-regular"
@@ -227,8 +229,13 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
                     "1": {"title": "", "about": "", "reference": "a", "rows": [{"arm": "a", "name": "", "paper": [1]}]}
                 }
             },
-            r"s.yaml: tables.1.rows.0.paper",
+            r"s.yaml: tables.1.rows.0.paper: expected 6 numbers, those of ap, ap50, .*, got 1",
         ),
+        (
+            {"tables": {"1": TABLE | {"metrics": ["map"]}}},
+            r"s.yaml: tables.1.metrics: expected some of ap, ap50, .*, got 'map'",
+        ),
+        ({"tables": {"1": TABLE | {"metrics": []}}}, r"s.yaml: tables.1.metrics: expected one at least"),
         (
             {
                 "tables": {
@@ -252,9 +259,38 @@ def test_a_file_that_is_wrong_is_one_line(change: dict[str, Any], message: str, 
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"--study: expected region-features, or a file, got 'region'"):
+    with pytest.raises(
+        ValueError, match=r"--study: expected deformable-convnets, region-features, or a file, got 'region'"
+    ):
         read_study("region")
     with pytest.raises(ValueError, match=r"--tables: expected one of 2, 3, 4, 5, start, got '7'"):
         STUDY.chosen_tables(["2", "7"])
     with pytest.raises(ValueError, match=r"<none>: expected one of rpn, rpn-fpn"):
         arms(["4"], ["proposals=<none>"])
+
+
+def test_arms_of_deformable_convnets() -> None:
+    study = read_study("deformable-convnets")
+    first, found = study.plan_arms(study.chosen_tables(None), SHARED, (), full=False, images=20)
+    assert first == () and len(found) == 23
+    for arm in found:
+        model: Any = arm.config.model
+        assert (model.frozen, arm.config.keep_maps, arm.config.training.steps) == (4, True, 1000)
+        system, _, what = arm.label.partition("-")
+        assert type(model) is {"rpn": ClassAwareRPN, "faster": FasterRCNN, "rfcn": RFCN, "fpn": FasterRCNNOnFPN}[system]
+        assert model.deformable_layers == {"": 0, "1": 1, "2": 2, "3": 3, "6": 5, "roi": 0, "both": 3}[what]
+        if what in ("roi", "both"):
+            assert isinstance(model.extractor, DeformableRoIPool)
+    _, full = study.plan_arms(study.chosen_tables(None), SHARED, (), full=True, images=16_000)
+    layers = {arm.label: arm.config.model.deformable_layers for arm in full}  # type: ignore[attr-defined]
+    assert layers["rfcn-6"] == 6 and all(arm.config.training.steps == 30_000 for arm in full)
+    widths = {arm.label: arm.config.model.channels for arm in full}  # type: ignore[attr-defined]
+    assert (widths["rfcn"], widths["rfcn-6"], widths["rfcn-both"], widths["faster"]) == (1024, 1024, 1024, 256)
+
+
+def test_relative_gains_in_the_paper_of_deformable_convnets() -> None:
+    """Section 4.3: 11, 13 and 12 % on COCO."""
+    rows = read_study("deformable-convnets").tables["5"].rows
+    pairs = zip(rows[::2], rows[1::2], strict=True)
+    gains = [100 * (after.paper[0] / before.paper[0] - 1) for before, after in pairs if before.paper and after.paper]
+    assert [round(gain) for gain in gains] == [11, 13, 12]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regio.compare.results import Measured, seconds_a_step
-from regio.compare.study import METRICS, Row, Table
+from regio.compare.study import COCO_METRICS, Row, Table
 from regio.compare.tables import pooled_deviation, table_figure, table_result, write_table
 from tests.compare.test_results import RUN
 
@@ -30,6 +30,23 @@ def runs(label: str, *aps: float) -> list[Measured]:
 
 
 MEASURED = runs("align", 0.20, 0.22) + runs("ours", 0.25, 0.29) + runs("other", 0.9)
+
+
+def test_other_metrics_by_hand() -> None:
+    """A table of VOC: lines are compared by its first metric, not by COCO's AP."""
+    rows = (Row("align", "aligned", paper=(60.0, 40.0)), Row("ours", "learned", paper=(64.0, 41.0)))
+    measured = [
+        replace(RUN, label=label, seed=seed, ap=0.9, voc_map=voc_map, voc_map_70=0.1)
+        for label, seed, voc_map in (("align", 0, 0.2), ("align", 1, 0.4), ("ours", 0, 0.5), ("ours", 1, 0.5))
+    ]
+    result = table_result("1", replace(TABLE, metrics=("voc_map", "voc_map_70")), rows, measured)
+    ours = result.lines[1]
+    assert (ours.difference, ours.paper_difference) == pytest.approx((20, 4))
+    assert result.deviation == pytest.approx(10)  # of 20 and 40, and of 50 twice
+    shown = result.accuracy()[1]
+    assert (shown["mAP@0.5"], shown["mAP@0.5, paper"]) == ("50.0 (50.0 to 50.0)", "64.0")
+    assert result.other_metrics()[0] == {"": "aligned", "mAP@0.7": "10.0", "mAP@0.7, paper": "40.0"}
+    assert table_figure(result).axes[0].get_title("left").startswith("mAP@0.5, in percent")
 
 
 def test_the_pooled_deviation_by_hand() -> None:
@@ -77,7 +94,7 @@ def test_what_the_page_shows() -> None:
     }
     dash = "\N{EN DASH}"
     assert [result.accuracy()[2][name] for name in ("AP", "difference", "AP, paper", "cells, paper")] == [dash] * 4
-    shown = result.by_kind()[1]
+    shown = result.other_metrics()[1]
     assert [shown[name] for name in ("AP50", "AP50, paper", "small", "small, paper")] == [
         "30.0",
         "50.0",
@@ -97,7 +114,7 @@ def test_the_file_of_a_table(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [(row["group"], row["arm"]) for row in rows] == [("box", "align"), ("box", "ours"), ("", "new")]
     assert float(rows[1]["ap"]) == pytest.approx(27) and float(rows[1]["difference"]) == pytest.approx(6)
-    assert {f"{metric}_paper" for metric in METRICS} <= rows[0].keys()
+    assert {f"{metric}_paper" for metric in COCO_METRICS} <= rows[0].keys()
     assert (rows[1]["cells"], rows[1]["cells paper"], rows[0]["cells"], rows[0]["cells paper"]) == (
         "6.5",
         "7.0",

@@ -3,6 +3,14 @@
 from regio.analysis.dilation import FILTER_CLASSES, effective_dilation, filter_class
 from regio.analysis.divergence import divergence, kl_between_parts, kl_of_mask, masks_to_cells
 from regio.analysis.flops import LearnedFlops, LearnedSize, published_flops, separable_flops
+from regio.analysis.layer_offsets import (
+    LayerOffsets,
+    deformable_backbone,
+    offsets_in_backbone,
+    recorded_offsets,
+    stacked_layers,
+    stacked_sampling_points,
+)
 from regio.analysis.object_sizes import SIZES, Statistic, by_class, size_class
 from regio.analysis.sample_counts import count_cells, count_samples
 from regio.analysis.trained import (
@@ -13,21 +21,39 @@ from regio.analysis.trained import (
     divergence_over_training,
     divergence_rows,
     extractor_of,
+    has_measurable_weights,
     measured_images,
     weights_by_level,
+    write_divergences,
+)
+from regio.analysis.trained_offsets import (
+    PUBLISHED_DILATION,
+    OffsetStatistics,
+    has_offsets,
+    offset_variants,
+    offsets_of_detector,
+    offsets_over_training,
+    without_offsets,
+    write_dilation,
+    write_offset_lengths,
+    write_without_offsets,
 )
 
 __all__ = [
     "FILTER_CLASSES",
     "MOST_PARTS",
+    "PUBLISHED_DILATION",
     "SIZES",
     "Divergences",
+    "LayerOffsets",
     "LearnedFlops",
     "LearnedSize",
+    "OffsetStatistics",
     "Statistic",
     "by_class",
     "count_cells",
     "count_samples",
+    "deformable_backbone",
     "divergence",
     "divergence_of_checkpoints",
     "divergence_of_detector",
@@ -36,12 +62,26 @@ __all__ = [
     "effective_dilation",
     "extractor_of",
     "filter_class",
+    "has_measurable_weights",
+    "has_offsets",
     "kl_between_parts",
     "kl_of_mask",
     "masks_to_cells",
     "measured_images",
+    "offset_variants",
+    "offsets_in_backbone",
+    "offsets_of_detector",
+    "offsets_over_training",
     "published_flops",
+    "recorded_offsets",
     "separable_flops",
     "size_class",
+    "stacked_layers",
+    "stacked_sampling_points",
     "weights_by_level",
+    "without_offsets",
+    "write_dilation",
+    "write_divergences",
+    "write_offset_lengths",
+    "write_without_offsets",
 ]

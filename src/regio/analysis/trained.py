@@ -19,6 +19,7 @@ from regio.analysis.divergence import kl_between_parts, kl_of_mask, masks_to_cel
 from regio.analysis.object_sizes import SIZES, Statistic, by_class, size_class
 from regio.checkpoints import kept_checkpoints
 from regio.config import load_detector
+from regio.csv_files import write_csv
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
 from regio.regions import Levels
@@ -32,12 +33,15 @@ __all__ = [
     "divergence_over_training",
     "divergence_rows",
     "extractor_of",
+    "has_measurable_weights",
     "measured_images",
     "weights_by_level",
+    "write_divergences",
 ]
 
 MOST_PARTS = 1024
 """Parts of an extractor whose weights can be looked at: each has one for every cell of the map."""
+COLUMNS = ("run", "step", "measure", "size", "objects", "mean", "deviation", "unread")
 AT_ONCE = 2**20  # weights that are held together, unless those of one box are more
 
 
@@ -64,6 +68,12 @@ def extractor_of(detector: TwoStageDetector) -> Levels:
             f"with {type(extractor).__name__}"
         )
     return extractor
+
+
+def has_measurable_weights(detector: TwoStageDetector) -> bool:
+    """Whether `divergence_of_detector` measures it: its first RoI head has an extractor of up to `MOST_PARTS` parts."""
+    extractor = getattr(next(iter(detector.roi_heads), None), "extractor", None)
+    return isinstance(extractor, Levels) and prod(extractor.bins) <= MOST_PARTS
 
 
 def weights_by_level(levels: Levels, maps: Sequence[FeatureMap], r: Regions) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -191,6 +201,11 @@ def divergence_rows(series: Mapping[str, Mapping[int, Divergences]]) -> list[dic
         for size, each in by_size.items()
         if each.count
     ]
+
+
+def write_divergences(path: Path, series: Mapping[str, Mapping[int, Divergences]]) -> None:
+    """Write the table of `divergence_rows` as CSV; of no objects, its first line alone."""
+    write_csv(path, COLUMNS, divergence_rows(series))
 
 
 def _scaled(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -67,8 +67,8 @@ def compare(
     study: Annotated[
         str | None,
         typer.Option(
-            help="In place of --systems: the experiments of a paper and its tables. There is region-features (Learning "
-            "Region Features); or a YAML file of such.",
+            help="In place of --systems: the experiments of a paper and its tables. There are region-features "
+            "(Learning Region Features) and deformable-convnets (Deformable ConvNets); or a YAML file of such.",
             rich_help_panel=WHAT,
         ),
     ] = None,

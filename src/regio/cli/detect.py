@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from regio.cli.augmentation import BoxVoting, Flip, Rounds, Scales, augmented
+
 __all__ = ["detect"]
 
 
@@ -38,6 +40,10 @@ def detect(
             "are margins)."
         ),
     ] = None,
+    scales: Scales = None,
+    flip: Flip = False,
+    rounds: Rounds = 1,
+    box_voting: BoxVoting = False,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     precision: Annotated[
         str | None, typer.Option(help="32-true or bf16-mixed (default: bf16-mixed where the device is fast in it).")
@@ -50,14 +56,17 @@ def detect(
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the detections as JSON, and nothing else.")] = False,
 ) -> None:
-    """Detect objects in photos: annotated pictures, and detections.json with boxes in pixels.
+    """Detect objects in photos: annotated pictures, and detections.json with boxes in pixels; or class maps.
+
+    A segmentation network leaves pictures, class_maps/ with a PNG file of the class of every pixel, and
+    segmentation.json with the share of each class.
 
     An image that cannot be read is passed over, named at the end, and makes the exit code 1.
     """
     from regio.devices import pick_device
     from regio.given_proposals import source_for
-    from regio.inference import detect_files, find_images
-    from regio.ready import ReadyDetector, inference_precision
+    from regio.inference import find_images, find_in_files
+    from regio.ready import inference_precision
     from regio.run_folders import latest_checkpoint, new_folder
     from regio.weights import load_trained, system_of
 
@@ -73,7 +82,8 @@ def detect(
     source = source_for(path, trained.proposals, proposals) if trained.system.needs_proposals else None
     if source is not None and isinstance(source.origin, Path):
         raise ValueError(f"--proposals: expected what finds boxes in any photo, got the file {source.origin}")
-    detector = ReadyDetector(trained.detector, place, chosen)
+    model = augmented(trained.model, scales, flip, rounds, box_voting)
+    network, kept = trained.system.ready(model, place, chosen), trained.system.output(trained.labels, lowest)
     folder = new_folder(project, "detect") if output is None else output
     console.print(
         f"{path}, {_count(len(trained.labels), 'label')}, on {place} in {chosen}, {_count(len(files), 'image')}",
@@ -82,12 +92,11 @@ def detect(
     )
     with Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("detect", total=len(files))
-        result = detect_files(
-            detector,
+        result = find_in_files(
+            network,
             files,
-            trained.labels,
+            kept,
             folder,
-            score_threshold=lowest,
             pictures=pictures,
             batch_size=batch_size,
             proposals=None if source is None else source.boxes,
@@ -96,14 +105,14 @@ def detect(
     if as_json:
         print(json.dumps(result.found))
     speed = len(result.found) / result.seconds if result.seconds > 0 else 0.0
+    places = ", ".join([*(f"{place}/" for place in kept.folders(pictures)), kept.listing])
     console.print(
-        f"{_count(result.objects, 'object')} of score {lowest:g} and above in {_count(len(result.found), 'image')}, "
-        f"{speed:.1f} images/s; in [bold]{escape(str(folder))}[/]{': pictures/, detections.json' if pictures else ''}",
+        f"{kept.summary(result.found)} in {_count(len(result.found), 'image')}, "
+        f"{speed:.1f} images/s; in [bold]{escape(str(folder))}[/]: {places}",
         highlight=False,
     )
-    weak = trained.system.weak_score
-    if result.found and not result.objects and lowest > weak:
-        hint = f"Nothing has that score; --score {weak:g} keeps weaker detections too"
+    hint = kept.hint(result.found)
+    if hint is not None:
         console.print(hint, style="dim", highlight=False)
     if result.unreadable:
         console.print(f"[red]{_count(len(result.unreadable), 'image')} could not be read:[/]", highlight=False)

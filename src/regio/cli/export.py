@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -39,7 +39,7 @@ def export(
         float | None, typer.Option(help="Lowest score of a detection (default: the detector's own).")
     ] = None,
 ) -> None:
-    """Write a trained detector as one file that other programs run: ONNX, or an exported program of PyTorch.
+    """Write a trained model as one file that other programs run: ONNX, or an exported program of PyTorch.
 
     Both take images of any size and number. docs/export.md has inputs, outputs and an example without PyTorch.
     """
@@ -48,9 +48,10 @@ def export(
 
     write, suffix = {Format.ONNX: (export_onnx, ".onnx"), Format.TORCH: (export_torch, ".pt2")}[format]
     trained = load_trained(weights, score_threshold=score)
+    model: Any = trained.model
     name = weights if Path(weights).exists() else weights.partition(":")[2].partition("=")[0]
     file = Path(name).with_suffix(suffix) if output is None else output
-    write(trained.detector, file, trained.labels)
+    write(model, file, trained.labels)
     Console(soft_wrap=True).print(
         f"{len(trained.labels)} labels, {file.stat().st_size / 1e6:.0f} MB, in [bold]{escape(str(file))}[/]",
         highlight=False,

@@ -29,12 +29,12 @@ COMMANDS = {
     "train": "Train a detector, evaluate it, and leave checkpoints, metrics, plots and pictures in a folder.",
     "compare": "Train systems on the same data for the same time, and put them side by side in a report.",
     "config": "Print every setting of a training: its value, its type and what it means.",
-    "val": "Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, or recall of a proposal network.",
+    "val": "Evaluate a checkpoint: COCO's and Pascal VOC's AP, recall of proposals, or mean IoU of class maps.",
     "proposals": "Find boxes in all images, for detectors that find none themselves, and measure their recall.",
-    "detect": "Detect objects in photos: annotated pictures, and detections.json with boxes in pixels.",
-    "export": "Write a trained detector as one file that other programs run: ONNX, or an exported program of PyTorch.",
-    "explain": "Draw which cells of the feature map an extractor reads for a box, and with what weight.",
-    "analyse": "Measure and draw what the extractors of runs have learned to read, over the steps of their trainings.",
+    "detect": "Detect objects in photos: annotated pictures, and detections.json with boxes in pixels; or class maps.",
+    "export": "Write a trained model as one file that other programs run: ONNX, or an exported program of PyTorch.",
+    "explain": "Draw which cells of the feature map an extractor reads for a box, and where deformable layers read.",
+    "analyse": "Measure and draw what extractors and deformable layers learn to read, over the steps of a training.",
 }
 """The first line of each command's help. The command NAME is the function NAME of the module `regio.cli.NAME`."""
 

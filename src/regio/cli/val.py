@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from regio.cli.augmentation import BoxVoting, Flip, Rounds, Scales, augmented
+
 __all__ = ["val"]
 
 
@@ -36,6 +38,10 @@ def val(
     split: Annotated[
         str | None, typer.Option(help="Which images of DATA (default: val, but all of a JSON file).")
     ] = None,
+    scales: Scales = None,
+    flip: Flip = False,
+    rounds: Rounds = 1,
+    box_voting: BoxVoting = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
@@ -48,18 +54,19 @@ def val(
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON, and nothing else.")] = False,
 ) -> None:
-    """Evaluate a checkpoint: COCO's metrics and Pascal VOC's AP at IoU 0.5, or recall of a proposal network.
+    """Evaluate a checkpoint: COCO's and Pascal VOC's AP, recall of proposals, or mean IoU of class maps.
 
     Classes are matched by name: those of the data that the detector knows are measured.
 
-    Leaves results.json, predictions.json (COCO results), plots, pictures and report.html in a folder.
+    Leaves results.json, predictions.json (COCO results; class maps are PNG files in predictions/), plots, pictures and
+    report.html in a folder.
     """
     from regio.data import open_dataset
     from regio.data.loading import without_worker_tracebacks
     from regio.devices import pick_device
     from regio.evaluate import evaluate
     from regio.given_proposals import data_name, source_for
-    from regio.ready import ReadyDetector, inference_precision
+    from regio.ready import inference_precision
     from regio.run import print_problems
     from regio.run_folders import latest_checkpoint, new_folder
     from regio.weights import load_trained
@@ -69,7 +76,7 @@ def val(
     place = pick_device(device)
     chosen = inference_precision(place, precision)
     trained = load_trained(path)
-    ready = ReadyDetector(trained.detector, place, chosen)
+    ready = trained.system.ready(augmented(trained.model, scales, flip, rounds, box_voting), place, chosen)
     split = split or ("all" if Path(data).is_file() and Path(data).suffix.lower() == ".json" else "val")
     dataset = open_dataset(data, split)
     try:
@@ -82,7 +89,8 @@ def val(
     elif proposals is not None:
         raise ValueError(f"--proposals: {path} finds its own boxes")
     evaluator = trained.system.evaluator(dataset)
-    print_problems([evaluator.dataset], console)
+    dataset = evaluator.dataset
+    print_problems([dataset], console)
     folder = new_folder(project, "val") if output is None else output
     about = f"{path} on {len(dataset)} images of {data}, {split}, {len(dataset.class_names)} classes, in {chosen}"
     console.print(about, highlight=False, markup=False)

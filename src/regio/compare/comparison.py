@@ -14,13 +14,12 @@ from pathlib import Path
 from rich.console import Console
 
 from regio.compare.analyses import ANALYSES
-from regio.compare.figures import examples_sheet
 from regio.compare.learnt import learnt_parts
 from regio.compare.pace import measured_pace
 from regio.compare.plan import Pace, Plan, Run
 from regio.compare.provenance import provenance
 from regio.compare.report import Report, system_name
-from regio.compare.results import measure, predictions, write_results
+from regio.compare.results import measure, write_results
 from regio.compare.speed import Speed, Timed, seconds_an_image
 from regio.compare.study import Study, read_study
 from regio.compare.study_report import StudyReport
@@ -28,7 +27,7 @@ from regio.data import DetectionDataset
 from regio.devices import pick_device
 from regio.errors import Interrupted
 from regio.given_proposals import source_for
-from regio.ready import ReadyDetector, inference_precision
+from regio.ready import inference_precision
 from regio.run import open_data, open_splits, run
 from regio.run_folders import emptied, locked
 from regio.train import stop_requests
@@ -137,8 +136,8 @@ def _end(
         place = (locked if begun else emptied)(each.folder)
         run(each.config(pace.steps), place, console, resume=begun, project=folder)
         whole = None if begun else time.monotonic() - clock
-        detector = load_trained(each.folder / "weights" / "last.safetensors").detector
-        parameters = sum(parameter.numel() for parameter in detector.parameters())
+        model = load_trained(each.folder / "weights" / "last.safetensors").model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         ended = datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00") + " UTC"
         values = {"parameters": parameters, "whole_seconds": whole, "ended": ended, "made": dict(made)}
         write_json(each.record, values)
@@ -176,8 +175,7 @@ def _speed(
                 source = source_for(weights, trained.proposals, each.arm.config.validation_proposals)
                 propose = None if isinstance(source.origin, Path) else source.boxes
             _, validation = open_splits(each.arm.config, QUIET, folder)
-            ready = ReadyDetector(trained.detector, place, inference_precision(place))
-            timed[label] = Timed(ready, validation, propose)
+            timed[label] = Timed(trained.ready(place, inference_precision(place)), validation, propose)
         except Exception as error:
             _failed(f"{label}, timing", error, failures, console)
     return seconds_an_image(timed)
@@ -198,13 +196,14 @@ def _report(
     measured = [
         measure(each, validation, system_name(each.arm.config.model), speed.get(each.arm.label)) for each in ended
     ]
-    found = {each.arm.label: predictions(each) for each in reversed(ended)}
+    found = {each.arm.label: each for each in reversed(ended)}
     made = {_name(each): json.loads(each.record.read_text())["made"] for each in ended}
     about = {"command": command, "budget": plan.budget, "seeds": plan.seeds, "data": dict(plan.data)}
     write_results(folder, measured, failures, {**about, "made": made})
     study = None if plan.study is None else read_study(plan.study)
     shown = [label for label in order if label in found and (study is None or label in study.pictures)]
-    examples = examples_sheet({label: found[label] for label in shown}, validation) if shown else None
+    kind = plan.arms[0].config.model.compared_as()
+    examples = kind.examples({label: found[label].folder for label in shown}, validation) if shown else None
     tables = None
     if study is not None:
         for name in ("plots", "tables"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
@@ -14,28 +16,25 @@ from PIL import Image
 from regio.compare.results import Measured, spread
 from regio.data import DetectionDataset
 from regio.interchange import detections_from_coco
-from regio.visualize import contact_sheet, draw_detections, draw_targets
+from regio.visualize import contact_sheet, draw_class_map, draw_detections, draw_targets, with_legend
 from regio.visualize.plots import INK, line_colour, style_axes
+from regio.whole_files import distinct_names
 
-__all__ = ["accuracy_figure", "examples_sheet", "time_figure"]
+__all__ = ["accuracy_figure", "class_map_sheet", "examples_sheet", "time_figure"]
 
 PHOTOS, CELL = 5, 300  # of the sheet, and pixels of each
 
 
-def accuracy_figure(measured: Sequence[Measured]) -> Figure:
-    """Bars of AP and of VOC's mAP for each arm: the mean over seeds, a line from the lowest to the highest, and a point
-    for each seed."""
+def accuracy_figure(measured: Sequence[Measured], bars: Mapping[str, str]) -> Figure:
+    """Bars of some numbers, titles by fields of `Measured`, for each arm: the mean over seeds, a line from the lowest
+    to the highest, and a point for each seed."""
     labels = list(dict.fromkeys(each.label for each in measured))
-    bars: dict[str, Callable[[Measured], float]] = {
-        "COCO AP": lambda each: each.ap,
-        "VOC mAP (IoU 0.5)": lambda each: each.voc_map,
-    }
     figure = Figure(figsize=(max(5.0, 1.6 + 1.3 * len(labels)), 4.4), layout="constrained")
     axes = figure.add_subplot()
     style_axes(axes, "accuracy on the validation images")
-    for i, (name, value) in enumerate(bars.items()):
+    for i, (field, name) in enumerate(bars.items()):
         for place, label in enumerate(labels):
-            values = [value(each) for each in measured if each.label == label]
+            values = [getattr(each, field) for each in measured if each.label == label]
             found, at = spread(values), place + (i - 0.5) * 0.38
             axes.bar(at, found.mean, 0.36, color=line_colour(i), alpha=0.85, label=name if place == 0 else None)
             if found.count > 1:
@@ -54,9 +53,9 @@ def accuracy_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def time_figure(measured: Sequence[Measured]) -> Figure:
-    """VOC's mAP against the time of training and against the time for an image: a point for each seed, and the mean of
-    each arm with a line over its seeds."""
+def time_figure(measured: Sequence[Measured], field: str, title: str) -> Figure:
+    """A number, the field of `Measured` with this title, against the time of training and against the time for an
+    image: a point for each seed, and the mean of each arm with a line over its seeds."""
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     times: dict[str, Callable[[Measured], float | None]] = {
         "seconds of training": lambda each: each.training_seconds,
@@ -67,7 +66,7 @@ def time_figure(measured: Sequence[Measured]) -> Figure:
     for axes, (name, time) in zip(panels, times.items(), strict=True):
         style_axes(axes, "")
         for i, label in enumerate(labels):
-            pairs = [(time(each), each.voc_map) for each in measured if each.label == label]
+            pairs = [(time(each), getattr(each, field)) for each in measured if each.label == label]
             points = np.array([p for p in pairs if p[0] is not None and not math.isnan(p[1])], dtype=np.float64)
             if not len(points):
                 continue
@@ -85,7 +84,7 @@ def time_figure(measured: Sequence[Measured]) -> Figure:
         axes.set_xlim(middle / reach, middle * reach)
         axes.set_xlabel(name, fontsize=9)
     panels[0].set_ylim(bottom=0)
-    panels[0].set_ylabel("VOC mAP (IoU 0.5)", fontsize=9)
+    panels[0].set_ylabel(title, fontsize=9)
     panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -117,6 +116,28 @@ def examples_sheet(
     if not pictures:
         return None
     return contact_sheet(pictures, 1 + len(found), captions, ["annotated", *found], CELL)
+
+
+def class_map_sheet(folders: Mapping[str, Path], validation: DetectionDataset) -> Image.Image:
+    """A row for each of a few validation images with a class map, a column for what is annotated and one for what the
+    run in each of `folders`, by label, has predicted. Over them are the names of the classes."""
+    dataset = validation.with_class_maps()
+    count = min(PHOTOS, len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    names = distinct_names([record.name for record in dataset.records], ".png")
+    pictures, captions, seen = [], [], set[int]()
+    for i in chosen:
+        sample = dataset[i]
+        assert sample.targets.class_map is not None
+        maps = [sample.targets.class_map]
+        for folder in folders.values():
+            with Image.open(folder / "predictions" / names[i]) as image:
+                maps.append(torch.from_numpy(np.array(image)))
+        pictures += [draw_class_map(sample.image, labels) for labels in maps]
+        captions += [sample.name, *[""] * len(folders)]
+        seen.update(*(labels.unique().tolist() for labels in maps))
+    sheet = contact_sheet(pictures, 1 + len(folders), captions, ["annotated", *folders], CELL)
+    return with_legend(sheet, sorted(seen), dataset.class_names)
 
 
 def _wrapped(label: str, most: int = 16) -> str:

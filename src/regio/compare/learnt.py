@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
-from regio.analysis import divergence_over_training, divergence_rows, measured_images
+from regio.analysis import divergence_over_training, divergence_rows, measured_images, write_divergences
 from regio.compare.plan import Run
 from regio.compare.study import Learnt
 from regio.data import DetectionDataset
@@ -38,17 +37,11 @@ def learnt_parts(
         return []
     objects = typical_objects(photos)
     series = {label: divergence_over_training(place, photos, device=device) for label, place in found.items()}
-    rows = divergence_rows(series)
-    with (folder / "tables" / "divergence.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    drawn: dict[str, tuple[str, Figure]] = {
-        "divergence": (
-            "Divergence of the weights over the steps, by the size of the objects",
-            divergence_figure(series),
-        )
-    }
+    write_divergences(folder / "tables" / "divergence.csv", series)
+    drawn: dict[str, tuple[str, Figure]] = {}
+    if divergence_rows(series):
+        caption = "Divergence of the weights over the steps, by the size of the objects"
+        drawn["divergence"] = (caption, divergence_figure(series))
     for label, place in found.items():
         figure = initial_and_final_figure(place, photos, objects=objects, device=device)
         drawn[f"weights-{place.parent.name}"] = (f"{label}: weights before and after training", figure)

@@ -64,7 +64,8 @@ class Plan:
     (`Arm.with_weights`). study, tables, full: of which study all this is, see `regio.compare.study`; None, where it is
     of none.
 
-    Raises ValueError for no arm, for two of one label, and for labels that come to the same folder.
+    Raises ValueError for no arm, for two of one label, for labels that come to the same folder, and for systems of
+    which some give detections and others class maps.
     """
 
     arms: tuple[Arm, ...]
@@ -89,6 +90,10 @@ class Plan:
                     "give one as LABEL=SYSTEM:key=value"
                 )
             seen[folder] = arm.label
+        kinds = {arm.config.model.compared_as().name: arm.label for arm in self.arms}
+        if len(kinds) > 1:
+            both = ", ".join(f"{name} ({label})" for name, label in kinds.items())
+            raise ValueError(f"systems: expected all to give the same, got {both}")
 
     def runs(self, folder: Path) -> Iterator[list[Run]]:
         """The runs of all arms, one seed after the other."""

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from regio.compare.figures import accuracy_figure, time_figure
+from regio.compare.kinds import Kind
 from regio.compare.papers import published
 from regio.compare.plan import Plan
 from regio.compare.results import Measured, spread
@@ -59,6 +60,11 @@ class Report:
     made: Mapping[str, Mapping[str, str]]
     study: StudyReport | None = None
 
+    @property
+    def kind(self) -> Kind:
+        """What its systems give."""
+        return self.plan.arms[0].config.model.compared_as()
+
     def write(self, folder: Path) -> None:
         """Write report.html, and plots/ and pictures.jpg for use elsewhere."""
         names = [arm.label for arm in self.plan.arms]
@@ -100,9 +106,10 @@ class Report:
         for label, runs in self._by_label().items():
             row: dict[str, Cell] = {
                 "system": label,
-                "AP": str(spread(run.ap for run in runs)),
-                "AP50": str(spread(run.ap50 for run in runs)),
-                "VOC mAP": str(spread(run.voc_map for run in runs)),
+                **{
+                    self.kind.metrics[name]: str(spread(getattr(run, name) for run in runs))
+                    for name in self.kind.headline
+                },
                 "seeds": len(runs),
                 "steps": runs[0].steps,
                 "training": _seconds(statistics.fmean(run.training_seconds for run in runs)),
@@ -124,18 +131,20 @@ class Report:
         if self.plan.seeds == 1:
             seeds = "One seed gives no order between systems that are near each other; --seeds 3 shows the spread."
         return (
-            "AP is COCO's, the mean over IoU 0.50 to 0.95; VOC mAP is Pascal VOC's, the area under the curve at IoU "
-            "0.5. training: steps and fits of all stages of one run; an image: from pixels to detections; its "
-            f"proposals: finding the boxes that a system is given, which comes on top. {seeds}"
+            f"{self.kind.reading} training: steps and fits of all stages of one run; an image: from pixels to "
+            f"{self.kind.name}; its proposals: finding the boxes that a system is given, which comes on top. {seeds}"
         )
 
     def _plots(self, folder: Path) -> list[Illustration]:
         plots = {
             "Accuracy: mean over seeds; lines from the lowest to the highest, points are seeds": (
                 "accuracy",
-                accuracy_figure(self.measured),
+                accuracy_figure(self.measured, self.kind.bars),
             ),
-            "Accuracy against time (logarithmic)": ("time", time_figure(self.measured)),
+            "Accuracy against time (logarithmic)": (
+                "time",
+                time_figure(self.measured, *list(self.kind.bars.items())[-1]),
+            ),
         }
         (folder / "plots").mkdir(exist_ok=True)
         for name, figure in plots.values():
@@ -146,10 +155,7 @@ class Report:
         if self.examples is None:
             return []
         self.examples.save(folder / "pictures.jpg", quality=90)
-        caption = (
-            "The same validation images as annotated, and as seen by each system (seed 0): as many of its "
-            "detections as objects are annotated, the best ones, whatever their scores"
-        )
+        caption = f"The same validation images as annotated, and as seen by each system (seed 0): {self.kind.shown}"
         return [(caption, self.examples)]
 
     def _papers(self) -> list[str]:
@@ -183,11 +189,7 @@ class Report:
         return [
             {
                 "run": str(folders[each.label, each.seed].folder),
-                "AP": each.ap,
-                "AP50": each.ap50,
-                "AP75": each.ap75,
-                "VOC mAP": each.voc_map,
-                "VOC 11-point": each.voc_map_11_points,
+                **{title: getattr(each, name) for name, title in self.kind.metrics.items()},
                 "steps": each.steps,
                 "training": _seconds(each.training_seconds),
                 "whole run": _seconds(each.whole_seconds),

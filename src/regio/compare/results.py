@@ -15,16 +15,16 @@ from typing import Any
 from regio.compare.plan import Run
 from regio.compare.speed import Speed
 from regio.data import DetectionDataset
-from regio.evaluate import BoxEvaluator
 from regio.training_log import TrainingLog
 from regio.whole_files import write_json
 
 __all__ = ["Measured", "Spread", "measure", "spread", "write_results"]
 
-SPREADS = (
-    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_map", "voc_map_11_points"),
-    *("training_seconds", "step_seconds"),
+ACCURACIES = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "voc_map", "voc_map_11_points", "voc_map_70"),
+    *("mean_iou", "pixel_accuracy"),
 )
+SPREADS = (*ACCURACIES, "training_seconds", "step_seconds")
 """What results.json has the spread of."""
 
 
@@ -32,13 +32,13 @@ SPREADS = (
 class Measured:
     """What was measured of one run.
 
-    ap, ap50, ap75, ap_small, ap_medium, ap_large: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5.
-    training_seconds: of all its steps and fits. step_seconds: of a step, the median over the lines of its log; NaN
-    where these are less than two. whole_seconds: from its start to its own report; None for a run that was stopped in
-    between. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given; proposal_seconds: of
-    finding these; both are measured once for all seeds, None where they were not. parameters: of the detector. ended:
-    when, by the clock of the machine that ended it.
-    """
+    ap, ap50, ap75, ap_small, ap_medium, ap_large: COCO's. voc_map, voc_map_11_points: Pascal VOC's, at IoU 0.5;
+    voc_map_70: that at 0.7. training_seconds: of all its steps and fits. step_seconds: of a step, the median over the
+    lines of its log; NaN where these are less than two. whole_seconds: from its start to its own report; None for a run
+    that was stopped in between. seconds_an_image: of its arm's detector, from pixels and the boxes that it is given;
+    proposal_seconds: of finding these; both are measured once for all seeds, None where they were not. parameters: of
+    the model. ended: when, by the clock of the machine that ended it. mean_iou, pixel_accuracy: of class maps. What is
+    not measured of what a system gives is NaN."""
 
     label: str
     system: str
@@ -51,6 +51,7 @@ class Measured:
     ap_large: float
     voc_map: float
     voc_map_11_points: float
+    voc_map_70: float
     steps: int
     training_seconds: float
     step_seconds: float
@@ -59,6 +60,8 @@ class Measured:
     proposal_seconds: float | None
     parameters: int
     ended: str
+    mean_iou: float = math.nan
+    pixel_accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -88,41 +91,27 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.fmean(known), min(known), max(known), deviation, len(known))
 
 
-def predictions(run: Run) -> list[dict[str, Any]]:
-    """What the trained detector of a run found in the validation images, in COCO's results form."""
-    rows: list[dict[str, Any]] = json.loads((run.folder / "predictions.json").read_text())
-    return rows
-
-
 def measure(run: Run, validation: DetectionDataset, system: str, speed: Speed | None) -> Measured:
-    """The numbers of a run that has ended. The detections that it left are measured here, all against the same
-    annotations by the same code."""
-    evaluator = BoxEvaluator(validation)
-    records = [predictions(run)]
-    coco, voc = evaluator.coco(records), evaluator.voc(records)
+    """The numbers of a run that has ended, see `regio.compare.kinds`."""
+    numbers = run.arm.config.model.compared_as().numbers(run.folder, validation)
     log = TrainingLog(run.folder / "metrics.csv", [])
     record = json.loads(run.record.read_text())
-    return Measured(
-        label=run.arm.label,
-        system=system,
-        seed=run.seed,
-        ap=coco.ap,
-        ap50=coco.ap50,
-        ap75=coco.ap75,
-        ap_small=coco.ap_small,
-        ap_medium=coco.ap_medium,
-        ap_large=coco.ap_large,
-        voc_map=voc.map_area,
-        voc_map_11_points=voc.map_11_points,
-        steps=int(max(row["step"] for row in log.rows())),
-        training_seconds=log.seconds(),
-        step_seconds=seconds_a_step(log.rows()),
-        whole_seconds=record["whole_seconds"],
-        seconds_an_image=None if speed is None else speed.detector,
-        proposal_seconds=None if speed is None else speed.proposals,
-        parameters=record["parameters"],
-        ended=record["ended"],
-    )
+    values: dict[str, Any] = {
+        "label": run.arm.label,
+        "system": system,
+        "seed": run.seed,
+        **dict.fromkeys(ACCURACIES, math.nan),
+        **numbers,
+        "steps": int(max(row["step"] for row in log.rows())),
+        "training_seconds": log.seconds(),
+        "step_seconds": seconds_a_step(log.rows()),
+        "whole_seconds": record["whole_seconds"],
+        "seconds_an_image": None if speed is None else speed.detector,
+        "proposal_seconds": None if speed is None else speed.proposals,
+        "parameters": record["parameters"],
+        "ended": record["ended"],
+    }
+    return Measured(**values)
 
 
 def seconds_a_step(rows: Sequence[Mapping[str, float]]) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regio.data import DetectionDataset
-from regio.ready import ReadyDetector
+from regio.ready import Ready
 
 __all__ = ["Speed", "Timed", "seconds_an_image"]
 
@@ -30,10 +30,10 @@ class Speed(NamedTuple):
 
 @dataclass
 class Timed:
-    """A detector to be timed on images of `dataset`, which has the boxes that it needs. propose: finds such boxes in an
-    image, for a detector that is given boxes by a method."""
+    """A detector, or another network, to be timed on images of `dataset`, which has the boxes that it needs. propose:
+    finds such boxes in an image, for a detector that is given boxes by a method."""
 
-    detector: ReadyDetector
+    detector: Ready
     dataset: DetectionDataset
     propose: Callable[[Tensor], Any] | None = None
     _times: list[float] = field(default_factory=list)

@@ -17,10 +17,21 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from regio.compare.arms import Arm, build_arm, require_classes
 from regio.config import RunConfig
 
-__all__ = ["METRICS", "Form", "Learnt", "Member", "Row", "Study", "Table", "read_study", "study_names"]
+__all__ = ["COCO_METRICS", "METRICS", "Form", "Learnt", "Member", "Row", "Study", "Table", "read_study", "study_names"]
 
-METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-"""Of a row of a paper's table, in this order: fields of `regio.compare.results.Measured`."""
+METRICS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "small",
+    "ap_medium": "medium",
+    "ap_large": "large",
+    "voc_map": "mAP@0.5",
+    "voc_map_70": "mAP@0.7",
+    "mean_iou": "mean IoU",
+}
+"""What a paper's table may report: the name of each field of `regio.compare.results.Measured` in a table."""
+COCO_METRICS = tuple(METRICS)[:6]
 KNOWN = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -64,24 +75,25 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table. paper: what the paper reports there, by METRICS, in percent; None where it has no such line.
-    also: other numbers of that line, by the names of the columns. reference: the arm that this one is compared with,
-    in place of that of the table."""
+    """A line of a table. paper: what the paper reports there, by the metrics of the table, in percent; None where it
+    has no such line. also: other numbers of that line, by the names of the columns. reference: the arm that this one is
+    compared with, in place of that of the table."""
 
     __pydantic_config__ = KNOWN
 
     arm: str
     name: str
     group: str = ""
-    paper: Annotated[tuple[Percent, ...], Field(min_length=6, max_length=6)] | None = None
+    paper: tuple[Percent, ...] | None = None
     also: Mapping[str, float] | None = None
     reference: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper. about: what to know of it. reference: the arm that the others are compared with. analysis:
-    one of `regio.compare.analyses.ANALYSES`, which gives it more columns."""
+    """A table of the paper. about: what to know of it. reference: the arm that the others are compared with. metrics:
+    what the paper reports there, of METRICS; arms are compared by the first. analysis: one of
+    `regio.compare.analyses.ANALYSES`, which gives it more columns."""
 
     __pydantic_config__ = KNOWN
 
@@ -89,6 +101,7 @@ class Table:
     about: str
     reference: str
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    metrics: tuple[str, ...] = COCO_METRICS
     analysis: str | None = None
 
 
@@ -230,6 +243,8 @@ def _require_consistent(name: str, study: Study) -> None:
     for which, form in (("short", study.short), ("full", study.full)):
         if (form.steps is None) == (form.epochs is None):
             raise ValueError(f"{name}: {which}: expected either steps or epochs")
+    for key, table in study.tables.items():
+        _require_metrics(f"{name}: tables.{key}", table)
     labels: set[tuple[str, str | None]] = {("pictures", label) for label in study.pictures}
     labels |= {("learnt", label) for label in (() if study.learnt is None else study.learnt.arms)}
     for key, table in study.tables.items():
@@ -239,3 +254,18 @@ def _require_consistent(name: str, study: Study) -> None:
     for where, label in sorted(labels, key=str):
         if label is not None and label not in study.arms:
             raise ValueError(f"{name}: {where}: expected an arm, one of {', '.join(study.arms)}, got '{label}'")
+
+
+def _require_metrics(name: str, table: Table) -> None:
+    """Raise ValueError for metrics that there are not, and for a row with other numbers than those."""
+    if not table.metrics:
+        raise ValueError(f"{name}.metrics: expected one at least")
+    for metric in table.metrics:
+        if metric not in METRICS:
+            raise ValueError(f"{name}.metrics: expected some of {', '.join(METRICS)}, got '{metric}'")
+    for place, row in enumerate(table.rows):
+        if row.paper is not None and len(row.paper) != len(table.metrics):
+            raise ValueError(
+                f"{name}.rows.{place}.paper: expected {len(table.metrics)} numbers, those of "
+                f"{', '.join(table.metrics)}, got {len(row.paper)}"
+            )

@@ -55,10 +55,10 @@ class StudyReport:
                 paragraph(result.table.about),
                 paragraph(self._compared(result)),
                 table(result.accuracy()),
-                figures([(f"{result.table.title}: AP, and differences here and in the paper", figure)]),
-                paragraph("By overlap and by size of the objects: here, and in the paper."),
-                table(result.by_kind()),
+                figures([(f"{result.table.title}: {result.main}, and differences here and in the paper", figure)]),
             ]
+            if len(result.table.metrics) > 1:
+                parts += [paragraph("The other metrics: here, and in the paper."), table(result.other_metrics())]
         return [*parts, *self.learnt, *self._first(folder)]
 
     def _compared(self, result: TableResult) -> str:
@@ -87,7 +87,7 @@ class StudyReport:
 
 
 _READING = (
-    "All in percent. AP: mean over the seeds, in brackets the lowest and the highest. a step: the median training "
-    "step, an image: detection in one image. The paper's figures are of other data, a larger network and a longer "
-    "training; what can be compared is the order of the arms and their differences."
+    "All in percent. The first metric: mean over the seeds, in brackets the lowest and the highest. a step: the median "
+    "training step, an image: detection in one image. The paper's figures are of other data, a larger network and a "
+    "longer training; what can be compared is the order of the arms and their differences."
 )

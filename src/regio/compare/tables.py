@@ -18,15 +18,15 @@ from regio.visualize.plots import FAINT, INK, line_colour, style_axes
 __all__ = ["Line", "TableResult", "pooled_deviation", "table_figure", "table_result", "write_table"]
 
 DASH = "\N{EN DASH}"
-NAMES = dict(zip(METRICS, ("AP", "AP50", "AP75", "small", "medium", "large"), strict=True))
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table. here: by METRICS, over the seeds of its arm, in percent. difference: of the mean AP to that of
-    the arm it is compared with, in percent; deviations: the same in pooled standard deviations of a seed. paper,
-    paper_difference: what the paper reports. All are NaN where they are not known. step_seconds, seconds_an_image: of a
-    training step and of the detector. columns: of the analysis of the table."""
+    """A line of a table. here: by the metrics of the table, over the seeds of its arm, in percent. difference: of the
+    mean of the first of them to that of the arm it is compared with, in percent; deviations: the same in pooled
+    standard deviations of a seed. paper, paper_difference: what the paper reports. All are NaN where they are not
+    known. step_seconds, seconds_an_image: of a training step and of the detector. columns: of the analysis of the
+    table."""
 
     row: Row
     here: Mapping[str, Spread]
@@ -46,27 +46,33 @@ class Line:
 
 @dataclass(frozen=True)
 class TableResult:
-    """A table with its lines. deviation: of the AP of a seed, pooled over the arms of the table, in percent; NaN where
-    no arm has two seeds."""
+    """A table with its lines. deviation: of the first metric of a seed, pooled over the arms of the table, in percent;
+    NaN where no arm has two seeds."""
 
     name: str
     table: Table
     lines: tuple[Line, ...]
     deviation: float
 
+    @property
+    def main(self) -> str:
+        """The name of the first metric."""
+        return METRICS[self.table.metrics[0]]
+
     def accuracy(self) -> list[dict[str, Cell]]:
-        """AP here and in the paper, and the difference to the arm that a line is compared with; time, and what the
-        analysis of the table found."""
+        """The first metric here and in the paper, and the difference to the arm that a line is compared with; time, and
+        what the analysis of the table found."""
+        first = self.table.metrics[0]
         extra = dict.fromkeys(name for line in self.lines for name in line.columns)
         rows: list[dict[str, Cell]] = []
         for line in self.lines:
             row: dict[str, Cell] = {
                 "": line.name,
-                "AP": _spread(line.here["ap"]),
+                self.main: _spread(line.here[first]),
                 "difference": _difference(line),
-                "AP, paper": _number(line.paper["ap"]),
+                f"{self.main}, paper": _number(line.paper[first]),
                 "difference, paper": _signed(line.paper_difference),
-                "seeds": line.here["ap"].count,
+                "seeds": line.here[first].count,
                 "a step": _time(line.step_seconds),
                 "an image": _time(line.seconds_an_image),
             }
@@ -78,14 +84,14 @@ class TableResult:
             rows.append(row)
         return rows
 
-    def by_kind(self) -> list[dict[str, Cell]]:
-        """AP at IoU 0.5 and 0.75, and of objects by their size; each here and in the paper."""
+    def other_metrics(self) -> list[dict[str, Cell]]:
+        """Those after the first, each here and in the paper."""
         rows: list[dict[str, Cell]] = []
         for line in self.lines:
             row: dict[str, Cell] = {"": line.name}
-            for metric in METRICS[1:]:
-                row[NAMES[metric]] = _number(line.here[metric].mean)
-                row[f"{NAMES[metric]}, paper"] = _number(line.paper[metric])
+            for metric in self.table.metrics[1:]:
+                row[METRICS[metric]] = _number(line.here[metric].mean)
+                row[f"{METRICS[metric]}, paper"] = _number(line.paper[metric])
             rows.append(row)
         return rows
 
@@ -98,17 +104,18 @@ def table_result(
     columns: Mapping[str, Mapping[str, float]] | None = None,
 ) -> TableResult:
     """The lines of `rows` from the runs of their arms. columns: of the analysis of the table, by arm."""
+    metrics, first = table.metrics, table.metrics[0]
     runs = {row.arm: [each for each in measured if each.label == row.arm] for row in rows}
     references = [row.reference or table.reference for row in rows]
     papers = {row.arm: row.paper[0] for row in rows if row.paper is not None}
-    deviation = pooled_deviation([100 * each.ap for each in own] for own in runs.values())
+    deviation = pooled_deviation([100 * getattr(each, first) for each in own] for own in runs.values())
     lines = []
     for row, reference in zip(rows, references, strict=True):
         own = runs[row.arm]
-        here = {metric: spread(100 * getattr(each, metric) for each in own) for metric in METRICS}
-        base = spread(100 * each.ap for each in measured if each.label == reference).mean
-        difference = math.nan if row.arm == reference else here["ap"].mean - base
-        paper = dict(zip(METRICS, row.paper or [math.nan] * len(METRICS), strict=True))
+        here = {metric: spread(100 * getattr(each, metric) for each in own) for metric in metrics}
+        base = spread(100 * getattr(each, first) for each in measured if each.label == reference).mean
+        difference = math.nan if row.arm == reference else here[first].mean - base
+        paper = dict(zip(metrics, row.paper or [math.nan] * len(metrics), strict=True))
         lines.append(
             Line(
                 row,
@@ -116,7 +123,7 @@ def table_result(
                 difference,
                 difference / deviation if deviation > 0 else math.nan,
                 paper,
-                math.nan if row.arm == reference else paper["ap"] - papers.get(reference, math.nan),
+                math.nan if row.arm == reference else paper[first] - papers.get(reference, math.nan),
                 spread(each.step_seconds for each in own).mean,
                 own[0].seconds_an_image if own else None,
                 (columns or {}).get(row.arm, {}),
@@ -142,7 +149,7 @@ def write_table(file: Path, result: TableResult) -> None:
     rows = []
     for line in result.lines:
         row: dict[str, object] = {"group": line.row.group, "name": line.row.name, "arm": line.row.arm}
-        for metric in METRICS:
+        for metric in result.table.metrics:
             found = line.here[metric]
             row |= {metric: found.mean, f"{metric}_low": found.low, f"{metric}_high": found.high}
             row |= {f"{metric}_paper": line.paper[metric]}
@@ -150,7 +157,7 @@ def write_table(file: Path, result: TableResult) -> None:
             "difference": line.difference,
             "difference_in_deviations": line.deviations,
             "difference_paper": line.paper_difference,
-            "seeds": line.here["ap"].count,
+            "seeds": line.here[result.table.metrics[0]].count,
             "step_seconds": line.step_seconds,
             "seconds_an_image": math.nan if line.seconds_an_image is None else line.seconds_an_image,
         }
@@ -165,15 +172,15 @@ def write_table(file: Path, result: TableResult) -> None:
 
 
 def table_figure(result: TableResult) -> Figure:
-    """AP of each line, with a line from the lowest to the highest seed and a point for each; and its difference to the
-    arm it is compared with, here and in the paper."""
+    """The first metric of each line, with a line from the lowest to the highest seed and a point for each; and its
+    difference to the arm it is compared with, here and in the paper."""
     count = len(result.lines)
     figure = Figure(figsize=(10.4, 1.1 + 0.36 * count), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    style_axes(left, "AP, in percent: mean, lowest and highest seed")
-    style_axes(right, "difference in AP to the arm it is compared with")
+    style_axes(left, f"{result.main}, in percent: mean, lowest and highest seed")
+    style_axes(right, f"difference in {result.main} to the arm it is compared with")
     for place, line in enumerate(result.lines):
-        found = line.here["ap"]
+        found = line.here[result.table.metrics[0]]
         if found.count:
             left.barh(place, found.mean, 0.62, color=line_colour(0), alpha=0.85)
             left.annotate(

@@ -14,6 +14,8 @@ from regio.config.systems import BACKBONES, SYSTEMS, System
 from regio.config.training import OPTIMIZERS, SCHEDULES, TrainConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from regio.checkpoints import Card
     from regio.detector import TwoStageDetector
 
@@ -27,6 +29,7 @@ __all__ = [
     "System",
     "TrainConfig",
     "load_detector",
+    "load_model",
     "model_from_dict",
     "model_to_dict",
     "read_config",
@@ -40,16 +43,27 @@ def load_detector(path: Path | str, *, score_threshold: float | None = None) -> 
 
     score_threshold: another than the one it was trained with. Raises FileNotFoundError or ValueError naming the file,
     also for a checkpoint of a detector that was put together by hand: build that one again, then
-    `regio.checkpoints.load_weights`; and ValueError for a threshold that is no score of the system.
+    `regio.checkpoints.load_weights`; ValueError for a threshold that is no score of the system, and for a model that is
+    no detector.
     """
+    from regio.detector import TwoStageDetector
+
+    model, card = load_model(path, score_threshold=score_threshold)
+    if not isinstance(model, TwoStageDetector):
+        raise ValueError(f"{path}: expected a detector, got a {type(model).__name__} ({card.model['name']})")
+    return model, card
+
+
+def load_model(path: Path | str, *, score_threshold: float | None = None) -> tuple[nn.Module, Card]:
+    """As `load_detector`, of any system: its model may be another network, such as one of segmentation."""
     from regio.checkpoints import load_weights
 
     system, card = read_system(path)
     if score_threshold is not None:
         system = system.with_score_threshold(score_threshold)
-    detector = system.build(len(card.class_names), pretrained=False)
-    load_weights(path, detector)
-    return detector, card
+    model = system.build(len(card.class_names), pretrained=False)
+    load_weights(path, model)
+    return model, card
 
 
 def read_system(path: Path | str) -> tuple[System, Card]:

@@ -37,8 +37,8 @@ class RunConfig:
     jitter: bool = setting(False, "whether colours are varied")
     keep_maps: bool = setting(
         False,
-        "whether the maps of a backbone of which nothing is trained (frozen=5) are made once, kept on disk beside the "
-        "runs, and read in place of photos",
+        "whether the maps of the levels of the backbone that are fixed (all with frozen=5) are made once, kept on disk "
+        "beside the runs, and read in place of photos",
     )
     difficult: bool = setting(
         False, "whether objects marked as difficult are trained on; evaluation has its own rule for them"

@@ -9,6 +9,7 @@ crowds                  kept         left out                                   
 ``difficult``           kept         lost                                        kept
 classes without object  kept         kept                                        lost
 ids of categories       kept         numbered from 0                             lost
+class maps of VOC       lost         lost                                        lost
 ======================  ===========  ==========================================  ================================
 
 Several polygons and run lengths become one polygon, the outline of their pixels: the mask of it is the same.
@@ -73,6 +74,8 @@ def convert(source: str | Path, target: str | Path, write: Writer, *, link: bool
     target.mkdir(parents=True, exist_ok=True)
     losses = Counter({f"images of split {name}": count for name, count in unnamed.items()})
     losses += write(splits, target, link)
+    class_maps = [each for data in splits.values() for each in data.records if each.label_image is not None]
+    losses += Counter({"class maps": len(class_maps)})
     return Conversion(
         {split: len(data) for split, data in splits.items()},
         {split: sum(map(len, data.records)) for split, data in splits.items()},

@@ -6,7 +6,7 @@ import copy
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from regio.data.class_maps import paint_class_map, read_label_image
 from regio.data.images import read_image
 from regio.data.masks import decode_masks
 from regio.data.records import Problem, Record, repeated
 from regio.masks import EncodedMasks
-from regio.types import Targets
+from regio.types import IGNORED, Targets
 
 __all__ = ["DetectionDataset", "Sample", "read_record"]
 
@@ -83,7 +84,7 @@ class DetectionDataset(Dataset[Sample]):
         self.problems = tuple(problems)
         self.notes = tuple(notes)
         self._read = read
-        self._masks = False
+        self._masks = self._class_maps = False
         self._proposals: Mapping[int, NDArray[np.float32]] | None = None
         self._proposal_source: dict[str, Any] = {}
 
@@ -91,7 +92,8 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of record `index`, with masks if this is a dataset `with_masks`, with boxes `with_proposals`.
+        """The sample of record `index`, with masks if this is a dataset `with_masks`, with a class map
+        if one `with_class_maps`, with boxes `with_proposals`.
 
         Raises ValueError, naming the file, when the image is missing, damaged or of another size than annotated, or a
         segmentation cannot be decoded.
@@ -104,6 +106,7 @@ class DetectionDataset(Dataset[Sample]):
             torch.from_numpy(record.crowd.copy()),
             torch.from_numpy(record.difficult.copy()),
             _masks_of(record) if self._masks else None,
+            _class_map_of(record) if self._class_maps else None,
         )
         boxes = self.proposals_of(index)
         proposals = None if boxes is None else torch.from_numpy(boxes.copy())
@@ -168,7 +171,8 @@ class DetectionDataset(Dataset[Sample]):
 
         def kept(record: Record) -> Record:
             rows = np.flatnonzero(new_label[record.labels])
-            return record.select(rows, new_label[record.labels[rows]])
+            labels = None if record.label_image is None else record.label_image.relabelled(new_label)
+            return replace(record.select(rows, new_label[record.labels[rows]]), label_image=labels)
 
         return self._with(
             class_names=tuple(names),
@@ -205,6 +209,35 @@ class DetectionDataset(Dataset[Sample]):
         """The same dataset whose samples have no masks: a hundred on a photo of 12 megapixels take 1.2 GB. Records keep
         their segmentations."""
         return self._with(_masks=False)
+
+    def with_class_maps(self) -> Self:
+        """The images of which the class of every pixel is known, whose samples have class maps [H, W], made when a
+        sample is read: those with a file of it, where any has one, and otherwise those all of whose objects have a
+        segmentation (see `regio.data.class_maps`). `notes` says how many others are left out.
+
+        Raises ValueError when there is none, and for more than 254 classes.
+        """
+        if len(self.class_names) >= IGNORED:
+            raise ValueError(f"class maps: expected at most {IGNORED - 1} classes, got {len(self.class_names)}")
+        from_files = any(record.label_image is not None for record in self.records)
+        if not from_files and not self.has_masks:
+            objects = sum(map(len, self.records))
+            raise ValueError(
+                f"class maps: expected segmentations, or files of the class of every pixel (Pascal VOC's "
+                f"SegmentationClass), and none of {objects} objects in {len(self)} images has one"
+            )
+
+        def known(record: Record) -> bool:
+            return record.label_image is not None if from_files else None not in record.segmentations
+
+        kept = [record for record in self.records if known(record)]
+        if not kept:
+            raise ValueError(f"class maps: each of the {len(self)} images has an object without a segmentation")
+        made = self._with(records=tuple(kept), _class_maps=True)
+        if len(kept) == len(self):
+            return made
+        what = "no class map" if from_files else "an object without a segmentation"
+        return made.with_note(f"{len(self) - len(kept)} of {len(self)} images have {what} and are left out")
 
     def masks_of(self, index: int) -> EncodedMasks | None:
         """The masks of the objects of record `index`, decoded one at a time where they are asked for, if this is a
@@ -284,8 +317,8 @@ class DetectionDataset(Dataset[Sample]):
 
     def identity(self) -> dict[str, str]:
         """What this data set is, in words that are equal for equal content: `images`, `classes`, and hashes of its
-        `annotations` (ids, sizes, boxes, labels and flags; segmentations if it is
-        `with_masks`, boxes if it is `with_proposals`) and `files`.
+        `annotations` (ids, sizes, boxes, labels and flags; segmentations if it is `with_masks` or `with_class_maps`,
+        boxes if it is `with_proposals`) and `files`.
 
         Files are known by their names and lengths, not by a hash of all their bytes, which would read the whole data
         set: a photo that is exchanged for another of the same name and length in bytes is not noticed. Where a folder
@@ -296,8 +329,11 @@ class DetectionDataset(Dataset[Sample]):
             annotations.update(repr((record.id, record.size, len(record))).encode())
             for column in (record.boxes, record.labels, record.crowd, record.difficult):
                 annotations.update(np.ascontiguousarray(column).tobytes())
-            if self._masks:
+            if self._masks or self._class_maps:
                 annotations.update(repr(record.segmentations).encode())
+            if self._class_maps and record.label_image is not None:
+                path, label = record.label_image.path, record.label_image.label
+                annotations.update(repr((path.name, path.stat().st_size, label.tolist())).encode())
             if self._proposals is not None:
                 annotations.update(np.ascontiguousarray(self._proposals[record.id]).tobytes())
             length = record.path.stat().st_size if record.path.is_file() else None  # None: made, not read
@@ -326,6 +362,16 @@ def _masks_of(record: Record) -> Tensor:
         except ValueError as error:
             raise ValueError(f"{record.path}: annotation {record.annotation_ids[row]}: {error}") from error
     return masks
+
+
+def _class_map_of(record: Record) -> Tensor:
+    if record.label_image is not None:
+        return read_label_image(record.label_image, record.size)
+    masks = [each for each in record.segmentations if each is not None]
+    try:
+        return paint_class_map(masks, record.labels.tolist(), record.crowd.tolist(), record.size)
+    except ValueError as error:
+        raise ValueError(f"{record.path}: {error}") from error
 
 
 def _require_unique(what: str, values: Sequence[Any]) -> None:

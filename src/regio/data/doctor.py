@@ -1,7 +1,7 @@
 """Everything that is wrong with a data set on disk, with what to do about it.
 
 Readers stop at the first damaged file and training at the first damaged image. `examine` goes on: it reads each split,
-decodes each image and each segmentation, and compares the images by their content.
+decodes each image, segmentation and class map, and compares the images by their content.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regio.data.class_maps import read_label_image
 from regio.data.dataset import DetectionDataset, read_record
 from regio.data.layout import find_layout, same_split
 from regio.data.masks import decode_masks
@@ -42,6 +43,7 @@ class Check:
 DAMAGED = Check("cannot be read", "restore the file or write the line anew; the data set cannot be opened until then")
 DOUBTFUL = Check("doubtful", "correct it in the file, or remove it there; until then it is left out or changed as said")
 BAD_IMAGE = Check("bad image", "replace the file, or remove it with its annotations; training stops at it")
+BAD_CLASS_MAP = Check("bad class map", "mend the PNG file, or remove it; a training of segmentation stops at it")
 NO_PIXEL = Check("mask without a pixel", "draw it again, or remove it; its box is used, and no mask", is_fault=False)
 OTHER_MASK = Check("mask and box differ", "see which of them is right: both are used as they are", is_fault=False)
 SHARED = Check("image in two splits", "remove it from one of them; else validation is of images that were trained on")
@@ -178,7 +180,7 @@ def _image(record: Record) -> tuple[bytes, str]:
 
 
 def _annotations(split: str, record: Record, names: tuple[str, ...], *, masks: bool) -> Iterable[Finding]:
-    """masks: whether to decode them, which takes as many bytes as the image is said to have pixels."""
+    """masks: whether to decode them and class maps, which takes as many bytes as the image is said to have pixels."""
     seen: set[tuple[float, ...]] = set()
     for row, (x1, y1, x2, y2) in enumerate(record.boxes.tolist()):
         name = names[record.labels[row] - 1]
@@ -193,6 +195,12 @@ def _annotations(split: str, record: Record, names: tuple[str, ...], *, masks: b
         segmentation = record.segmentations[row]
         if segmentation is not None and masks:
             yield from _mask(split, where, shown, decode_masks([segmentation], record.size)[0], record.boxes[row])
+    if record.label_image is not None and masks:
+        path = record.label_image.path
+        try:
+            read_label_image(record.label_image, record.size)
+        except ValueError as error:
+            yield Finding(BAD_CLASS_MAP, split, str(path), str(error).removeprefix(f"{path}: "))
     if not len(record):
         yield Finding(EMPTY, split, str(record.path), "")
 

@@ -10,7 +10,8 @@ found                                         read as
 one COCO JSON file, or the path of one        COCO, images as above; divided by `regio.data.divide`
 ``data.yaml``, or the path of one             YOLO, images and labels where it says
 ``images/``, ``labels/``, ``classes.txt``     YOLO; ``images/SPLIT/``, or divided
-``Annotations/*.xml``, ``ImageSets/Main/``    Pascal VOC, images in ``JPEGImages/`` or ``images/``
+``Annotations/*.xml``, ``ImageSets/Main/``    Pascal VOC, images in ``JPEGImages/`` or ``images/``; the folder
+                                              ``ImageSets/Segmentation`` itself: the same by its lists
 ``ANY/*.xml``                                 Pascal VOC, images as above, beside the XML files, or in another folder
                                               near it that holds the image an XML file names; divided
 ``SPLIT/*.xml``, ``SPLIT/ANY/*.xml``          the same, for each split (Roboflow)
@@ -74,7 +75,7 @@ def find_layout(path: Path) -> Layout:
         raise ValueError(
             f'{path}: no such dataset: expected a folder, a COCO JSON file, a YOLO data.yaml, or the word "shapes"'
         )
-    layout = _of_folder(path, path)
+    layout = _of_folder(path, path) or _of_lists(path)
     if layout is not None:
         return layout
     found = list(_below(path, path))
@@ -220,15 +221,24 @@ def _voc(path: Path, top: Path) -> Layout | None:
     if part is None:
         return None
     annotations, images = part
-    lists = sorted((annotations.parent / "ImageSets" / "Main").glob("*.txt"))
+    listed = _voc_listed(annotations, images, annotations.parent / "ImageSets" / "Main")
+    return listed or Layout("Pascal VOC", annotations, {"all": partial(voc_dataset, annotations, images)})
+
+
+def _of_lists(path: Path) -> Layout | None:
+    """The data set whose splits are the lists in `path` itself, such as ``VOC2012/ImageSets/Segmentation``."""
+    path = path.resolve()
+    part = _voc_part(path.parents[1], path.parents[1]) if path.parent.name == "ImageSets" else None
+    return None if part is None else _voc_listed(*part, path)
+
+
+def _voc_listed(annotations: Path, images: Path, lists: Path) -> Layout | None:
     readers = {
         file.stem: partial(voc_dataset, annotations, images, split_file=file)
-        for file in lists
+        for file in sorted(lists.glob("*.txt"))
         if "_" not in file.stem  # cat_train.txt is about one class
     }
-    if readers:
-        return Layout("Pascal VOC", path / "ImageSets" / "Main", readers)
-    return Layout("Pascal VOC", annotations, {"all": partial(voc_dataset, annotations, images)})
+    return Layout("Pascal VOC", lists, readers) if readers else None
 
 
 def _voc_part(path: Path, top: Path) -> tuple[Path, Path] | None:

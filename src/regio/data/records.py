@@ -45,6 +45,7 @@ from typing import Any
 
 import numpy as np
 
+from regio.data.class_maps import LabelImage
 from regio.data.images import image_size
 from regio.data.masks import Segmentation, mask_bounds
 
@@ -117,7 +118,8 @@ class Record:
     id: unique in the dataset. name: the file name as the annotations give it. size: (height, width) in pixels.
     boxes: [G, 4] float64, half-open pixels inside the image. labels: [G] int64 in 1 .. C. crowd, difficult: [G] bool.
     area: [G] float64, square pixels, of the mask where there is one. annotation_ids: [G] int64. segmentations: G
-    entries as in the source (polygons or run lengths), None where there is none.
+    entries as in the source (polygons or run lengths), None where there is none. label_image: the file that has the
+    class of every pixel, None where there is none.
 
     The columns are NumPy arrays: a hundred thousand of them cost a worker process nothing to share or to pickle.
     """
@@ -133,9 +135,17 @@ class Record:
     area: np.ndarray
     annotation_ids: np.ndarray
     segmentations: tuple[Segmentation | None, ...]
+    label_image: LabelImage | None = None
 
     @staticmethod
-    def of(id: int, path: Path, name: str, size: tuple[int, int], annotations: list[Annotation]) -> Record:
+    def of(
+        id: int,
+        path: Path,
+        name: str,
+        size: tuple[int, int],
+        annotations: list[Annotation],
+        label_image: LabelImage | None = None,
+    ) -> Record:
         """A record of these annotations, in their order."""
         return Record(
             id,
@@ -149,6 +159,7 @@ class Record:
             area=np.array([a.area for a in annotations], dtype=np.float64),
             annotation_ids=np.array([a.id for a in annotations], dtype=np.int64),
             segmentations=tuple(a.segmentation for a in annotations),
+            label_image=label_image,
         )
 
     def __len__(self) -> int:

@@ -1,9 +1,9 @@
-"""Changes of a sample, for training: image, boxes and masks together.
+"""Changes of a sample, for training: image, boxes, masks and class map together.
 
 A transform is called with a `Sample` and a `torch.Generator`, and returns a new sample: what it draws comes from that
 generator alone, so a result depends on the seed, the epoch and the index of the image, not on the worker process.
-Laws, each held by a test: boxes, proposals and masks follow the pixels; flipping twice is the identity; the number of
-objects stays the same but for `RandomCrop`, which says what it leaves out.
+Laws, each held by a test: boxes, proposals, masks and class maps follow the pixels; flipping twice is the identity; the
+number of objects stays the same but for `RandomCrop`, which says what it leaves out.
 
 Normalisation and batching belong to the detector, which also resizes what it is given: none of these is needed to
 train, and results stay in pixels of the sample's own image.
@@ -25,6 +25,7 @@ from regio.types import Targets
 __all__ = ["Compose", "HorizontalFlip", "PhotometricJitter", "RandomCrop", "RandomResize", "Resize", "Transform"]
 
 Transform = Callable[[Sample, torch.Generator], Sample]
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class HorizontalFlip:
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         if _uniform(generator, 0.0, 1.0) >= self.p:
             return sample
-        width, masks = sample.size[1], sample.targets.masks
+        width = sample.size[1]
 
         def mirrored(boxes: Tensor) -> Tensor:
             x1, y1, x2, y2 = boxes.unbind(1)
             return torch.stack([width - x2, y1, width - x1, y2], dim=1)
 
-        return _moved(sample, sample.image.flip(-1), mirrored, None if masks is None else masks.flip(-1))
+        return _moved(sample, sample.image.flip(-1), mirrored, lambda masks: masks.flip(-1))
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ def _chroma_matrix(saturation: float, degrees: float) -> Tensor:
 class Resize:
     """The shorter side made `short_side` pixels, but the longer one at most `long_side`; the aspect ratio is kept.
 
-    Anti-aliased bilinear for the image, nearest for masks. Boxes are scaled by the exact ratio of the new to the old
-    side, each axis by its own, since sides are rounded to whole pixels. A detector resizes what it is given to its own
-    sides in any case; doing it here moves that work to the loading processes. Raises ValueError for sides below 1 and
-    for ``long_side < short_side``.
+    Anti-aliased bilinear for the image, nearest for masks and class maps. Boxes are scaled by the exact ratio of the
+    new to the old side, each axis by its own, since sides are rounded to whole pixels. A detector resizes what it is
+    given to its own sides in any case; doing it here moves that work to the loading processes. Raises ValueError for
+    sides below 1 and for ``long_side < short_side``.
     """
 
     short_side: int
@@ -158,7 +159,7 @@ class RandomCrop:
 
     Boxes are clipped to the window. Objects fully outside are left out. Of the others, one that keeps less than
     `min_visible` of its area becomes a crowd: too little is left to demand that it be found, and it is not background
-    either. Masks are cut; proposals are clipped, those fully outside left out. Raises ValueError unless
+    either. Masks and class maps are cut; proposals are clipped, those fully outside left out. Raises ValueError unless
     0 < least <= most <= 1 and min_visible is in [0, 1].
     """
 
@@ -186,14 +187,18 @@ class RandomCrop:
         proposals = None if sample.proposals is None else cut(sample.proposals)
         kept = area(boxes) > 0
         hidden = area(boxes) < self.min_visible * area(targets.boxes)
-        masks = targets.masks
-        if masks is not None:
-            masks = masks[kept, top : top + height, left : left + width]
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        masks, class_map = targets.masks, targets.class_map
         return replace(
             sample,
-            image=sample.image[:, top : top + height, left : left + width],
+            image=sample.image[:, rows, columns],
             targets=Targets(
-                boxes[kept], targets.labels[kept], (targets.crowd | hidden)[kept], targets.difficult[kept], masks
+                boxes[kept],
+                targets.labels[kept],
+                (targets.crowd | hidden)[kept],
+                targets.difficult[kept],
+                None if masks is None else masks[kept, rows, columns],
+                None if class_map is None else class_map[rows, columns],
             ),
             proposals=None if proposals is None else proposals[area(proposals) > 0],
         )
@@ -210,14 +215,22 @@ def _resized(sample: Sample, scale: float) -> Sample:
     if new == old:
         return sample
     image = interpolate(sample.image[None], size=new, mode="bilinear", antialias=True, align_corners=False)[0]
-    masks = sample.targets.masks
-    if masks is not None:
-        masks = interpolate(masks[:, None].to(torch.uint8), size=new, mode="nearest-exact")[:, 0].to(torch.bool)
-    return _moved(sample, image, lambda boxes: resize_boxes(boxes, old, new), masks)
+
+    def nearest(masks: Tensor) -> Tensor:
+        return interpolate(masks[:, None].to(torch.uint8), size=new, mode="nearest-exact")[:, 0].to(masks.dtype)
+
+    return _moved(sample, image, lambda boxes: resize_boxes(boxes, old, new), nearest)
 
 
-def _moved(sample: Sample, image: Tensor, move: Callable[[Tensor], Tensor], masks: Tensor | None) -> Sample:
-    """`sample` with another image: `move` takes boxes [R, 4] there, those annotated and the proposals."""
-    targets = replace(sample.targets, boxes=move(sample.targets.boxes), masks=masks)
+def _moved(sample: Sample, image: Tensor, move: Change, change: Change) -> Sample:
+    """`sample` with another image: `move` takes boxes [R, 4] there, those annotated and the proposals, `change` masks
+    and class maps [R, H, W]."""
+    old = sample.targets
+    targets = replace(
+        old,
+        boxes=move(old.boxes),
+        masks=None if old.masks is None else change(old.masks),
+        class_map=None if old.class_map is None else change(old.class_map[None])[0],
+    )
     proposals = None if sample.proposals is None else move(sample.proposals)
     return replace(sample, image=image, targets=targets, proposals=proposals)

@@ -3,6 +3,10 @@
 VOC counts pixels from 1 and includes the last one: (xmin, ymin, xmax, ymax) becomes the half-open
 (xmin - 1, ymin - 1, xmax, ymax). Many tools write such files counting from 0; their boxes come out one pixel too large
 to the left and above, which a file cannot tell.
+
+The class of every pixel of NAME.jpg is in ``SegmentationClass/NAME.png`` beside the folder of the XML files: 0 is the
+background, i the i-th class, 255 unknown, as at the rims of objects. Where there is no such folder it follows from
+``SegmentationObject/NAME.png``, in which i is the i-th object of the XML file.
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from regio.data.class_maps import LabelImage
 from regio.data.dataset import DetectionDataset
 from regio.data.records import Annotation, Problems, Record, size_in_file, sound_box
+from regio.types import IGNORED
 
 __all__ = ["IMAGE_SUFFIXES", "VOC_CLASSES", "is_voc", "read_voc", "voc_class_names", "voc_dataset", "voc_image_name"]
 
@@ -58,7 +64,7 @@ def voc_dataset(
     pages = _pages(annotations, problems)
     class_names = class_names or _class_names(pages)
     labels = {name: label for label, name in enumerate(class_names, start=1)}
-    files = _ImageFiles(images)
+    files, label_images = _ImageFiles(images), _LabelImages(annotations.parent)
     records = []
     for id, page in _selected(pages, annotations, split_file, problems):
         path = files.of(page)
@@ -69,7 +75,8 @@ def voc_dataset(
         if size is None:
             continue
         objects = [_annotation(page, row, size, labels, problems) for row in range(len(page.objects))]
-        records.append(Record.of(id, path, path.name, size, [o for o in objects if o is not None]))
+        label_image = label_images.of(page, labels)
+        records.append(Record.of(id, path, path.name, size, [o for o in objects if o is not None], label_image))
     if not records:
         problems.raise_damage()
         raise ValueError(f"{split_file or annotations}: none of its images is in {images}")
@@ -98,6 +105,24 @@ class _ImageFiles:
 
     def of(self, page: _Page) -> Path | None:
         return self._by_stem.get(page.file.stem) or self._by_name.get(page.image_name)
+
+
+class _LabelImages:
+    """The files in `folder` of the class of every pixel, listed once: by the name of the annotation file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._classes, self._objects = (
+            {path.stem: path for path in (folder / name).glob("*.png")}
+            for name in ("SegmentationClass", "SegmentationObject")
+        )
+
+    def of(self, page: _Page, labels: dict[str, int]) -> LabelImage | None:
+        """labels: by the name of the class, in their order."""
+        path = (self._classes or self._objects).get(page.file.stem)
+        if path is None:
+            return None
+        values = [*labels.values()] if self._classes else [labels[_name(row)] for row in page.objects]
+        return LabelImage.of(path, values[: IGNORED - 1])
 
 
 def is_voc(file: Path) -> bool:

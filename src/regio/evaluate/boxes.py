@@ -54,9 +54,9 @@ class BoxEvaluator:
         """All of COCO's metrics, with those of each class."""
         return coco_metrics(self.dataset.to_coco(), self.rows(records))
 
-    def voc(self, records: Sequence[Rows]) -> VocMetrics:
+    def voc(self, records: Sequence[Rows], iou_threshold: float = 0.5) -> VocMetrics:
         """All of VOC's metrics, with those of each class."""
-        return voc_metrics(self.dataset.to_coco(), self.rows(records))
+        return voc_metrics(self.dataset.to_coco(), self.rows(records), iou_threshold)
 
     def measure(self, records: Sequence[Rows]) -> dict[str, float]:
         """The numbers of `names`."""

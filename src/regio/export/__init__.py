@@ -3,10 +3,12 @@
     export_onnx(detector, file)     for ONNX Runtime, OpenVINO and whatever else reads ONNX
     export_torch(detector, file)    for `torch.export.load`
 
-Both hold one graph, `DetectorGraph`: images as bytes and their sizes in, boxes in pixels of these images out.
+Both hold one graph, `DetectorGraph`: images as bytes and their sizes in, boxes in pixels of these images out; or
+`SegmentationGraph`: the class of every pixel out.
 """
 
 from regio.export.files import export_onnx, export_torch
 from regio.export.graph import DetectorGraph
+from regio.export.segmentation import SegmentationGraph
 
-__all__ = ["DetectorGraph", "export_onnx", "export_torch"]
+__all__ = ["DetectorGraph", "SegmentationGraph", "export_onnx", "export_torch"]

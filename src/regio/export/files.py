@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,25 @@ from regio import __version__
 from regio.detector import TwoStageDetector
 from regio.export.graph import DetectorGraph
 from regio.export.onnx_forms import OPSET, forms, require_onnx_forms, translations, with_onnx_pooling
+from regio.export.segmentation import SegmentationGraph
 from regio.masks import GridMasks
 from regio.roi_heads import MaskHead
+from regio.segmentation import SegmentationNetwork
 
-__all__ = ["INPUTS", "OUTPUTS", "export_onnx", "export_torch", "onnx_program"]
+__all__ = ["INPUTS", "export_onnx", "export_torch", "onnx_program"]
 
+Network = TypeVar("Network", bound=nn.Module)
 Shapes = tuple[dict[int, Any], ...]
 """For each input its sizes, by axis, that are not fixed."""
 
 INPUTS = ("images", "sizes")
-OUTPUTS = ("boxes", "labels", "scores", "image", "masks")
-"""The last one of a detector with a mask head."""
 
 
-def export_onnx(detector: TwoStageDetector, file: Path | str, labels: Sequence[str] = ()) -> None:
-    """Write `detector` as ONNX (operator set 18) to `file`, in one piece.
+def export_onnx(detector: TwoStageDetector | SegmentationNetwork, file: Path | str, labels: Sequence[str] = ()) -> None:
+    """Write `detector`, or a segmentation network, as ONNX (operator set 18) to `file`, in one piece.
 
-    Inputs and outputs: see `DetectorGraph.forward`. labels: the names of the labels 1, 2, ... They, the preprocessing
-    and how masks become pixels are in the metadata of the file.
+    Inputs and outputs: see `DetectorGraph.forward` and `SegmentationGraph.forward`. labels: the names of the labels 1,
+    2, ... They, the preprocessing and how masks become pixels are in the metadata of the file.
 
     Raises FileExistsError for a file that exists, OSError for one that cannot be written, and ValueError for a part of
     the detector that has no form in ONNX, and where the packages onnx and onnxscript are missing.
@@ -50,13 +51,17 @@ def export_onnx(detector: TwoStageDetector, file: Path | str, labels: Sequence[s
     require_onnx_forms(detector)
     own = _own(detector)
     with_onnx_pooling(own)
-    program = onnx_program(DetectorGraph(own), *_inputs(), INPUTS, _outputs(detector))
-    model = program.model.graph
+    graph = _graph(own)
+    program = onnx_program(graph, *_inputs(), INPUTS, graph.outputs)
+    model, free = program.model.graph, graph.free_axes
     named = [(model.inputs[0], ["images", 3, "height", "width"]), (model.inputs[1], ["images", 2])]
-    for value, shape in named + [(each, ["detections", *(each.shape or ())[1:]]) for each in model.outputs]:
+    for value, shape in named + [(each, [*free, *(each.shape or ())[len(free) :]]) for each in model.outputs]:
         value.shape = onnx_ir.Shape(shape)
     program.model.metadata_props.update(
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in _about(detector, labels)}
+        {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in _about(own, graph.scales, labels)
+        }
     )
     _write(path, lambda temporary: program.save(temporary, external_data=False))
 
@@ -86,10 +91,12 @@ def onnx_program(
     return program
 
 
-def export_torch(detector: TwoStageDetector, file: Path | str, labels: Sequence[str] = ()) -> None:
-    """Write `detector` as an exported program of PyTorch to `file`, by custom ``.pt2``.
+def export_torch(
+    detector: TwoStageDetector | SegmentationNetwork, file: Path | str, labels: Sequence[str] = ()
+) -> None:
+    """Write `detector`, or a segmentation network, as an exported program of PyTorch to `file`, by custom ``.pt2``.
 
-    ``torch.export.load(file).module()(images, sizes)`` runs it, see `DetectorGraph.forward`, after ``import
+    ``torch.export.load(file).module()(images, sizes)`` runs it, see `export_onnx`, after ``import
     regio.export``: region features and suppression are operations of this library. Gradients are not recorded. The
     extra file `regio.json` holds what the metadata of an ONNX file does.
 
@@ -97,10 +104,10 @@ def export_torch(detector: TwoStageDetector, file: Path | str, labels: Sequence[
     the detector that cannot be recorded.
     """
     path = _new(file)
-    about = json.dumps(dict(_about(detector, labels)))
     with torch.no_grad():
         example, shapes = _inputs()
-        graph = DetectorGraph(_own(detector)).eval()
+        graph = _graph(_own(detector)).eval()
+        about = json.dumps(dict(_about(detector, graph.scales, labels)))
         program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
         _write(path, lambda temporary: torch.export.save(program, temporary, extra_files={"regio.json": about}))
 
@@ -112,7 +119,16 @@ def _inputs() -> tuple[tuple[Tensor, ...], Shapes]:
     return example, ({0: images, 2: height, 3: width}, {0: images})
 
 
-def _own(detector: TwoStageDetector) -> TwoStageDetector:
+def _graph(model: nn.Module) -> DetectorGraph | SegmentationGraph:
+    """Raises ValueError for a network that has no graph, or a part of a detector that has none."""
+    if isinstance(model, SegmentationNetwork):
+        return SegmentationGraph(model)
+    if not isinstance(model, TwoStageDetector):
+        raise ValueError(f"detector: expected one, or a segmentation network, got {type(model).__name__}")
+    return DetectorGraph(model)
+
+
+def _own(detector: Network) -> Network:
     """A copy on the CPU whose tensors are contiguous and share no memory, as files of exported programs want them."""
     own = copy.deepcopy(detector).cpu().requires_grad_(False)
     for tensor in (*own.parameters(), *own.buffers()):
@@ -120,20 +136,18 @@ def _own(detector: TwoStageDetector) -> TwoStageDetector:
     return own
 
 
-def _outputs(detector: TwoStageDetector) -> tuple[str, ...]:
-    return OUTPUTS if any(isinstance(head, MaskHead) for head in detector.roi_heads) else OUTPUTS[:-1]
-
-
-def _about(detector: TwoStageDetector, labels: Sequence[str]) -> list[tuple[str, Any]]:
+def _about(
+    detector: TwoStageDetector | SegmentationNetwork, scales: bool, labels: Sequence[str]
+) -> list[tuple[str, Any]]:
     """What the file says of itself, by name: words, and other values to be written as JSON."""
     about: list[tuple[str, Any]] = [
         ("regio_version", __version__),
         ("opset", OPSET),
         ("labels", list(labels)),
         ("preprocess", detector.preprocess.normalisation()),
-        ("scaled_by", "graph" if DetectorGraph(detector).scales else "caller"),
+        ("scaled_by", "graph" if scales else "caller"),
     ]
-    for head in detector.roi_heads:
+    for head in detector.modules():
         if isinstance(head, MaskHead):
             empty = GridMasks(torch.zeros((0, 1, 1)), head.pasting)
             about += [("mask_pasting", type(head.pasting).__name__), ("mask_threshold", empty.threshold)]

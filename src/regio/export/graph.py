@@ -15,17 +15,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regio.boxes import sides
+from regio.boxes import Coder, sides
 from regio.detector import TwoStageDetector
 from regio.kernels.nms import batched_nms
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
-from regio.proposals import RPN
+from regio.proposals import RPN, ClassAwareRPN
 from regio.regions import LearnedRegionFeatures, Sampled
 from regio.roi_heads import BoxHead, MaskHead
 from regio.types import FeatureMap, Regions
 
-__all__ = ["DetectorGraph", "Found", "run_head"]
+__all__ = ["OUTPUTS", "DetectorGraph", "Found", "run_head"]
+
+OUTPUTS = ("boxes", "labels", "scores", "image", "masks")
+"""The last one of a detector with a mask head."""
 
 
 class Found(NamedTuple):
@@ -45,12 +48,16 @@ class Found(NamedTuple):
 class DetectorGraph(nn.Module):
     """`forward` of a detector on a padded batch of images of any sizes, in operations without Python numbers.
 
+    outputs: names of what it gives. free_axes: names of the first axes of these, whose lengths are data.
+
     Raises ValueError naming the part of the detector that has no such form.
     """
 
+    free_axes = ("detections",)
+
     def __init__(self, detector: TwoStageDetector) -> None:
         super().__init__()
-        if not isinstance(detector.proposals, RPN):
+        if not isinstance(detector.proposals, RPN | ClassAwareRPN):
             what = "none" if detector.proposals is None else type(detector.proposals).__name__
             raise ValueError(f"proposals: expected a proposal network (RPN), got {what}, which cannot be exported")
         for module in detector.modules():
@@ -59,6 +66,8 @@ class DetectorGraph(nn.Module):
         for head in detector.roi_heads:
             _require_known(head)
         self.detector = detector
+        has_masks = any(isinstance(head, MaskHead) for head in detector.roi_heads)
+        self.outputs = OUTPUTS if has_masks else OUTPUTS[:-1]
         self.scales = type(detector.preprocess) is Preprocess and not detector.preprocess.antialias
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -74,7 +83,7 @@ class DetectorGraph(nn.Module):
         dtype = next(detector.backbone.parameters()).dtype
         batch = scaled_batch(detector.preprocess, images, sizes, scaled, dtype)
         maps = [SizedMap(x.data, x.stride, table=scaled) for x in detector.neck(detector.backbone(batch))]
-        assert isinstance(detector.proposals, RPN)
+        assert isinstance(detector.proposals, RPN | ClassAwareRPN)
         found = propose(detector.proposals, maps, scaled)
         for head in detector.roi_heads:
             found = run_head(head, maps, found)
@@ -164,8 +173,18 @@ def _interpolated(x: Tensor, at: _Positions, axis: int) -> Tensor:
 
 
 @torch.no_grad()
-def propose(rpn: RPN, maps: Sequence[FeatureMap], sizes: Tensor) -> Found:
-    """The proposals of `rpn` in images of `sizes` [N, 2]; see `RPN.forward`."""
+def propose(network: RPN | ClassAwareRPN, maps: Sequence[FeatureMap], sizes: Tensor) -> Found:
+    """What `network` finds in images of `sizes` [N, 2], see its `forward`: proposals, or detections with classes."""
+    if isinstance(network, RPN):
+        return _objects(network, maps, sizes)
+    scores, deltas, anchors = network.best(maps)
+    image = torch.arange(scores.shape[0], device=scores.device)[:, None].expand(scores.shape[:2]).flatten()
+    r = Regions(anchors.flatten(0, 1), image)
+    return _detected(network.postprocess, scores.flatten(0, 1), deltas.flatten(0, 1), r, network.coder, sizes)
+
+
+def _objects(rpn: RPN, maps: Sequence[FeatureMap], sizes: Tensor) -> Found:
+    """See `RPN.forward`."""
     levels = rpn.levels(maps)
     boxes, scores, level = [], [], []
     filter = rpn.test_filter
@@ -207,13 +226,17 @@ def _require_known(head: nn.Module) -> None:
 @run_head.register
 def _box_head(head: BoxHead, maps: Sequence[SizedMap], found: Found) -> Found:
     """See `BoxHead.forward` and `Postprocess`."""
+    r = Regions(found.boxes, found.image)
+    output = head.predict(maps, r)
     assert isinstance(head.postprocess, Postprocess)
-    sizes, rule = _sizes(maps), head.postprocess
-    output = head.predict(maps, Regions(found.boxes, found.image))
-    scores = head.scores(output.logits)
+    return _detected(head.postprocess, head.scores(output.logits), output.deltas, r, head.coder, _sizes(maps))
+
+
+def _detected(rule: Postprocess, scores: Tensor, deltas: Tensor, r: Regions, coder: Coder, sizes: Tensor) -> Found:
+    """See `Postprocess`: scores [R, classes] and deltas [R, 1 or C, 4] of the regions of all images."""
     row, column = (scores > rule.score_threshold).nonzero(as_tuple=True)
-    label, image = column + 1, found.image[row]
-    boxes = _clipped(head.coder.decode(output.deltas_of(row, label), found.boxes[row], label), image, sizes)
+    label, image = column + 1, r.image[row]
+    boxes = _clipped(coder.decode(deltas[row, label if deltas.shape[1] > 1 else 0], r.boxes[row], label), image, sizes)
     scored = Found(boxes, label, scores[row, column], image)
     group = image * (scores.shape[1] + 1) + label
     large = _large(boxes, rule.min_size)

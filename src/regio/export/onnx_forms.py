@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regio.kernels.attend import attend_reference
+from regio.kernels.deform_conv import Geometry
 from regio.kernels.nms import floor_to
 from regio.regions import (
     Convolved,
@@ -59,6 +60,7 @@ def forms() -> dict[Any, Callable[..., Tensor]]:
         ops.sample_grid.default: _sample_grid,
         ops.pool_max.default: _pool_max,
         ops.attend.default: _attend,
+        ops.deform_conv.default: _deform_conv,
     }
 
 
@@ -313,6 +315,26 @@ def _attend(
 ) -> Tensor:
     """`regio.kernels.attend.attend`, with the weights of all boxes at once."""
     return attend_reference(x, image, column, row, appearance, support, cells)
+
+
+def _deform_conv(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """`regio.kernels.deform_conv.deform_conv`: the samples of all taps at once, then a matrix product."""
+    outputs, channels, *kernel = weight.shape
+    groups, offset_groups = x.shape[1] // channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
+    g = Geometry((kernel[0], kernel[1]), (*stride,), (*padding,), (*dilation,), groups, offset_groups)  # type: ignore[arg-type]
+    points = g.points(offset)
+    factors = points.new_ones(points.shape[:5]) if mask is None else mask.permute(0, 2, 3, 1).unsqueeze(4)
+    bias = weight.new_zeros(outputs) if bias is None else bias
+    return g.convolve(x, points, factors, g.matrix(weight), bias).permute(0, 3, 1, 2)
 
 
 def _by_level(maps: Sequence[Tensor], level: Tensor, parts: int, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

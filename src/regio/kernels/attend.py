@@ -161,9 +161,10 @@ def _attend(
     if cells is None and x.device.type == "cpu":
         out, rest = _listed_boxes(x, image, column, row, appearance, support, dtype).sums()
         if len(rest):
-            out[rest] = _tiled_sums(x, image[rest], column[rest], row[rest], appearance, support[rest], None, dtype)
+            some = TiledSoftmax(x, image[rest], column[rest], row[rest], appearance, support[rest], None, dtype)
+            out[rest] = some.sums()
     else:
-        out = _tiled_sums(x, image, column, row, appearance, support, cells, dtype)
+        out = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype).sums()
     return out.to(x.dtype).transpose(1, 2)
 
 
@@ -171,26 +172,6 @@ def _listed_boxes(*arguments: Any) -> Any:
     from regio.kernels.cpu.attend_lists import ListedBoxes
 
     return ListedBoxes(*arguments)
-
-
-def _tiled_sums(
-    x: Tensor,
-    image: Tensor,
-    column: Tensor,
-    row: Tensor,
-    appearance: Tensor | None,
-    support: Tensor,
-    cells: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The results [R, K, C], in the dtype of the terms."""
-    softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
-    out = column.new_zeros((*column.shape[:2], x.shape[1]))
-    for tile in softmax.tiles():
-        weights = softmax.weights(tile)
-        sums = softmax.product("sums", weights.operand, softmax.features_of(tile))
-        out[tile.boxes] = sums.mul_(weights.scale)
-    return out
 
 
 @_attend.register_fake
@@ -232,56 +213,18 @@ def _attend_backward(
         listed = _listed_boxes(x, image, column, row, appearance, support, dtype)
         (to_features, to_column, to_row, to_appearance), rest = listed.gradients(of_sums)
         if len(rest):
-            of_rest = _tiled_gradients(
-                of_sums[rest], x, image[rest], column[rest], row[rest], appearance, support[rest], None, dtype
-            )
+            some = TiledSoftmax(x, image[rest], column[rest], row[rest], appearance, support[rest], None, dtype)
+            of_rest = some.gradients(of_sums[rest])
             to_features += of_rest[0]
             to_column[rest], to_row[rest] = of_rest[1:3]
             to_appearance += of_rest[3]
     else:
-        arguments = of_sums, x, image, column, row, appearance, support, cells, dtype
-        to_features, to_column, to_row, to_appearance = _tiled_gradients(*arguments)
+        softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
+        to_features, to_column, to_row, to_appearance = softmax.gradients(of_sums)
     to_x = to_features.to(x.dtype).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     if appearance is not None:
         to_appearance = to_appearance.unflatten(2, x.shape[2:])
     return to_x, to_column, to_row, to_appearance
-
-
-def _tiled_gradients(
-    of_sums: Tensor,
-    x: Tensor,
-    image: Tensor,
-    column: Tensor,
-    row: Tensor,
-    appearance: Tensor | None,
-    support: Tensor,
-    cells: Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients [N, H * W, C], [R, K, W], [R, K, H] and [N, K, H * W] (or empty), in the dtype of the terms, from
-    that of the results [R, K, C]."""
-    softmax = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype)
-    to_features = column.new_zeros(softmax.features.shape)  # cell by cell in memory, whatever the order of x
-    to_column, to_row = torch.zeros_like(column), torch.zeros_like(row)
-    to_appearance = column.new_zeros((0,) if appearance is None else (len(x), *column.shape[1:2], softmax.area))
-    for tile in softmax.tiles():
-        weights, of_tile = softmax.weights(tile), of_sums[tile.boxes]
-        scaled, of_tile = (of_tile * weights.scale).to(softmax.dtype), of_tile.to(softmax.dtype)
-        if tile.cells is None:
-            to_features[tile.image] += torch.mm(weights.operand.flatten(0, 1).t(), scaled.flatten(0, 1))
-            to_cells = to_appearance if appearance is not None else None
-            softmax.add_term_gradients(tile, weights, of_tile, to_column, to_row, to_cells)
-            continue
-        of_features = softmax.product("of features", weights.operand.mT, scaled).flatten(0, 1)
-        products = softmax.product("products", of_tile, softmax.features_of(tile).mT)
-        to_logits, shape = softmax.to_logits(weights, products), products.shape
-        u, v, cell = softmax.positions(tile.cells)
-        to_features[tile.image].index_add_(0, cell.flatten(), of_features)
-        to_column[tile.boxes] = torch.zeros_like(column[tile.boxes]).scatter_add_(2, u.expand(shape), to_logits)
-        to_row[tile.boxes] = torch.zeros_like(row[tile.boxes]).scatter_add_(2, v.expand(shape), to_logits)
-        if appearance is not None:
-            to_appearance[tile.image].index_add_(1, cell.flatten(), to_logits.transpose(0, 1).flatten(1))
-    return to_features, to_column, to_row, to_appearance
 
 
 @_attend_backward.register_fake

@@ -1,4 +1,4 @@
-"""The weights of `regio.kernels.attend`, a tile of a few boxes at a time: what its forward and backward share."""
+"""The weights of `regio.kernels.attend`, made a tile of a few boxes at a time, and its sums and gradients from them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Weights:
 
 
 class TiledSoftmax:
-    """The weights of some boxes, made one tile at a time: the part that forward and backward share."""
+    """The weights of some boxes, made one tile at a time. Arguments: see `attend`; dtype: its `aggregate_dtype`."""
 
     def __init__(
         self,
@@ -90,6 +90,40 @@ class TiledSoftmax:
         self._kernel = _cpu_kernel() if x.device.type == "cpu" else None
         if cells is None and self._kernel is None:
             self.support = self._reachable()
+
+    def sums(self) -> Tensor:
+        """The weighted sums [R, K, C] of the cells, in the dtype of the terms."""
+        out = self.column.new_zeros((*self.column.shape[:2], self.features.shape[2]))
+        for tile in self.tiles():
+            weights = self.weights(tile)
+            out[tile.boxes] = self.product("sums", weights.operand, self.features_of(tile)).mul_(weights.scale)
+        return out
+
+    def gradients(self, of_sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Those of the features [N, H * W, C], of the terms [R, K, W] and [R, K, H], and of the appearance [N, K,
+        H * W] (or empty), in the dtype of the terms, from that [R, K, C] of the sums."""
+        to_features = self.column.new_zeros(self.features.shape)  # cell by cell in memory, whatever the order of x
+        to_column, to_row = torch.zeros_like(self.column), torch.zeros_like(self.row)
+        to_appearance = self.column.new_zeros((0,)) if self.appearance is None else torch.zeros_like(self.appearance)
+        for tile in self.tiles():
+            weights, of_tile = self.weights(tile), of_sums[tile.boxes]
+            scaled, of_tile = (of_tile * weights.scale).to(self.dtype), of_tile.to(self.dtype)
+            if tile.cells is None:
+                to_features[tile.image] += torch.mm(weights.operand.flatten(0, 1).t(), scaled.flatten(0, 1))
+                to_cells = to_appearance if self.appearance is not None else None
+                self._add_term_gradients(tile, weights, of_tile, to_column, to_row, to_cells)
+                continue
+            of_features = self.product("of features", weights.operand.mT, scaled).flatten(0, 1)
+            products = self.product("products", of_tile, self.features_of(tile).mT)
+            to_logits, shape = self.to_logits(weights, products), products.shape
+            u, v, cell = self.positions(tile.cells)
+            to_features[tile.image].index_add_(0, cell.flatten(), of_features)
+            column, row = to_column[tile.boxes], to_row[tile.boxes]  # copies of zeros
+            to_column[tile.boxes] = column.scatter_add_(2, u.expand(shape), to_logits)
+            to_row[tile.boxes] = row.scatter_add_(2, v.expand(shape), to_logits)
+            if self.appearance is not None:
+                to_appearance[tile.image].index_add_(1, cell.flatten(), to_logits.transpose(0, 1).flatten(1))
+        return to_features, to_column, to_row, to_appearance
 
     @staticmethod
     def _shifted(term: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +225,7 @@ class TiledSoftmax:
         to_logits = scaled * products
         return to_logits.addcmul_(scaled, to_logits.sum(2, keepdim=True), value=-1)
 
-    def add_term_gradients(
+    def _add_term_gradients(
         self, tile: Tile, weights: Weights, of_sums: Tensor, to_column: Tensor, to_row: Tensor,
         to_appearance: Tensor | None
     ) -> None:  # fmt: skip

@@ -36,13 +36,7 @@ class ProposalNetwork:
         network = copy.copy(self.detector.proposals)
         if isinstance(network, RPN):
             network.test_filter = replace(network.test_filter, post_nms_top_n=self.number)
-        alone = TwoStageDetector(
-            preprocess=self.detector.preprocess,
-            backbone=self.detector.backbone,
-            neck=self.detector.neck,
-            proposals=network,
-        )
-        object.__setattr__(self, "_alone", alone.eval())
+        object.__setattr__(self, "_alone", self.detector.with_parts(network).eval())
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regio.boxes import BoxCoder, clip, sides
-from regio.convolutions import ConvReLU
 from regio.kernels.nms import batched_nms
 from regio.losses import smooth_l1
-from regio.matching import IGNORED, BalancedSampler, Matcher
+from regio.matching import BalancedSampler, Matcher
+from regio.proposals.anchor_network import AnchorNetwork
 from regio.proposals.anchors import Anchors
 from regio.types import Detections, FeatureMap, Targets
 
@@ -36,7 +36,7 @@ class ProposalFilter:
     score_threshold: float = 0.0
 
 
-class RPN(nn.Module):
+class RPN(AnchorNetwork):
     """A 3 x 3 convolution and, at each cell and for each anchor, an objectness and a box (Faster R-CNN, section 3.1).
 
     The layers are shared by all maps. `channels` is the width of the maps and, unless `hidden` is given, of the
@@ -74,21 +74,24 @@ class RPN(nn.Module):
         box_weight: float = 1.0,
         box_gradients: bool = False,
     ) -> None:
-        super().__init__()
-        hidden = hidden or channels
-        self.anchors, self.extra_level, self.level = anchors, extra_level, level
-        self.test_filter, self.train_filter = test, train
-        self.matcher, self.sampler, self.coder = matcher, sampler, coder
-        self.straddle_threshold, self.beta = straddle_threshold, beta
-        self.box_weight, self.box_gradients = box_weight, box_gradients
-        self.conv = _convolutions(channels, hidden, layers)
-        self.objectness = nn.Conv2d(hidden, anchors.per_cell, 1)
-        self.deltas = nn.Conv2d(hidden, anchors.per_cell * 4, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+        super().__init__(
+            channels,
+            anchors,
+            hidden=hidden or channels,
+            layers=layers,
+            extra_level=extra_level,
+            level=level,
+            matcher=matcher,
+            sampler=sampler,
+            coder=coder,
+            straddle_threshold=straddle_threshold,
+            beta=beta,
+            box_weight=box_weight,
+        )
+        self.test_filter, self.train_filter, self.box_gradients = test, train, box_gradients
+        self.objectness = nn.Conv2d(hidden or channels, anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(hidden or channels, anchors.per_cell * 4, 1)
+        self.initialise()
 
     def forward(self, maps: Sequence[FeatureMap]) -> list[Detections]:
         """Proposals of each image, best first, clipped to it, in pixels of the batch: label 1 is "object", the score is
@@ -107,24 +110,10 @@ class RPN(nn.Module):
         losses = self._compare(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, targets)
         return [each.boxes for each in proposals], losses
 
-    def levels(self, maps: Sequence[FeatureMap]) -> Sequence[FeatureMap]:
-        """The maps that are looked at: `maps`, or the one of them that `level` names, and the extra level."""
-        maps = maps if self.level is None else [maps[self.level]]
-        if not self.extra_level:
-            return maps
-        last = maps[-1]
-        return (*maps, replace(last, data=last.data[:, :, ::2, ::2], stride=last.stride * 2))
-
     def predict(self, maps: Sequence[FeatureMap]) -> tuple[list[Tensor], list[Tensor]]:
         """For each map, objectness logits [N, H * W * A] and deltas [N, H * W * A, 4], in the order of the anchors."""
-        objectness, deltas = [], []
-        for x in maps:
-            hidden = self.conv(x.data)
-            logits, delta = self.objectness(hidden), self.deltas(hidden)
-            precise = torch.promote_types(logits.dtype, torch.float32)
-            objectness.append(logits.permute(0, 2, 3, 1).flatten(1).to(precise))
-            deltas.append(delta.permute(0, 2, 3, 1).reshape(hidden.shape[0], -1, 4).to(precise))
-        return objectness, deltas
+        objectness, deltas = self.outputs(maps, self.objectness, self.deltas)
+        return [logits.flatten(1) for logits in objectness], deltas
 
     def _propose(
         self,
@@ -155,7 +144,7 @@ class RPN(nn.Module):
     ) -> dict[str, Tensor]:
         logits, labels, predicted, wanted = [], [], [], []
         for i, target in enumerate(targets):
-            match = self._match(anchors, sizes[i], target)
+            match = self.match(anchors, sizes[i], target)
             positive, background = self.sampler(match)
             logits += [objectness[i, positive], objectness[i, background]]
             labels += [torch.ones_like(logits[-2]), torch.zeros_like(logits[-1])]
@@ -169,21 +158,6 @@ class RPN(nn.Module):
             "rpn_box": smooth_l1(torch.cat(predicted), torch.cat(wanted), self.beta).sum() * weight,
         }
 
-    def _match(self, anchors: Tensor, size: tuple[int, int], target: Targets) -> Tensor:
-        if self.straddle_threshold is None:
-            return self.matcher(anchors, target)
-        # The best anchor of an object is sought among those that take part.
-        inside = _inside(anchors, size, self.straddle_threshold).nonzero()[:, 0]
-        match = torch.full_like(anchors[:, 0], IGNORED, dtype=torch.int64)
-        match[inside] = self.matcher(anchors[inside], target)
-        return match
-
-
-def _convolutions(channels: int, hidden: int, layers: int) -> nn.Module:
-    """One convolution, or several, each with a ReLU."""
-    made = [ConvReLU(channels if i == 0 else hidden, hidden, 3, padding=1) for i in range(layers)]
-    return made[0] if layers == 1 else nn.Sequential(*made)
-
 
 def _suppress(boxes: Tensor, logits: Tensor, level: Tensor, filter: ProposalFilter) -> Detections:
     width, height = sides(boxes.detach())
@@ -193,9 +167,3 @@ def _suppress(boxes: Tensor, logits: Tensor, level: Tensor, filter: ProposalFilt
     boxes, logits = boxes[large], logits[large]
     best = batched_nms(boxes.detach(), logits, level[large], filter.nms_threshold)[: filter.post_nms_top_n]
     return Detections(boxes[best], torch.ones_like(best), logits[best].sigmoid())
-
-
-def _inside(anchors: Tensor, size: tuple[int, int], margin: float) -> Tensor:
-    height, width = size
-    low = (anchors[:, :2] >= -margin).all(1)
-    return low & (anchors[:, 2] <= width + margin) & (anchors[:, 3] <= height + margin)

@@ -81,6 +81,11 @@ class RegionExtractor(nn.Module, ABC):
         """Where samples lie that it has learned to move, and where they would lie unmoved; None where it moves none."""
         return None
 
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor | None:
+        """By how much it has learned to move each part, [R, D, *bins, 2] as (x, y) in cells, for each of D equal ranges
+        of its channels; None where it moves none."""
+        return None
+
 
 def mean_over_channels(
     weights: Callable[[FeatureMap, Regions], Tensor], x: FeatureMap, r: Regions, *, at_once: int = 8

@@ -28,7 +28,7 @@ from regio.regions.position_sensitive import GroupedSamples, PositionSensitive, 
 from regio.regions.sampling import SampleGrid, SamplePoints, Samples, SamplingExtractor, boxes_in_cells
 from regio.types import FeatureMap, Regions
 
-__all__ = ["DeformablePositionSensitive", "DeformableRoIPool", "RoundedSamples", "deformed_samples"]
+__all__ = ["DeformablePositionSensitive", "DeformableRoIPool", "RoundedSamples", "deformed_samples", "part_shifts"]
 
 
 class RoundedSamples(SamplingExtractor):
@@ -104,6 +104,20 @@ def deformed_samples(
     ``.features`` and ``.weights`` of the result are those of deformable pooling with given offsets. The regions are not
     checked. Raises ValueError for offsets of another shape.
     """
+    shift = part_shifts(extractor, maps, r, level, offsets, gamma)
+    return extractor.sampling(maps, r, level, shift if shift.shape[1] > 1 else shift.squeeze(1))
+
+
+def part_shifts(
+    extractor: SamplingExtractor,
+    maps: Sequence[FeatureMap],
+    r: Regions,
+    level: Tensor,
+    offsets: Tensor,
+    gamma: float = 0.1,
+) -> Tensor:
+    """By how much each part is moved, [R, D, Kh, Kw, 2] as (x, y) in cells of the box's map; arguments and errors as of
+    `deformed_samples`."""
     boxes = r.boxes.shape[0]
     if offsets.ndim != 4 or offsets.shape[0] != boxes or offsets.shape[1] % 2 or 0 in offsets.shape[1:]:
         raise ValueError(f"offsets: expected shape [{boxes}, 2 D, rows, columns], got {list(offsets.shape)}")
@@ -115,8 +129,7 @@ def deformed_samples(
     )
     each = offsets.unflatten(1, (pairs, 2))[:, :, :, rows[:, None], columns]  # [R, D, 2, Kh, Kw]
     sides = extractor.sides(maps, r, level)
-    shift = gamma * each.to(sides.dtype).permute(0, 1, 3, 4, 2) * sides[:, None, None, None]
-    return extractor.sampling(maps, r, level, shift if pairs > 1 else shift.squeeze(1))
+    return gamma * each.to(sides.dtype).permute(0, 1, 3, 4, 2) * sides[:, None, None, None]
 
 
 class DeformableRoIPool(RegionExtractor):
@@ -200,6 +213,17 @@ class DeformableRoIPool(RegionExtractor):
         offsets = self.offsets([x], r, torch.zeros_like(r.image))
         return self.samples(x, r, offsets), self.samples(x, r, torch.zeros_like(offsets))
 
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor:
+        """By how much each part is moved, [R, 1, Kh, Kw, 2] as (x, y) in cells."""
+        r.check(x)
+        level = torch.zeros_like(r.image)
+        return part_shifts(self.extractor, [x], r, level, self.offsets([x], r, level), self.gamma)
+
+    @torch.no_grad()
+    def zero_offsets(self) -> None:
+        """Set the parameters that the offsets come from to zero, as in a new layer: no part is moved."""
+        _start_at_zero(self.offset)
+
     def offset_parameters(self) -> list[nn.Parameter]:
         """The parameters of the offset layer, which have a learning rate of their own."""
         return list(self.offset.parameters())
@@ -273,6 +297,17 @@ class DeformablePositionSensitive(RegionExtractor):
     def samples(self, x: FeatureMap, r: Regions, offsets: Tensor) -> SamplePoints:
         """As `DeformableRoIPool.samples`, for R * classes boxes: row ``r * classes + d`` is class d of box r."""
         return _samples(self.extractor, replace(x, data=self.scores(x.data)), r, offsets, self.gamma)
+
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor:
+        """By how much each part is moved, [R, classes, Kh, Kw, 2] as (x, y) in cells."""
+        r.check(x)
+        level = torch.zeros_like(r.image)
+        return part_shifts(self.extractor, [x], r, level, self.offsets([x], r, level), self.gamma)
+
+    @torch.no_grad()
+    def zero_offsets(self) -> None:
+        """Set the parameters that the offsets come from to zero, as in a new layer: no part is moved."""
+        _start_at_zero(self.offset)
 
     def _sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]) -> Samples:
         return deformed_samples(self.extractor, scores, r, level, self.offsets(maps, r, level), self.gamma)

@@ -124,13 +124,7 @@ def fast_rcnn_svms(detector: TwoStageDetector) -> TwoStageDetector:
         mean, std = bias.new_zeros(4), 1 / bias.new_tensor(head.coder.weights)
     svms.box_deltas.weight.copy_((weight * std[..., None]).expand(classes, 4, -1).flatten(0, 1))
     svms.box_deltas.bias.copy_((bias * std + mean).expand(classes, 4).flatten())
-    return TwoStageDetector(
-        preprocess=detector.preprocess,
-        backbone=detector.backbone,
-        neck=detector.neck,
-        proposals=detector.proposals,
-        roi_heads=[svms.to(head.box_deltas.weight)],
-    )
+    return detector.with_parts(detector.proposals, [svms.to(head.box_deltas.weight)])
 
 
 def _margins(postprocess: Postprocess) -> Postprocess:

@@ -91,10 +91,4 @@ def fine_tuning(
         chunk=head.chunk,
         rate=rate,
     )
-    return TwoStageDetector(
-        preprocess=detector.preprocess,
-        backbone=detector.backbone,
-        neck=detector.neck,
-        proposals=None,
-        roi_heads=[classifier],
-    )
+    return detector.with_parts(None, [classifier])

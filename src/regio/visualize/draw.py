@@ -16,7 +16,7 @@ from regio.types import Detections, Targets
 from regio.visualize.colours import Colour, class_colour
 from regio.visualize.labels import Chip, Rectangle, draw_chip, place_chips
 
-__all__ = ["draw_detections", "draw_targets"]
+__all__ = ["as_picture", "draw_detections", "draw_targets"]
 
 LEAST_SIDE = 640  # pixels: the longer side of a picture that is drawn on
 MASK_OPACITY = 0.4
@@ -108,7 +108,7 @@ def draw_targets(
 
 def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     """The picture with `marks`, the first in front."""
-    picture = _picture(image)
+    picture = as_picture(image)
     factor = -(-LEAST_SIDE // max(picture.size))
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BILINEAR)
@@ -132,7 +132,8 @@ def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     return picture
 
 
-def _picture(image: Tensor | Image.Image) -> Image.Image:
+def as_picture(image: Tensor | Image.Image) -> Image.Image:
+    """`image`, uint8 [3, H, W] or a PIL image, as one of RGB. Raises ValueError for another tensor."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     pixels = image.detach().cpu().numpy()

@@ -1,9 +1,10 @@
-"""Which cells of the feature map an extractor reads for a box, as pictures: what `regio explain` draws."""
+"""Which cells of the feature map an extractor reads for a box, and where deformable layers read, as pictures: what
+`regio explain` draws."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -13,17 +14,17 @@ from torch.nn import functional as F
 from regio.analysis import MOST_PARTS, extractor_of
 from regio.backbones import efficientnet_lite0
 from regio.boxes import resize_boxes
-from regio.checkpoints import read_card
-from regio.config import EXTRACTORS, load_detector
+from regio.config import EXTRACTORS
 from regio.detector import TwoStageDetector
 from regio.preprocess import Preprocess
 from regio.regions import RegionExtractor, RoIAlign, RoIPool
 from regio.settings import named
 from regio.types import FeatureMap, Regions
-from regio.visualize.sample_positions import offsets_figure, quantisation_figure
+from regio.visualize.sample_positions import moved_bins_figure, offsets_figure, quantisation_figure
+from regio.visualize.sampling_points import PhotoPoints, photo_points, points_on_objects, sampling_points_figure
 from regio.visualize.weights import parts_figure, terms_figure
 
-__all__ = ["ReadBox", "pictures", "read_by", "read_trained", "read_untrained"]
+__all__ = ["ReadBox", "pictures", "points_picture", "read_by", "read_untrained"]
 
 Box = tuple[float, float, float, float]
 
@@ -79,24 +80,11 @@ def read_untrained(pixels: Tensor, box: Box, name: str | None, device: torch.dev
     return _scaled(pixels, box, batch.sizes[0], x, extractor, name, source)
 
 
-def read_trained(pixels: Tensor, box: Box, name: str | None, weights: Path, device: torch.device) -> ReadBox:
-    """The extractor of a checkpoint, on the map of its detector from which it reads this box.
-
-    pixels, box: as in `read_untrained`. name: the extractor's, or None for whatever it is. Raises ValueError, or
-    FileNotFoundError, naming the file, for another name and for a file that is no checkpoint of a configuration.
-    """
-    own = read_card(weights).model.get("extractor", {}).get("name")
-    if name is not None and own is not None and name != own:
-        named(EXTRACTORS, name, "extractor")
-        raise ValueError(f"{weights}: its extractor is {own}, not {name}; leave out the extractor or the checkpoint")
-    detector, _ = load_detector(weights)
-    return read_by(detector.to(device).eval(), pixels, box, own, str(weights))
-
-
 def read_by(detector: TwoStageDetector, pixels: Tensor, box: Box, name: str | None, source: str) -> ReadBox:
-    """The extractor of the first head of `detector`, on the map from which it reads this box; as `read_trained`.
+    """The extractor of the first head of `detector`, on the map from which it reads this box.
 
-    name: the extractor's, that of its class unless given. Raises TypeError as `regio.analysis.extractor_of`.
+    pixels, box: as in `read_untrained`. name: the extractor's, that of its class unless given. source: the detector, in
+    words. Raises TypeError as `regio.analysis.extractor_of`.
     """
     levels = extractor_of(detector)
     device = next(detector.parameters()).device
@@ -125,8 +113,7 @@ def pictures(read: ReadBox) -> dict[str, Figure]:
     image, box, x, extractor, r = read.image, read.box, read.x, read.extractor, read.regions
     read.require_few_parts()
     rows, columns = extractor.bins
-    source = read.source if len(read.source) <= 50 else f"…{read.source[-49:]}"
-    where = f"{x.size[1]} x {x.size[0]} cells at stride {x.stride:g}; {source}"
+    where = f"{x.size[1]} x {x.size[0]} cells at stride {x.stride:g}; {_end(read.source)}"
     title = f"{read.name}: {f'{rows} x {columns}' if columns > 1 else rows} parts"
     weights = extractor.weights(x, r)[0]
     figures = {"weights.png": parts_figure(image, weights, extractor.bins, x.stride, box, title, where)}
@@ -141,4 +128,41 @@ def pictures(read: ReadBox) -> dict[str, Figure]:
     samples = extractor.moved_samples(x, r)
     if samples is not None:
         figures["offsets.png"] = offsets_figure(image, x, box, *samples, f"{title}, moved by offsets", where)
+    shifts = extractor.part_shifts(x, r)
+    if shifts is not None:
+        each = shifts[0]
+        largest = int(each.square().sum(-1).sqrt().mean((1, 2)).argmax())
+        of = f"range {largest + 1} of {len(each)} of its channels, which moves the most; " if len(each) > 1 else ""
+        figures["bins.png"] = moved_bins_figure(image, x, box, each[largest], f"{title}, moved", of + where)
     return figures
+
+
+def points_picture(
+    detector: TwoStageDetector, pixels: Tensor, name: str, at: Sequence[tuple[float, float]], source: str
+) -> Figure:
+    """Where stacked deformable layers of the backbone read, for units at the places `at` (x, y) in pixels of the photo
+    `pixels`, uint8 [3, H, W]; without such places, for one on the background, on the smallest and on the largest of the
+    objects that the detector finds with at least half the score of its best one.
+
+    name: of the photo. source: the detector, in words. Raises ValueError where it finds nothing, or has no proposal
+    network; and as `regio.visualize.sampling_points.photo_points`.
+    """
+    if at:
+        photo = photo_points(detector, pixels, name, {f"at {x:g},{y:g}": (x, y) for x, y in at})
+    else:
+        photo = _points_on_detections(detector, pixels, name, source)
+    return sampling_points_figure([photo], f"Where {photo.layers} read, one on the other", _end(source))
+
+
+@torch.no_grad()
+def _points_on_detections(detector: TwoStageDetector, pixels: Tensor, name: str, source: str) -> PhotoPoints:
+    if detector.proposals is None:
+        raise ValueError(f"at: expected places x,y, since {source} finds no boxes by itself")
+    (found,) = detector([pixels.to(next(detector.parameters()).device)])
+    if not len(found.boxes):
+        raise ValueError(f"at: expected places x,y, since {source} finds nothing in {name}")
+    return points_on_objects(detector, pixels, name, found.boxes[found.scores >= found.scores.max() / 2].cpu())
+
+
+def _end(source: str) -> str:
+    return source if len(source) <= 50 else f"…{source[-49:]}"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from regio.analysis import SIZES, Divergences
+from regio.analysis import SIZES, Divergences, OffsetStatistics
 from regio.evaluate import CocoMetrics
 from regio.visualize.colours import class_colour
 
@@ -22,6 +22,7 @@ __all__ = [
     "confusion_figure",
     "divergence_figure",
     "line_colour",
+    "offset_length_figure",
     "precision_recall_figure",
     "recall_comparison_figure",
     "recall_figure",
@@ -208,6 +209,36 @@ def divergence_figure(series: Mapping[str, Mapping[int, Divergences]]) -> Figure
     return figure
 
 
+def offset_length_figure(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Figure:
+    """The mean length of the offsets of each deformable layer, in cells, against the step; a panel for each of
+    `series`, with a line for each of its layers, the last one first.
+
+    series: by label, `regio.analysis.offsets_over_training`. Raises ValueError where there is nothing to draw.
+    """
+    layers = {
+        label: list(dict.fromkeys(name for found in steps.values() for name in found.length))
+        for label, steps in series.items()
+    }
+    drawn = {label: names for label, names in layers.items() if names}
+    if not drawn:
+        raise ValueError("series: expected offsets of at least one layer, got none")
+    figure = Figure(figsize=(1 + 5.2 * len(drawn), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
+    for axes, (label, names) in zip(panels, drawn.items(), strict=True):
+        style_axes(axes, _short(label, 60))
+        for i, name in enumerate(reversed(names)):
+            points = [(step, found.length[name]) for step, found in series[label].items() if name in found.length]
+            steps, means = [step for step, _ in points], [each.mean for _, each in points]
+            axes.plot(
+                steps, means, color=line_colour(i), linewidth=1.8, marker="o", markersize=3.5, label=_end(name, 36)
+            )
+        axes.set_xlabel("step", fontsize=9)
+        axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("mean length of offsets (cells)", fontsize=9)
+    return figure
+
+
 def _logarithmic(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator())
@@ -293,3 +324,8 @@ def _words(name: str) -> str:
 def _short(name: str, most: int = 24) -> str:
     # A dollar sign would start matplotlib's mathematical mode.
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+
+
+def _end(name: str, most: int) -> str:
+    """The end of a name with dots, which tells layers apart."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"

@@ -1,4 +1,4 @@
-"""Where a region feature reads: rounded bins, sample points, and points moved by learned offsets.
+"""Where a region feature reads: rounded bins, sample points, and points and bins moved by learned offsets.
 
 Pictures are matplotlib figures; image, box and stride share one frame, as in `regio.visualize.weights`.
 """
@@ -25,7 +25,7 @@ from regio.regions.sampling import SampleGrid, SamplePoints
 from regio.types import FeatureMap, Regions
 from regio.visualize.weights import BESIDE, BOX, INK, outline, show_image
 
-__all__ = ["offsets_figure", "quantisation_figure"]
+__all__ = ["moved_bins_figure", "offsets_figure", "quantisation_figure"]
 
 Box = tuple[float, float, float, float]
 
@@ -35,6 +35,7 @@ EVEN, ODD, POINT, PLAIN = (
     "#ffb000",
     "#ffffff",
 )  # Okabe and Ito's, which the colour-blind tell apart
+ROI, BIN = "#ffd400", "#e8000b"  # yellow and red, as in Dai et al. 2017
 FAINT = "#6b6b6b"
 
 
@@ -117,6 +118,39 @@ def offsets_figure(
     _title(axes, f"{len(after)} parts", f"moved by {mean:.2f} cells in the mean, {most:.2f} at most")
     handles = [Line2D([], [], color=BOX, linewidth=2.2), _dot(PLAIN, 4), _dot(POINT)]
     _legend(figure, handles, ["box", "sample without offset", "sample"])
+    return figure
+
+
+def moved_bins_figure(image: Tensor, x: FeatureMap, box: Box, shift: Tensor, title: str, caption: str = "") -> Figure:
+    """The bins of a box, each where deformable pooling has moved it (Dai et al. 2017, figure 7).
+
+    image: uint8 [3, h, w]. x: the map of this one image; only size and stride matter. shift: [Kh, Kw, 2] as (x, y) in
+    cells, by how much each bin is moved; see `RegionExtractor.part_shifts`.
+
+    Raises ValueError for shifts of another shape.
+    """
+    if shift.ndim != 3 or shift.shape[2] != 2 or 0 in shift.shape:
+        raise ValueError(f"shift: expected shape [Kh, Kw, 2], got {list(shift.shape)}")
+    x1, y1, x2, y2 = box
+    rows, columns = shift.shape[:2]
+    width, height = (x2 - x1) / columns, (y2 - y1) / rows
+    moved = (shift.detach().cpu().double() * x.stride).tolist()
+    bins: list[Box] = []
+    for i, j in product(range(rows), range(columns)):
+        left, top = x1 + j * width + moved[i][j][0], y1 + i * height + moved[i][j][1]
+        bins.append((left, top, left + width, top + height))
+    figure, (axes,) = _zoomed(image, x, _around([box, *bins], 1.2 * x.stride), 1, title, caption)
+    outline(axes, box, colour=ROI)
+    for left, top, right, bottom in bins:
+        axes.add_patch(
+            Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=BIN, linewidth=1.3, zorder=6)
+        )
+    cells = shift.detach().double().square().sum(2).sqrt()
+    _title(
+        axes, f"{rows} x {columns} bins", f"moved by {cells.mean():.2f} cells in the mean, {cells.max():.2f} at most"
+    )
+    lines = [Line2D([], [], color=colour, linewidth=2.2) for colour in (ROI, BIN)]
+    _legend(figure, lines, ["box", "its bins, moved"])
     return figure
 
 

@@ -143,6 +143,8 @@ def overlay(
     name: str,
     small: bool = False,
 ) -> None:
+    """Show `weights` [H, W], of a map of this stride, and the border of `box` over the photo `grey` [h, w]; above it
+    `name` and the largest weight. small: with a thinner border."""
     height, width = weights.shape
     largest = weights.max()
     show_image(axes, grey)
@@ -197,6 +199,7 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
 
 
 def header(figure: Figure, title: str, caption: str) -> None:
+    """The title of a picture, and a line below it, at the top left."""
     width, height = figure.get_size_inches()
     figure.text(MARGIN / width, 1 - 0.16 / height, title, fontsize=15, weight="bold", color=INK, va="top")
     figure.text(MARGIN / width, 1 - 0.46 / height, caption, fontsize=10, color=FAINT, va="top")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from regio.config import load_detector, read_system
+from regio.config import load_model, read_system
 from regio.config.systems import Detectron2, Published, System, Torchvision
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
 from regio.evaluate import Predict
-from regio.types import Detections
+from regio.ready import InferencePrecision, Ready
 from regio.weights.detectron2 import detectron2_detector
 from regio.weights.torchvision import torchvision_detector
 
@@ -24,13 +24,24 @@ __all__ = ["Trained", "load_trained", "published", "system_of"]
 
 @dataclass(frozen=True)
 class Trained:
-    """A detector in evaluation mode, the settings of its system, and the names of the classes it was trained on.
-    proposals: what its checkpoint says of the boxes that it was given, see `regio.checkpoints.Card`."""
+    """A model in evaluation mode, a detector for most, the settings of its system, and the names of the classes it was
+    trained on. proposals: what its checkpoint says of the boxes that it was given, see `regio.checkpoints.Card`."""
 
-    detector: TwoStageDetector
+    model: nn.Module
     system: System
     class_names: tuple[str, ...]
     proposals: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def detector(self) -> TwoStageDetector:
+        """The model that is a detector. Raises ValueError for another."""
+        if not isinstance(self.model, TwoStageDetector):
+            raise ValueError(f"weights: expected a detector, got a {type(self.model).__name__}")
+        return self.model
+
+    def ready(self, device: torch.device, precision: InferencePrecision) -> Ready:
+        """The model made ready for inference on `device`."""
+        return self.system.ready(self.model, device, precision)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -50,17 +61,17 @@ class Trained:
         return kept.with_note(f"not measured, since the detector does not know them: {_some(unknown)}")
 
     def predict(self, class_names: Sequence[str], model: Predict | None = None) -> Predict:
-        """What the detector finds of the classes `class_names`, with labels 1, 2, ... in that order. model: another
-        form of the detector to ask, such as a `regio.ready.ReadyDetector`."""
-        ask: Predict = self.detector if model is None else model
+        """What the model finds of the classes `class_names`, with labels 1, 2, ... in that order. model: another form
+        of it to ask, such as `ready`."""
+        ask: Predict = self.model if model is None else model
         if self.labels != self.class_names or tuple(class_names) == self.class_names:
             return ask
         label = torch.zeros(len(self.class_names) + 1, dtype=torch.int64)
         for i, name in enumerate(class_names, 1):
             label[self.class_names.index(name) + 1] = i
 
-        def predict(images: Sequence[Tensor], *proposals: Sequence[Tensor]) -> list[Detections]:
-            return [_relabelled(found, label) for found in ask(images, *proposals)]
+        def predict(images: Sequence[Tensor], *proposals: Sequence[Tensor]) -> list[Any]:
+            return [found.relabelled(label) for found in ask(images, *proposals)]
 
         return predict
 
@@ -90,8 +101,8 @@ def load_trained(weights: str | Path, *, score_threshold: float | None = None) -
     if found is None:
         own, card = read_system(weights)
         own = own if score_threshold is None else own.with_score_threshold(score_threshold)
-        detector, _ = load_detector(weights, score_threshold=score_threshold)
-        return Trained(detector.eval(), own, card.class_names, card.proposals)
+        model, _ = load_model(weights, score_threshold=score_threshold)
+        return Trained(model.eval(), own, card.class_names, card.proposals)
     system, file = found
     if score_threshold is not None:
         system = system.with_score_threshold(score_threshold)
@@ -122,13 +133,6 @@ def system_of(weights: str | Path) -> System:
 
 def _library(weights: str | Path) -> _Library:
     return _LIBRARIES[str(weights).partition(":")[0]]
-
-
-def _relabelled(found: Detections, label: Tensor) -> Detections:
-    """Those of `found` that have a new `label`, by the old one; 0 for none."""
-    labels = label.to(found.labels.device)[found.labels]
-    kept = found[labels > 0]
-    return replace(kept, labels=labels[labels > 0])
 
 
 def _some(names: Sequence[str], count: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""Systems by name: what makes each detector from words and numbers, and by what it is measured.
+"""Systems by name: what makes each network from words and numbers, and by what it is measured.
 
 A row of the table is a class of this package: its settings, `build`, and its evaluator. Its parents have the settings
 that it shares with others.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from regio.config.systems.backbones import BACKBONES, OnBackbone
 from regio.config.systems.base import System
 from regio.config.systems.box_heads import FullyConnectedHead
+from regio.config.systems.class_aware import ClassAwareRPN, ClassAwareRPNOnFPN
 from regio.config.systems.fitted import RCNN, SPPNet
 from regio.config.systems.given_boxes import FastRCNN, FastRCNNOnFPN
 from regio.config.systems.masks import MaskRCNN, MaskRCNNOnC4
 from regio.config.systems.proposal_networks import RPN, RPNOnFPN
 from regio.config.systems.published import Detectron2, Published, Torchvision
 from regio.config.systems.rfcn import RFCN, LightHeadRCNN
+from regio.config.systems.segmentation import DeepLab
 from regio.config.systems.two_stage import FasterRCNN, FasterRCNNOnC4, FasterRCNNOnFPN
 
 __all__ = [
@@ -23,6 +25,9 @@ __all__ = [
     "RFCN",
     "RPN",
     "SYSTEMS",
+    "ClassAwareRPN",
+    "ClassAwareRPNOnFPN",
+    "DeepLab",
     "Detectron2",
     "FastRCNN",
     "FastRCNNOnFPN",
@@ -52,8 +57,11 @@ SYSTEMS: dict[str, type[System]] = {
     "light-head-rcnn": LightHeadRCNN,
     "rpn-fpn": RPNOnFPN,
     "rpn": RPN,
+    "class-aware-rpn": ClassAwareRPN,
+    "class-aware-rpn-fpn": ClassAwareRPNOnFPN,
     "rcnn": RCNN,
     "sppnet": SPPNet,
+    "deeplab": DeepLab,
     "torchvision": Torchvision,
     "detectron2": Detectron2,
 }

@@ -17,11 +17,12 @@ __all__ = ["BACKBONES", "OnBackbone", "SplitBackbone"]
 
 BACKBONES = {
     "efficientnet_lite0": "efficientnet_lite0",
+    "aligned_inception_resnet": "aligned_inception_resnet",
     "torchvision": "torchvision_backbone",
     "timm": "timm_backbone",
 }
-"""Functions of `regio.backbones` by the word before the colon: `efficientnet_lite0`, `torchvision:resnet50`,
-`timm:convnext_tiny`."""
+"""Functions of `regio.backbones` by the word before the colon: `efficientnet_lite0`, `aligned_inception_resnet`,
+`torchvision:resnet50`, `timm:convnext_tiny`."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,21 @@ class OnBackbone(System):
     """Those of the systems that are put together around a backbone."""
 
     backbone: str = setting(
-        "efficientnet_lite0", "efficientnet_lite0, or one of other libraries as torchvision:NAME, timm:NAME"
+        "efficientnet_lite0",
+        "efficientnet_lite0, aligned_inception_resnet, or one of other libraries as torchvision:NAME, timm:NAME",
     )
     backbone_weights: str | None = setting(
         None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
     )
     frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
+    deformable_layers: int = setting(
+        0, "last convolutions of the backbone larger than 1 x 1 that are deformable, 3 in the paper; 0 for none", ge=0
+    )
+    deformable_stages: tuple[int, ...] = setting(
+        (), "levels of the backbone all of whose convolutions larger than 1 x 1 are deformable, in place of the last"
+    )
+    deformable_modulated: bool = setting(False, "whether their samples have factors too, as in the second paper")
+    deformable_offset_groups: int = setting(1, "groups of their channels with offsets of their own", ge=1)
     short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
     long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
 
@@ -56,7 +66,32 @@ class OnBackbone(System):
             )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"backbone_weights: {error}") from error
-        return made
+        return self.deformed(made)
+
+    def deformed(self, backbone: Backbone) -> Backbone:
+        """`backbone` with the deformable convolutions of these settings. Raises ValueError where it cannot have them,
+        and where there are none whose settings are not the default."""
+        if not self.deformable_layers and not self.deformable_stages:
+            for name in ("deformable_modulated", "deformable_offset_groups"):
+                if getattr(self, name) != getattr(OnBackbone, name):
+                    raise ValueError(f"{name}: expected deformable_layers or deformable_stages with it, got neither")
+            return backbone
+        if self.deformable_layers and self.deformable_stages:
+            raise ValueError(
+                f"deformable_layers: expected 0 where deformable_stages says which, got {self.deformable_layers}"
+            )
+        from regio.deformable_backbones import with_deformable
+
+        try:
+            return with_deformable(
+                backbone,
+                self.deformable_layers,
+                stages=self.deformable_stages,
+                modulated=self.deformable_modulated,
+                offset_groups=self.deformable_offset_groups,
+            )
+        except ValueError as error:
+            raise ValueError(f"deformable_{error}") from error
 
 
 @dataclass(frozen=True)
@@ -92,4 +127,4 @@ class SplitBackbone(OnBackbone):
             )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"backbone_weights: {error}") from error
-        return parts.backbone, parts.trunk
+        return self.deformed(parts.backbone), parts.trunk

@@ -12,29 +12,40 @@ from regio.settings import setting
 
 if TYPE_CHECKING:
     from regio.detector import TwoStageDetector
+    from regio.postprocess import Postprocess
 
-__all__ = ["BoxHead", "FullyConnectedHead"]
+__all__ = ["BoxHead", "Detecting", "FullyConnectedHead"]
 
 
 @dataclass(frozen=True)
-class BoxHead(OnBackbone):
+class Detecting(OnBackbone):
+    """Those of the systems that classify boxes: which of the scored ones are detections."""
+
+    score_threshold: float = setting(0.05, "lowest score of a detection", ge=0, le=1)
+    nms_threshold: float = setting(0.5, "IoU above which the weaker of two detections of a class goes", ge=0, le=1)
+    detections_per_image: int = setting(100, "at most", ge=1)
+
+    def postprocess(self) -> Postprocess:
+        """What makes detections of scored boxes."""
+        from regio.postprocess import Postprocess
+
+        return Postprocess(self.score_threshold, self.nms_threshold, self.detections_per_image)
+
+
+@dataclass(frozen=True)
+class BoxHead(Detecting):
     """Those of the systems whose second stage classifies boxes."""
 
     extractor: Extractor = setting(RoIAlign(), "what reads region features", choices=EXTRACTORS)
     regions_per_image: int = setting(128, "in the mini-batch of the head", ge=1)
     beta: float = setting(1.0, "where the box loss turns from a square to a line", ge=0)
-    score_threshold: float = setting(0.05, "lowest score of a detection", ge=0, le=1)
-    nms_threshold: float = setting(0.5, "IoU above which the weaker of two detections of a class goes", ge=0, le=1)
-    detections_per_image: int = setting(100, "at most", ge=1)
 
     def head(self) -> dict[str, Any]:
         """The arguments of the head, but for its extractor."""
-        from regio.postprocess import Postprocess
-
         return {
             "regions_per_image": self.regions_per_image,
             "beta": self.beta,
-            "postprocess": Postprocess(self.score_threshold, self.nms_threshold, self.detections_per_image),
+            "postprocess": self.postprocess(),
         }
 
 

@@ -57,10 +57,10 @@ class FastRCNN(FullyConnectedHead, SplitBackbone):
             **self.head(),
         )
 
-    def prepare(self, detector: TwoStageDetector, dataset: DetectionDataset) -> list[str]:
+    def prepare(self, detector: Any, dataset: DetectionDataset) -> list[str]:
         from regio.box_targets import ClassBoxCoder, target_statistics
 
-        coder: Any = detector.roi_heads[0].coder
+        coder = detector.roi_heads[0].coder
         if not isinstance(coder, ClassBoxCoder):
             return []
         found = target_statistics(dataset)

@@ -46,12 +46,13 @@ class Necked(Proposing):
     channels: int = setting(128, "of the maps that proposals and region features are made from", ge=1)
     norm: Literal["none", "batch", "group"] = setting("none", "normalisation in the neck")
 
-    def make_norm(self) -> Norm | None:
-        """The normalisation of the neck."""
-        from torch import nn
 
-        norms: dict[str, Norm | None] = {"none": None, "batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 32)}
-        return norms[self.norm]
+def make_norm(name: Literal["none", "batch", "group"]) -> Norm | None:
+    """The normalisation of this name."""
+    from torch import nn
+
+    norms: dict[str, Norm | None] = {"none": None, "batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 32)}
+    return norms[name]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class OneMap(Necked):
             "long_side": self.long_side,
             "anchors": Anchors((self.anchor_sizes,), self.anchor_ratios),
             "straddle_threshold": self.straddle_threshold,
-            "norm": self.make_norm(),
+            "norm": make_norm(self.norm),
         }
 
-    def proposals_alone(self) -> ProposalsAlone:
+    def proposals_alone(self) -> ProposalsAlone | None:
         return RPN(**{each.name: getattr(self, each.name) for each in fields(OneMap)})
 
 
@@ -105,10 +106,10 @@ class Pyramid(Necked):
             "short_side": self.short_side,
             "long_side": self.long_side,
             "anchors": Anchors(tuple((size,) for size in self.anchor_sizes), self.anchor_ratios),
-            "norm": self.make_norm(),
+            "norm": make_norm(self.norm),
         }
 
-    def proposals_alone(self) -> ProposalsAlone:
+    def proposals_alone(self) -> ProposalsAlone | None:
         return RPNOnFPN(**{each.name: getattr(self, each.name) for each in fields(Pyramid)})
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from regio.kernels.cpu.bfloat16 import number, to_bfloat16
 from regio.kernels.cpu.compile import compiled, strict
 
 __all__ = [
@@ -195,7 +196,7 @@ def weigh_map(
             p = U(v * width + u)
             weight = rows[row_at + U(v)] * column[at + U(u)] * appearance[appearance_at + p]
             if out.itemsize == 2:
-                out[to + p] = _to_bfloat16(np.float32(weight))
+                out[to + p] = to_bfloat16(np.float32(weight))
             else:
                 out[to + p] = weight
             total += weight
@@ -214,7 +215,7 @@ def dot_map(
         for u in range(width):
             p = U(v * width + u)
             weight = rows[row_at + U(v)] * column[at + U(u)] * appearance[appearance_at + p]
-            total += weight * _number(products, products_at + p)
+            total += weight * number(products, products_at + p)
     return total
 
 
@@ -229,7 +230,7 @@ def add_logits_of_row(
     total = column.dtype.type(0)
     for u in range(width):
         here, there = at + U(u), appearance_at + U(u)
-        logit = factor * (column[here] * appearance[there]) * (_number(products, products_at + U(u)) - mean)
+        logit = factor * (column[here] * appearance[there]) * (number(products, products_at + U(u)) - mean)
         to_column[here] += logit
         to_appearance[there] += logit
         total += logit
@@ -276,20 +277,3 @@ def keep_weights_of_row(
             cells[end + U(u - first)] = cell + u
         end += U(max(stop - first, 0))
     return end
-
-
-@strict
-def _number(array: Array, at: int) -> Any:
-    """The element `at`; those of uint16 are bfloat16 numbers, the upper halves of float32 ones."""
-    if array.itemsize == 2:
-        return np.uint32(np.uint32(array[at]) << np.uint32(16)).view(np.float32)
-    return array[at]
-
-
-@strict
-def _to_bfloat16(value: np.float32) -> np.uint16:
-    """The nearest bfloat16 number, of two the even one; NaN stays NaN."""
-    if value != value:
-        return np.uint16(0x7FC0)
-    bits = np.float32(value).view(np.uint32)
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
