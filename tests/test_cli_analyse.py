@@ -79,10 +79,12 @@ def test_a_detector_without_extractor_and_deformable_layers_is_refused(
 
 
 def test_a_checkpoint_alone_is_measured(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On scenes; pooling that moves each part of a box by a tenth of its width."""
+    """On scenes; pooling that moves each part of a box by a tenth of its width, and new deformable layers of 5 x 5 and
+    3 x 3 taps on the backbone's last map, without offsets."""
     model = FasterRCNNOnFPN(
-        channels=8, hidden=16, short_side=64, long_side=96, extractor=EXTRACTORS["deformable-roi-pool"]()
-    )
+        channels=8, hidden=16, short_side=64, long_side=96, extractor=EXTRACTORS["deformable-roi-pool"](),
+        deformable_layers=2,
+    )  # fmt: skip
     torch.manual_seed(0)
     made = model.build(6, pretrained=False)
     pool = next(each for each in made.modules() if isinstance(each, DeformableRoIPool))
@@ -94,11 +96,22 @@ def test_a_checkpoint_alone_is_measured(here: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "moved: steps 3" in printed and "With and without offsets, on 2 photos with objects" in printed
     with Path("out/offsets.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
+        first, second, row = csv.DictReader(file)
     assert (row["run"], row["step"]) == ("moved", "3") and 0.05 < float(row["mean"]) < 5
+    assert float(first["mean"]) == float(second["mean"]) == 0 and first["layer"] != second["layer"]
+    with Path("out/dilation.csv").open(newline="") as file:
+        dilations = list(csv.DictReader(file))
+    assert {row["layer"] for row in dilations} == {first["layer"], second["layer"]}
+    assert {float(row["mean"]) for row in dilations} == {1} and {row["step"] for row in dilations} == {"3"}
+    assert "Effective dilation" in printed and "5.3 ± 3.3" in printed
     with Path("out/without-offsets.csv").open(newline="") as file:
         found = {(row["offsets"], row["measure"]) for row in csv.DictReader(file)}
-    assert {("as trained", "ap"), ("no offsets of pooling", "ap")} <= found
+    assert {row[0] for row in found} == {
+        "as trained", "no offsets of convolutions", "no offsets of pooling", "no offsets"
+    }  # fmt: skip
+    assert {"ap", "voc_ap"} <= {row[1] for row in found}
+    with Image.open("out/points-moved.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
 
 
 @pytest.mark.slow

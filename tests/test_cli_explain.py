@@ -43,10 +43,13 @@ def regio(*words: str) -> int:
     return 0
 
 
-def checkpoint(extractor: str) -> str:
+def checkpoint(extractor: str, deformable_layers: int = 0) -> str:
     """An untrained detector of shapes with small maps."""
     torch.manual_seed(0)
-    model = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, extractor=EXTRACTORS[extractor]())
+    model = FasterRCNNOnFPN(
+        channels=16, hidden=32, short_side=64, long_side=96, extractor=EXTRACTORS[extractor](),
+        deformable_layers=deformable_layers,
+    )  # fmt: skip
     path = Path(f"{extractor}.safetensors")
     save(path, model.build(len(SHAPE_CLASSES)), Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model)))
     return str(path)
@@ -73,6 +76,18 @@ def test_learned_features_have_their_terms_drawn(photo: str) -> None:
     assert regio("explain", photo, "--box", "20,10,70,80", "--weights", weights, "--dpi", "50") == 0
     assert regio("explain", photo, "--box", "20,10,70,80", "--weights", weights, "--dpi", "50") == 0
     assert written("runs/explain") == written("runs/explain-2") == {"weights.png", "rounding.png", "terms.png"}
+
+
+def test_deformable_layers_have_their_points_drawn(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With places or what is found, with a box or without."""
+    weights = checkpoint("roi-align", deformable_layers=2)
+    assert regio("explain", photo, "--weights", weights, "--output", "found", "--dpi", "40") == 0
+    places = ("--at", "10,20", "--at", "100.5,60")
+    box = ("--box", "20,10,70,80")
+    assert regio("explain", photo, "--weights", weights, *places, *box, "--output", "given", "--dpi", "40") == 0
+    assert written("found") == {"sampling-points.png"}
+    assert written("given") == {"sampling-points.png", "weights.png", "rounding.png"}
+    assert "sampling-points.png in found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def weights(here: Path) -> str:
     torch.manual_seed(0)
     model = TINY.build(len(SHAPE_CLASSES))
     torch.nn.init.normal_(model.classifier.weight)
+    with torch.no_grad():  # each class as high as the others in the mean, so that several are highest somewhere
+        model.classifier.bias.sub_(model.eval().scores([Shapes(1)[0].image])[1].data.mean((0, 2, 3)))
     path = here / "runs" / "tiny" / "weights" / "best.safetensors"
     save(path, model, Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(TINY)))
     return str(path)
@@ -60,7 +62,7 @@ def test_classes_of_a_data_set_in_another_order(weights: str) -> None:
     for new, name in enumerate(names, 1):
         expected[own.labels == SHAPE_CLASSES.index(name) + 1] = new
     assert isinstance(found, ClassMap) and torch.equal(found.labels, expected)
-    assert found.labels.unique().tolist() == [0, 1]
+    assert {0, 1} <= {*found.labels.unique().tolist()} <= {0, 1, 2}
 
 
 def test_detect_writes_class_maps_and_pictures(here: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,11 +24,14 @@ from regio.checkpoints import Card, load_weights, save
 from regio.config import model_to_dict
 from regio.config.extractors import RoIPool
 from regio.config.systems import FasterRCNN
+from regio.deformable_backbones import deformable_layers, with_deformable
 from regio.detector import TwoStageDetector
 from regio.export import DetectorGraph, export_onnx, export_torch
 from regio.export.files import onnx_program
 from regio.export.graph import OUTPUTS, SizedMap, scaled_batch, scaled_sizes
-from regio.export.onnx_forms import with_onnx_pooling
+from regio.export.onnx_forms import forms, with_onnx_pooling
+from regio.kernels.sample_grid import sample_grid
+from regio.kernels.sample_points import sample_points
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
 from regio.proposals import RPN, Anchors, ProposalFilter
@@ -426,6 +429,14 @@ def test_the_file_says_what_it_is(exported: Exported) -> None:
     assert (about["mask_pasting"], about["mask_threshold"]) == ("PasteAtCentres", "0.5")
 
 
+def deformable_scores(classes: int) -> regions.RegionExtractor:
+    """With offsets that are not zero, and score maps of some size."""
+    made = regions.DeformablePositionSensitive(regions.PositionSensitive(regions.RoIAlign((2, 3))), 16, 3, classes)
+    nn.init.normal_(made.offset.weight, std=0.5)
+    nn.init.normal_(made.scores.weight, std=0.5)
+    return made
+
+
 EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     "roi-align, adaptive": lambda: regions.RoIAlign(7, samples=0),
     "roi-align, not aligned": lambda: regions.RoIAlign((5, 7), aligned=False),
@@ -438,6 +449,17 @@ EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     "roi-pool of twice the area": lambda: regions.Enlarged(regions.RoIPool(7)),
     "roi-warp": lambda: regions.RoIWarp(7),
     "precise-roi-pool": lambda: regions.PreciseRoIPool(7),
+    "rfcn-average-pool": lambda: regions.RFCNAveragePool(7),
+    "position-sensitive": lambda: regions.PositionSensitive(regions.RoIAlign((2, 4))),
+    "position-sensitive, fewer groups": lambda: regions.PositionSensitive(
+        regions.RoIAlign((4, 3), samples=0), group_size=(2, 2), group_major=True
+    ),
+    "position-sensitive, rfcn": lambda: regions.PositionSensitive(regions.RFCNAveragePool((2, 4))),
+    "position-sensitive, largest": lambda: regions.PositionSensitive(regions.RoIPool((2, 4))),
+    "score maps": lambda: regions.score_maps(16, 3, regions.PositionSensitive(regions.RoIAlign((2, 3)))),
+    "a layer first": lambda: regions.Convolved(nn.Conv2d(16, 5, 3, padding=1), regions.RoIAlign(7)),
+    "deformable, position-sensitive": lambda: deformable_scores(classes=3),
+    "deformable, position-sensitive, one offset": lambda: deformable_scores(classes=1),
     "centre": regions.CentreFeature,
     "triangular": regions.TriangularBins,
     "deformable-roi-pool": lambda: regions.DeformableRoIPool(regions.RoIAlign(7), 16),
@@ -447,7 +469,13 @@ EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
         16, 3, 64, 32, mode=regions.Dense(), prior=regions.GridPrior()
     ),
 }
-ROUNDING = {"roi-pool, disjoint", "roi-average-pool", "spatial-pyramid"}
+ROUNDING = {
+    "roi-pool, disjoint",
+    "roi-average-pool",
+    "spatial-pyramid",
+    "rfcn-average-pool",
+    "position-sensitive, rfcn",
+}
 """Those that divide a box into whole cells. Dividing, OpenVINO multiplies by the reciprocal and finds other cells."""
 
 
@@ -483,6 +511,27 @@ def reading(sizes: list[tuple[int, int]], count: int) -> dict[str, Tensor]:
 INPUTS = ("sizes", "boxes", "image", "wanted", "fine", "coarse")
 
 
+@pytest.mark.parametrize("products", [False, True], ids=["gathered", "products"])
+def test_forms_of_groups_are_the_operations(products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two images and two levels, each part with channels of its own; also where the samples are as many as the data
+    say, which a graph sees as a size that is no number."""
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 7, 3, 9, 11), torch.randn(2, 7, 3, 5, 6)]
+    image, level, groups = torch.randint(2, (10,)), torch.randint(2, (10,)), [0, 2, 1, 5, 4, 6]
+    points, weight = torch.rand(10, 6, 4, 2) * 13 - 2, torch.rand(10, 6, 4)
+    if not products:
+        expected = sample_points(maps, image, points, weight, level, groups)
+        form = forms()[torch.ops.regio.sample_points.default]
+        torch.testing.assert_close(form(maps, image, level, [points, weight], groups), expected, rtol=0, atol=1e-5)
+    axes = [torch.rand(10, 2, 4) * 9 - 1, torch.rand(10, 2, 4), torch.rand(10, 3, 5) * 9 - 1, torch.rand(10, 3, 5)]
+    rows, row_weight, columns, column_weight = axes
+    expected = sample_grid(maps, image, rows, columns, row_weight, column_weight, level, groups).flatten(2)
+    form = forms()[torch.ops.regio.sample_grid.default]
+    if products:
+        monkeypatch.setitem(form.__globals__, "isinstance", lambda value, kind: kind is not int)
+    torch.testing.assert_close(form(maps, image, level, axes, groups), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_extractors(name: str, tmp_path: Path) -> None:
@@ -511,6 +560,28 @@ def test_extractors(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
         (found,) = run(**{key: value.numpy() for key, value in (inputs | {"wanted": rows & False}).items()})
         assert found.shape == (0, *expected.shape[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("modulated", "offset_groups"), [(False, 1), (True, 2)])
+def test_a_detector_with_deformable_convolutions(modulated: bool, offset_groups: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = with_deformable(backbone(3, 4), 2, modulated=modulated, offset_groups=offset_groups)
+    detector = faster_rcnn_fpn(3, body, hidden=32, anchors=ANCHORS, **SCALE).eval()
+    with torch.no_grad():
+        for layer in deformable_layers(detector).values():
+            layer.offset.bias.uniform_(-2, 2)
+    photo = torch.randint(0, 256, (3, 77, 60), dtype=torch.uint8)
+    boxes = detector([photo])[0].boxes
+    export_torch(detector, tmp_path / "a.pt2")
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    found, *_ = program(photo[None].repeat(3, 1, 1, 1), torch.tensor([[77, 60]] * 3))
+    assert len(found) == 3 * len(boxes) > 10
+    torch.testing.assert_close(found[: len(boxes)], boxes, rtol=1e-3, atol=0.05)
+    export_onnx(detector, tmp_path / "a.onnx")
+    (again, *_) = in_onnx_runtime(tmp_path / "a.onnx")(images=photo[None].numpy(), sizes=np.array([[77, 60]]))
+    assert abs(len(again) - len(boxes)) <= 2
+    assert float(iou(torch.from_numpy(again), boxes).amax(1).median()) > 0.99
 
 
 @pytest.mark.slow
@@ -623,9 +694,9 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     for export in (export_onnx, export_torch):
         with pytest.raises(ValueError, match="extractor: .*mode=sampled"):
             export(sampled, file)
-    grouped = pyramid(regions.PositionSensitive(regions.RoIAlign(2)))
-    with pytest.raises(ValueError, match="extractor: PositionSensitive has no form in ONNX"):
-        export_onnx(grouped, file)
+    masked = pyramid(regions.MaskedBins(regions.RoIAlign(2)))
+    with pytest.raises(ValueError, match="extractor: MaskedBins has no form in ONNX"):
+        export_onnx(masked, file)
     given = proposals_alone()
     given.proposals = None
     with pytest.raises(ValueError, match=r"proposals: expected a proposal network \(RPN\), got none"):

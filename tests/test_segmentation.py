@@ -14,6 +14,7 @@ from regio.backbones import efficientnet_lite0
 from regio.config import TrainConfig
 from regio.config.systems import DeepLab
 from regio.data import Shapes
+from regio.deformable_conv import DeformableConv2d
 from regio.evaluate import MeanIoU
 from regio.optimisation import AdamW
 from regio.preprocess import Preprocess
@@ -190,10 +191,12 @@ def test_wrong_targets_are_named() -> None:
         deeplab(256, backbone)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "group"])
-def test_deeplab_is_dilated_and_its_ready_form_agrees(norm: Any) -> None:
+@pytest.mark.parametrize("settings", [{"norm": "none"}, {"norm": "batch"}, {"norm": "group", "deformable_layers": 3}])
+def test_deeplab_is_dilated_and_its_ready_form_agrees(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = DeepLab(channels=32, short_side=96, long_side=160, norm=norm).build(3).eval()
+    model = DeepLab(channels=32, short_side=96, long_side=160, **settings).build(3).eval()
+    deformable = sum(isinstance(module, DeformableConv2d) for module in model.modules())
+    assert deformable == settings.get("deformable_layers", 0)
     images = [scene.image for scene in Shapes(2)]
     with torch.no_grad():
         x = model.scores(images)[1]
@@ -209,7 +212,8 @@ def test_deeplab_is_dilated_and_its_ready_form_agrees(norm: Any) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         rounded = half.network.scores(images)[1].data
     assert rounded.dtype == torch.float32
-    assert float((rounded - exact).abs().mean()) < 0.15 * float(exact.abs().mean())  # of 50 layers with 8 bits
+    # An untrained head has the small differences of its features, of which 50 layers with 8 bits leave so much.
+    assert float(torch.corrcoef(torch.stack([rounded.flatten(), exact.flatten()]))[0, 1]) > 0.9
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from regio.analysis import FILTER_CLASSES, PUBLISHED_DILATION, OffsetStatistics, Statistic
 
@@ -33,9 +33,15 @@ def length_table(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Table:
 
 
 def without_offsets_table(results: Mapping[str, Mapping[str, Mapping[str, float]]], images: int) -> Table:
-    """What is measured with and without offsets, by run and variant; the first numbers of each."""
-    names = list(dict.fromkeys(name for each in results.values() for own in each.values() for name in own))[:6]
-    table = Table("run", "offsets", *names, title=f"With and without offsets, on {images} photos with objects")
+    """What is measured with and without offsets, by run and variant: the first three numbers, for boxes AP, AP50 and
+    AP75."""
+    names = list(dict.fromkeys(name for each in results.values() for own in each.values() for name in own))[:3]
+    table = Table(
+        "run",
+        Column("offsets", no_wrap=True),
+        *names,
+        title=f"With and without offsets, on {images} photos with objects",
+    )
     for run, variants in results.items():
         for variant, numbers in variants.items():
             table.add_row(run, variant, *(f"{numbers[name]:.3f}" if name in numbers else "" for name in names))

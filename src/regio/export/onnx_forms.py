@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from regio.kernels.attend import attend_reference
+from regio.kernels.deform_conv import Geometry
 from regio.kernels.nms import floor_to
 from regio.regions import (
-    DeformablePositionSensitive,
+    Convolved,
     Enlarged,
     FastRCNNCorners,
     Levels,
     MaskedBins,
     OverlappingBins,
-    PositionSensitive,
     RoIAlign,
     RoIPool,
 )
@@ -40,7 +40,7 @@ OPSET = 18
 def require_onnx_forms(module: nn.Module) -> None:
     """Raise ValueError, naming the extractor, where `module` reads region features in a way without a form in ONNX."""
     for extractor in module.modules():
-        if isinstance(extractor, PositionSensitive | DeformablePositionSensitive | MaskedBins):
+        if isinstance(extractor, MaskedBins):
             raise ValueError(f"extractor: {type(extractor).__name__} has no form in ONNX; --format torch has it")
 
 
@@ -60,6 +60,7 @@ def forms() -> dict[Any, Callable[..., Tensor]]:
         ops.sample_grid.default: _sample_grid,
         ops.pool_max.default: _pool_max,
         ops.attend.default: _attend,
+        ops.deform_conv.default: _deform_conv,
     }
 
 
@@ -178,6 +179,8 @@ def _onnx_pooling(extractor: nn.Module) -> RegionExtractor:
     assert isinstance(extractor, RegionExtractor)
     if type(extractor) is Enlarged:
         return Enlarged(_onnx_pooling(extractor.extractor), extractor.area)
+    if type(extractor) is Convolved:
+        return Convolved(extractor.layer, _onnx_pooling(extractor.extractor))
     if type(extractor) is RoIAlign:
         return _OnnxRoIAlign(extractor)
     if type(extractor) is RoIPool and (extractor.corners, extractor.division) == (FastRCNNCorners(), OverlappingBins()):
@@ -191,8 +194,12 @@ def _sample_points(
     maps: Sequence[Tensor], image: Tensor, level: Tensor, arguments: Sequence[Tensor], groups: Sequence[int]
 ) -> Tensor:
     """`regio.kernels.sample_points.sample_points`: the cells of all maps in one table, of which each sample reads four
-    rows."""
+    rows. With groups, those of an image are images of their own."""
     points, weight = arguments
+    image, level = image[:, None, None], level[:, None, None]
+    if groups:
+        image = image * maps[0].shape[1] + torch.tensor(list(groups), device=image.device)[:, None]
+        maps = [x.flatten(0, 1) for x in maps]
     height, width, begin = (torch.zeros_like(level) for _ in range(3))
     ends = 0
     for i, x in enumerate(maps):
@@ -202,7 +209,6 @@ def _sample_points(
         ends = ends + x.shape[0] * x.shape[2] * x.shape[3]
     table = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in maps]).to(points.dtype)
     boxes, parts, samples = weight.shape
-    height, width, begin = (each[:, None, None] for each in (height, width, begin))
     u, v = points.unbind(-1)
     near = (u >= -1) & (u < width) & (v >= -1) & (v < height)
     u, v = u.where(near, 0), v.where(near, 0)
@@ -233,18 +239,32 @@ def _sample_grid(
         points = torch.stack([u, v], -1).view(boxes, kh * kw, s * t, 2)
         return _sample_points(maps, image, level, [points, weight.view(boxes, kh * kw, s * t)], groups)
 
+    def along_axes(x: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights [r, Kh, H] of rows, and [r, Kw, N * W] of the columns of all images."""
+        row = (row_weight[at][..., None] * bilinear_weight(rows[at], x.shape[-2])).sum(2)
+        column = (column_weight[at][..., None] * bilinear_weight(columns[at], x.shape[-1])).sum(2)
+        own = image[at][:, None] == torch.arange(x.shape[0], device=x.device)
+        return row, (column[:, :, None] * own[:, None, :, None].to(column.dtype)).flatten(2)
+
     def contracted(x: Tensor, at: Tensor) -> Tensor:
         (images, channels, height, width), count = x.shape, at.shape[0]
-        row = (row_weight[at][..., None] * bilinear_weight(rows[at], height)).sum(2)
-        column = (column_weight[at][..., None] * bilinear_weight(columns[at], width)).sum(2)
-        own = image[at][:, None] == torch.arange(images, device=x.device)
-        column = column[:, :, None] * own[:, None, :, None].to(column.dtype)  # [r, Kw, N, W]
+        row, column = along_axes(x, at)
         cells = x.permute(0, 3, 1, 2).to(column.dtype).reshape(images * width, channels * height)
         along = column.view(count * kw, images * width) @ cells
         y = along.view(count, kw * channels, height) @ row.transpose(1, 2)
         return y.view(count, kw, channels, kh).permute(0, 2, 3, 1).flatten(2).to(x.dtype)
 
-    return _by_level(maps, level, kh * kw, contracted)
+    def by_group(x: Tensor, at: Tensor) -> Tensor:
+        (images, _, channels, height, width), count = x.shape, at.shape[0]
+        row, column = along_axes(x, at)
+        parts = []
+        for k, group in enumerate(groups):
+            cells = x[:, group].permute(0, 3, 1, 2).to(column.dtype).reshape(images * width, channels * height)
+            along = (column[:, k % kw] @ cells).view(count, channels, height)
+            parts.append((along @ row[:, k // kw, :, None])[..., 0])
+        return torch.stack(parts, 2).to(x.dtype)
+
+    return _by_level(maps, level, kh * kw, by_group if groups else contracted)
 
 
 def _pool_max(
@@ -256,9 +276,12 @@ def _pool_max(
     kh, kw = top.shape[1], left.shape[1]
 
     def pooled(x: Tensor, at: Tensor) -> Tensor:
-        shape = (at.shape[0], kh, kw)
+        shape, of_image = (at.shape[0], kh, kw), image[at][:, None, None]
+        if groups:  # those of an image are images of their own
+            of_image = of_image * x.shape[1] + torch.tensor(list(groups), device=x.device).view(kh, kw)
+            x = x.flatten(0, 1)
         edges = [left[at][:, None, :], top[at][:, :, None], right[at][:, None, :] - 1, bottom[at][:, :, None] - 1]
-        bins = [edge.expand(shape).reshape(-1) for edge in (image[at][:, None, None], *edges)]
+        bins = [edge.expand(shape).reshape(-1) for edge in (of_image, *edges)]
         inputs = (x, torch.stack(bins, 1).to(x.dtype))
         largest = torch.onnx.ops.symbolic(
             "MaxRoiPool",
@@ -289,11 +312,31 @@ def _attend(
     return attend_reference(x, image, column, row, appearance, support, cells)
 
 
+def _deform_conv(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """`regio.kernels.deform_conv.deform_conv`: the samples of all taps at once, then a matrix product."""
+    outputs, channels, *kernel = weight.shape
+    groups, offset_groups = x.shape[1] // channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
+    g = Geometry((kernel[0], kernel[1]), (*stride,), (*padding,), (*dilation,), groups, offset_groups)  # type: ignore[arg-type]
+    points = g.points(offset)
+    factors = points.new_ones(points.shape[:5]) if mask is None else mask.permute(0, 2, 3, 1).unsqueeze(4)
+    bias = weight.new_zeros(outputs) if bias is None else bias
+    return g.convolve(x, points, factors, g.matrix(weight), bias).permute(0, 3, 1, 2)
+
+
 def _by_level(maps: Sequence[Tensor], level: Tensor, parts: int, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Features [R, C, parts]: ``read(x, at)`` of each map and the boxes `at` that read it."""
     if len(maps) == 1:
         return read(maps[0], torch.arange(level.shape[0], device=level.device))
-    y = maps[0].new_zeros((level.shape[0], maps[0].shape[1], parts))
+    y = maps[0].new_zeros((level.shape[0], maps[0].shape[-3], parts))
     for i, x in enumerate(maps):
         at = (level == i).nonzero()[:, 0]
         y = y.index_copy(0, at, read(x, at))

@@ -144,8 +144,9 @@ def coordinate_dtype(x: Tensor) -> torch.dtype:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the cells of `x` [N, C, H, W] are stored one after the other, each with all its channels."""
-    return x.permute(0, 2, 3, 1).is_contiguous()
+    """Whether the cells of `x` [N, C, H, W] are stored one after the other, each with all its channels. Not known, and
+    False, while a graph for any sizes is exported."""
+    return not torch.compiler.is_exporting() and x.permute(0, 2, 3, 1).is_contiguous()
 
 
 def like_maps(maps: Sequence[Tensor]) -> list[Tensor]:

@@ -84,7 +84,7 @@ class Geometry:
         y = sample_points(x, image, points.flatten(0, 2), sample_weight.flatten(0, 2), groups=part_groups)
         blocks, _, channels = self.blocks(x.shape[1:-2].numel())
         by_block = y.transpose(1, 2).unflatten(1, (self.offset_groups, self.taps)).unflatten(3, (blocks, channels))
-        samples = by_block.transpose(2, 3).reshape(len(image), self.groups, matrix.shape[1])
+        samples = by_block.transpose(2, 3).reshape(image.shape[0], self.groups, matrix.shape[1])
         out = torch.baddbmm(bias.view(self.groups, 1, -1), samples.transpose(0, 1), matrix)
         return out.transpose(0, 1).reshape(n, rows, columns, bias.shape[0])
 
@@ -94,7 +94,7 @@ def deform_conv(
 ) -> Tensor:
     """`regio.ops.deform_conv2d` of arguments that fit, whatever their floating point dtypes; the result has that of
     `x`, in any memory format. Differentiable once in every tensor."""
-    if x.device.type != "cpu" or torch.compiler.is_exporting():
+    if x.device.type != "cpu":
         return deform_conv_reference(g, x, offset, weight, bias, mask)
     dtype = coordinate_dtype(x)
     factor = None if mask is None else mask.to(dtype)

@@ -33,10 +33,10 @@ def deform_conv2d(
     tap side by side. weight: [C_out, C / groups, rows, columns], with rows * columns taps. bias: [C_out]. mask:
     [N, offset groups * taps, H_out, W_out], a factor for each tap. The numbers of groups follow from the shapes.
 
-    The matrix product runs in the dtype of `input`, regardless of autocast, and so does the result; it is stored with
-    channels last where the input is. Differentiable in every tensor; at an integer coordinate the derivative of a
-    sample is that from above. Memory beyond the result is bounded: 32 MiB of samples at once on a CPU, 2^25 samples
-    elsewhere.
+    The matrix product runs in the dtype of `input` (for float16 on a CPU in float32), regardless of autocast, and the
+    result has that dtype; it is stored with channels last where the input is. Differentiable in every tensor; at an
+    integer coordinate the derivative of a sample is that from above. Memory beyond the result is bounded: 32 MiB of
+    samples at once on a CPU, 2^25 samples elsewhere.
 
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit, and for offsets that are not finite.
     """
@@ -119,9 +119,9 @@ def _check(
     if min(size) < 1:
         raise ValueError(f"input: expected at least as large as the kernel, got {list(input.shape)}: output {size}")
     parts = g.offset_groups * g.taps
-    expected = [("offset", offset, (len(input), 2 * parts, *size)), ("weight", weight, tuple(weight.shape))]
+    expected = [("offset", offset, (input.shape[0], 2 * parts, *size)), ("weight", weight, tuple(weight.shape))]
     if mask is not None:
-        expected.append(("mask", mask, (len(input), parts, *size)))
+        expected.append(("mask", mask, (input.shape[0], parts, *size)))
     if bias is not None:
         expected.append(("bias", bias, (weight.shape[0],)))
     mixed = not input.is_meta and torch.is_autocast_enabled(input.device.type)

@@ -44,7 +44,7 @@ class _Convolution:
     def __init__(self, arguments: Arguments) -> None:
         x, offset, self.weight, mask, *steps = arguments
         self.dtype = coordinate_dtype(x)
-        # Columns and products of float16 are float32, which is faster on a CPU.
+        # NumPy's float16 has no kernels: its columns and products are float32.
         self.product_dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else self.dtype
         self.channels, self.outputs = x.shape[1], self.weight.shape[0]
         self.groups, self.taps = self.channels // self.weight.shape[1], self.weight.shape[2:].numel()
