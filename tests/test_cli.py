@@ -377,7 +377,7 @@ def test_find_images(here: Path) -> None:
         (["train", "shapes", "--extractor", "roi"], "extractor: expected one of roi-pool, "),
         (
             ["train", "shapes", "--backbone", "resnet50"],
-            "backbone: expected one of efficientnet_lite0, torchvision, timm",
+            "backbone: expected one of efficientnet_lite0, aligned_inception_resnet, torchvision, timm",
         ),
         (["train", "shapes", "--optimizer", "lion"], "optimizer: expected one of adamw, sgd, got 'lion'"),
         (["train", "shapes", "chanels=3"], "chanels: no such setting; did you mean channels"),

@@ -86,7 +86,7 @@ def test_classes_are_matched_by_name(here: Path) -> None:
     assert kept.notes[-1] == "not measured, since the detector does not know them: unicorn"
     (found,) = trained.predict(kept.class_names)([torch.zeros(3, 4, 4)])
     assert found.labels.tolist() == [1, 2]  # its cat and its dog
-    assert torch.equal(found.boxes, trained.detector.found.boxes[[0, 2]])  # type: ignore[union-attr, index]
+    assert torch.equal(found.boxes, trained.model.found.boxes[[0, 2]])  # type: ignore[union-attr, index]
     assert trained.predict(trained.class_names) is trained.detector
     only = Trained(Fixed([1]), FasterRCNNOnFPN(), ("horse", "cow"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected classes among horse, cow, got unicorn, dog, cat"):

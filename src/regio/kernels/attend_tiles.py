@@ -103,8 +103,8 @@ class TiledSoftmax:
         """Those of the features [N, H * W, C], of the terms [R, K, W] and [R, K, H], and of the appearance [N, K,
         H * W] (or empty), in the dtype of the terms, from that [R, K, C] of the sums."""
         to_features = self.column.new_zeros(self.features.shape)  # cell by cell in memory, whatever the order of x
-        to_column, to_row = torch.zeros_like(self.column), torch.zeros_like(self.row)
-        to_appearance = self.column.new_zeros((0,)) if self.appearance is None else torch.zeros_like(self.appearance)
+        to_column, to_row = self.column.new_zeros(self.column.shape), self.row.new_zeros(self.row.shape)
+        to_appearance = self.column.new_zeros((0,) if self.appearance is None else self.appearance.shape)
         for tile in self.tiles():
             weights, of_tile = self.weights(tile), of_sums[tile.boxes]
             scaled, of_tile = (of_tile * weights.scale).to(self.dtype), of_tile.to(self.dtype)
