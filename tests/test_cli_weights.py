@@ -87,12 +87,12 @@ def test_classes_are_matched_by_name(here: Path) -> None:
     (found,) = trained.predict(kept.class_names)([torch.zeros(3, 4, 4)])
     assert found.labels.tolist() == [1, 2]  # its cat and its dog
     assert torch.equal(found.boxes, trained.model.found.boxes[[0, 2]])  # type: ignore[union-attr, index]
-    assert trained.predict(trained.class_names) is trained.detector
+    assert trained.predict(trained.class_names) is trained.model
     only = Trained(Fixed([1]), FasterRCNNOnFPN(), ("horse", "cow"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected classes among horse, cow, got unicorn, dog, cat"):
         only.shared(dataset)
     proposals = Trained(Fixed([1, 1]), RPN(), ("horse", "dog"))  # type: ignore[arg-type]
-    assert proposals.labels == ("object",) and proposals.predict(("dog",)) is proposals.detector
+    assert proposals.labels == ("object",) and proposals.predict(("dog",)) is proposals.model
 
 
 @pytest.mark.slow
