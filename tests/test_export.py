@@ -456,7 +456,7 @@ EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     ),
     "position-sensitive, rfcn": lambda: regions.PositionSensitive(regions.RFCNAveragePool((2, 4))),
     "position-sensitive, largest": lambda: regions.PositionSensitive(regions.RoIPool((2, 4))),
-    "score maps": lambda: regions.score_maps(16, 3, regions.PositionSensitive(regions.RoIAlign((2, 3)))),
+    "score maps": lambda: regions.Convolved(nn.Conv2d(16, 18, 1), regions.PositionSensitive(regions.RoIAlign((2, 3)))),
     "a layer first": lambda: regions.Convolved(nn.Conv2d(16, 5, 3, padding=1), regions.RoIAlign(7)),
     "deformable, position-sensitive": lambda: deformable_scores(classes=3),
     "deformable, position-sensitive, one offset": lambda: deformable_scores(classes=1),
