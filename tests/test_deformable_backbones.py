@@ -173,6 +173,8 @@ def test_offsets_learn_at_the_rates_of_the_papers() -> None:
     assert [each["lr"] for each in groups] == pytest.approx([0.1, 0.01])
     offsets = [p for layer in deformable_layers(modulated).values() for p in layer.offset_parameters()]
     assert {id(p) for p in groups[1]["params"]} == {id(p) for p in offsets}
+    slower = with_deformable(resnet50(), modulated=True, offset_rate=0.02)
+    assert [each["lr"] for each in rate_groups(slower, 0.1)] == pytest.approx([0.1, 0.002])
 
 
 def test_a_state_dict_comes_back() -> None:
@@ -343,6 +345,7 @@ def test_settings_from_the_command_line() -> None:
     [
         ({"deformable_modulated": True}, "deformable_modulated: expected deformable_layers or deformable_stages with"),
         ({"deformable_offset_groups": 2}, "deformable_offset_groups: expected deformable_layers or deformable_stages"),
+        ({"deformable_offset_rate": 0.1}, "deformable_offset_rate: expected deformable_layers or deformable_stages"),
         ({"deformable_layers": 1, "deformable_stages": (5,)}, "deformable_layers: expected 0 where deformable_stages"),
         ({"deformable_layers": 99}, "deformable_layers: expected at most 17, the convolutions"),
         ({"deformable_stages": (7,)}, r"deformable_stages: expected some of \[1, 2, 3, 4, 5\]"),

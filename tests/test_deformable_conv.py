@@ -107,6 +107,8 @@ def test_compiles_without_a_graph_break() -> None:
 def test_bad_groups_raise() -> None:
     with pytest.raises(ValueError, match="^offset_groups: expected a divisor of 4"):
         DeformableConv2d(4, 6, 3, offset_groups=3)
+    with pytest.raises(ValueError, match=r"^offset_rate: expected a positive factor, got 0\.0"):
+        DeformableConv2d(4, 6, 3, offset_rate=0.0)
     with pytest.raises(ValueError, match="groups"):
         DeformableConv2d(4, 6, 3, groups=3)
     with pytest.raises(ValueError, match="^input: expected shape"):

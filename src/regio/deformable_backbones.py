@@ -25,13 +25,14 @@ def with_deformable(
     stages: Sequence[int] = (),
     modulated: bool = False,
     offset_groups: int = 1,
+    offset_rate: float | None = None,
 ) -> Backbone:
     """`backbone` itself, with deformable convolutions in place of its last convolutions with a kernel larger than 1.
 
     layers: their number, counted in the order in which they are executed, up to the last level that the backbone gives:
     3 in the first paper, which are those of res5 in a ResNet. stages: where there are any, all such convolutions of
-    these levels instead: (3, 4, 5) in the second. modulated, offset_groups: see `DeformableConv2d`; the first paper's
-    code has 4 groups in ResNet-101.
+    these levels instead: (3, 4, 5) in the second. modulated, offset_groups, offset_rate: see `DeformableConv2d`; the
+    first paper's code has 4 groups in ResNet-101.
 
     The maps stay what they were, but for rounding, until the offsets learn: weights, strides, dilation and padding are
     those of the convolutions that give way. A frozen norm that one of them carried out runs by itself again.
@@ -60,7 +61,7 @@ def with_deformable(
         _require_replaceable(what, name, conv)
     for name, conv in chosen.items():
         kind = DeformableConv2dSame if _pads_like_tensorflow(conv) else DeformableConv2d
-        layer = kind.in_place_of(conv, offset_groups=offset_groups, modulated=modulated)
+        layer = kind.in_place_of(conv, offset_groups=offset_groups, modulated=modulated, offset_rate=offset_rate)
         if isinstance(conv, FoldedConv):
             conv.unfold()
         parent, _, own = name.rpartition(".")

@@ -29,13 +29,16 @@ class DeformableConv2d(nn.Module):
     is 1: a new layer equals the convolution with its weight and bias. (In the paper the factor is the sigmoid itself
     and begins at 1/2. That is the same layer with twice the weight, but no trained convolution to begin from.)
 
-    It learns at the rate of the layer, modulated at a tenth of it, as in the two papers: `rate_factors`, which the
-    optimizers of `regio.optimisation` read. For another optimizer `offset_parameters` are a group of their own.
+    It learns at `offset_rate` times the rate of the others, None for that of the papers: 1, modulated 0.1. That is
+    `rate_factors`, which the optimizers of `regio.optimisation` read; for another optimizer `offset_parameters` are a
+    group of their own. The papers train by SGD. An optimizer whose steps do not shrink with the gradient, Adam's for
+    one, moves the offsets of a filter that reads thousands of numbers by cells at each step, unless its rate is less.
 
     weight and bias have the names, shapes and initial values of `nn.Conv2d`, so the weights of one load into this with
     ``strict=False``. Under autocast the layer runs in the autocast dtype, as a convolution does.
 
-    Raises ValueError where the channels do not divide into groups; `forward` as `regio.ops.deform_conv2d`.
+    Raises ValueError where the channels do not divide into groups, and for a rate that is not positive; `forward` as
+    `regio.ops.deform_conv2d`.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class DeformableConv2d(nn.Module):
         offset_groups: int = 1,
         bias: bool = True,
         modulated: bool = False,
+        offset_rate: float | None = None,
     ) -> None:
         super().__init__()
         if offset_groups < 1 or in_channels % offset_groups:
@@ -62,14 +66,19 @@ class DeformableConv2d(nn.Module):
             pair("dilation", dilation),
         )
         self.groups, self.offset_groups, self.modulated = groups, offset_groups, modulated
-        self.rate_factors = {"offset": 0.1 if modulated else 1.0}  # see `regio.optimisation.rate_groups`
+        rate = (0.1 if modulated else 1.0) if offset_rate is None else offset_rate
+        if rate <= 0:
+            raise ValueError(f"offset_rate: expected a positive factor, got {rate}")
+        self.rate_factors = {"offset": rate}  # see `regio.optimisation.rate_groups`
         taps = offset_groups * self.weight.shape[2] * self.weight.shape[3]
         self.offset = nn.Conv2d(in_channels, (3 if modulated else 2) * taps, kernel_size, stride, padding, dilation)
         for parameter in self.offset.parameters():
             nn.init.zeros_(parameter)
 
     @classmethod
-    def in_place_of(cls, conv: nn.Conv2d, *, offset_groups: int = 1, modulated: bool = False) -> Self:
+    def in_place_of(
+        cls, conv: nn.Conv2d, *, offset_groups: int = 1, modulated: bool = False, offset_rate: float | None = None
+    ) -> Self:
         """One that gives what `conv` gives, until it learns: its weight and bias are those of `conv`, not copies. No
         random numbers are drawn."""
         with torch.device("meta"):
@@ -84,6 +93,7 @@ class DeformableConv2d(nn.Module):
                 offset_groups,
                 conv.bias is not None,
                 modulated,
+                offset_rate,
             )
         made.weight, made.bias = conv.weight, conv.bias
         made.offset = made.offset.to_empty(device=conv.weight.device).to(conv.weight.dtype)

@@ -45,6 +45,9 @@ class OnBackbone(System):
     )
     deformable_modulated: bool = setting(False, "whether their samples have factors too, as in the second paper")
     deformable_offset_groups: int = setting(1, "groups of their channels with offsets of their own", ge=1)
+    deformable_offset_rate: float | None = setting(
+        None, "factor on the learning rate of offsets; null for the papers', 1, modulated 0.1", gt=0
+    )
     short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
     long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
 
@@ -72,7 +75,7 @@ class OnBackbone(System):
         """`backbone` with the deformable convolutions of these settings. Raises ValueError where it cannot have them,
         and where there are none whose settings are not the default."""
         if not self.deformable_layers and not self.deformable_stages:
-            for name in ("deformable_modulated", "deformable_offset_groups"):
+            for name in ("deformable_modulated", "deformable_offset_groups", "deformable_offset_rate"):
                 if getattr(self, name) != getattr(OnBackbone, name):
                     raise ValueError(f"{name}: expected deformable_layers or deformable_stages with it, got neither")
             return backbone
@@ -89,6 +92,7 @@ class OnBackbone(System):
                 stages=self.deformable_stages,
                 modulated=self.deformable_modulated,
                 offset_groups=self.deformable_offset_groups,
+                offset_rate=self.deformable_offset_rate,
             )
         except ValueError as error:
             raise ValueError(f"deformable_{error}") from error
