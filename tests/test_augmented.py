@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regio.augmented import AugmentedDetector, BoxVoting, IterativeBoxes, _Candidates, vote_boxes
 from regio.boxes import clip, iou
 from regio.config.extractors import RoIAlign
 from regio.config.systems import RPN as ProposalsAlone
-from regio.config.systems import ClassAwareRPN, FasterRCNN, FastRCNN, MaskRCNN
+from regio.config.systems import ClassAwareRPN, FasterRCNN, FastRCNN, MaskRCNN, SPPNet
 from regio.detector import TwoStageDetector
+from regio.export import export_torch
 from regio.postprocess import Postprocess
 from regio.proposals import ClassAwareRPN as Network
 from regio.ready import ReadyDetector
-from regio.roi_heads import BoxHead
+from regio.roi_heads import BoxHead, SVMHead
 from regio.types import Detections, Regions
 from tests.test_cli import photo, regio
 
@@ -191,7 +192,7 @@ def test_a_vote_worked_by_hand() -> None:
     assert found.labels.tolist() == [1, 2, 1]
     wide = BoxVoting(iou_threshold=0.4)(every)
     torch.testing.assert_close(wide.boxes[0], torch.tensor([0.0, 2.4, 10, 12.4]))  # 0.9 of 4 and 0.6 of 0
-    assert len(BoxVoting(detections_per_image=1)(every)) == 1
+    assert len(BoxVoting(Postprocess(nms_threshold=0.3, detections_per_image=1))(every)) == 1
 
 
 @pytest.mark.parametrize("offset", [0.0, 4000.0])
@@ -253,6 +254,44 @@ def test_long_sides_keep_their_proportion_and_the_detector_is_as_it_was() -> Non
     AugmentedDetector.of(detector, flip=True)(images())
     assert detector.roi_heads[0].postprocess is rule and detector.preprocess.short_side == 64
     assert made.state_dict().keys() == detector.state_dict().keys()
+
+
+@torch.no_grad()
+def test_boxes_looked_at_again_are_candidates_by_the_thresholds_of_their_class() -> None:
+    """An SVM head has a threshold of its own for each class, and no lowest score for all."""
+    detector = SPPNet(backbone_weights="none", sides=(64,), long_side=96, hidden=16, pyramid=(2, 1)).build(2)
+    (head,) = detector.eval().roi_heads
+    assert isinstance(head, SVMHead)
+    torch.manual_seed(0)
+    nn.init.normal_(head.class_logits.weight)
+    nn.init.zeros_(head.class_logits.bias)
+    regions = [torch.tensor([[x, y, x + 30.0, y + 26.0] for x in range(0, 60, 12) for y in range(0, 30, 10)])]
+    image = [torch.rand(3, 64, 96)]
+    everything = detector(image, regions)[0].scores
+    head.thresholds[:] = everything.median()
+    for rounds in (1, 2):
+        found = AugmentedDetector.of(detector, rounds=rounds)(image, regions)[0]
+        assert len(found) > 0 and found.scores.min() >= head.thresholds[0]
+
+
+def test_voting_keeps_the_limits_of_the_detector() -> None:
+    detector = built(FASTER)
+    head = detector.roi_heads[0]
+    assert isinstance(head, BoxHead)
+    head.postprocess = replace(head.postprocess, detections_per_image=7, min_kept_size=3.0)
+    assert BoxVoting.of(detector).rule == replace(head.postprocess, nms_threshold=0.3)
+
+
+def test_it_is_for_inference_as_it_is(tmp_path: Path) -> None:
+    made = AugmentedDetector.of(built(FASTER), flip=True)
+    for call in (made.without_heads, made.without_proposals, lambda: made.losses(images(), [])):
+        with pytest.raises(TypeError, match="an augmented detector .* the detector that it was made from"):
+            call()
+    with pytest.raises(ValueError, match="detector: expected one, .* got AugmentedDetector"):
+        export_torch(made, tmp_path / "a.pt2")
+    pyramid = FastRCNN(backbone_weights="none", sides=(64, 80), hidden=16, channels=16).build(2)
+    with pytest.raises(ValueError, match=r"scales: expected none for a detector with scales of its own, got \[480\]"):
+        AugmentedDetector.of(pyramid, scales=(480,))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -278,6 +278,8 @@ def test_the_numbers_of_the_papers(levels: tuple[int, ...]) -> None:
     own = light.roi_heads[0]
     assert own.extractor.extractors[0].layer.column_row[1].weight.shape == (490, 256, 1, 15)
     assert own.trunk.fc.weight.shape == (2048, 490) and own.class_logits.weight.shape == (21, 2048)
+    filters = light.proposals.train_filter, light.proposals.test_filter  # type: ignore
+    assert [(each.pre_nms_top_n, each.post_nms_top_n) for each in filters] == [(12000, 2000), (6000, 1000)]
     assert light.proposals.conv.weight.shape[1] == (112 if len(levels) == 2 else 320)  # type: ignore
 
 

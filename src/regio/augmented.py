@@ -20,16 +20,14 @@ from torch import Tensor, nn
 
 from regio.boxes import Coder, clip, iou, sides
 from regio.detector import Proposals, TwoStageDetector
+from regio.image_pyramid import ImagePyramid
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
 from regio.proposals import ClassAwareRPN
 from regio.roi_heads import BoxHead
-from regio.types import Detections, FeatureMap, Regions
+from regio.types import Detections, FeatureMap, Regions, Targets
 
 __all__ = ["AugmentedDetector", "BoxVoting", "IterativeBoxes", "vote_boxes"]
-
-PAPER_SCALES = (480, 576, 688, 864, 1200, 1400)
-"""Short sides in pixels, of Dai et al. 2017."""
 
 
 def vote_boxes(found: Detections, candidates: Detections, iou_threshold: float = 0.5) -> Detections:
@@ -50,17 +48,21 @@ def vote_boxes(found: Detections, candidates: Detections, iou_threshold: float =
 
 @dataclass(frozen=True)
 class BoxVoting:
-    """Suppresses candidates at an IoU of `nms_threshold`, class by class, keeps the best `detections_per_image`, and
-    replaces each of them by the mean of `vote_boxes`. The thresholds are those of Gidaris and Komodakis."""
+    """Suppresses candidates by `rule`, class by class, and replaces each that stays by the mean of `vote_boxes`. The
+    thresholds are those of Gidaris and Komodakis."""
 
-    nms_threshold: float = 0.3
+    rule: Postprocess = Postprocess(nms_threshold=0.3)  # noqa: RUF009 (frozen)
     iou_threshold: float = 0.5
-    detections_per_image: int = 100
+
+    @staticmethod
+    def of(detector: TwoStageDetector) -> BoxVoting:
+        """With the limits of the detector itself but for the IoU of the suppression. Raises ValueError as
+        `AugmentedDetector.of`."""
+        return BoxVoting(replace(_classifier(detector).postprocess, nms_threshold=0.3))
 
     def __call__(self, candidates: Detections) -> Detections:
         """Detections, best first."""
-        rule = Postprocess(nms_threshold=self.nms_threshold, detections_per_image=self.detections_per_image)
-        return vote_boxes(rule.suppress(candidates), candidates, self.iou_threshold)
+        return vote_boxes(self.rule.suppress(candidates), candidates, self.iou_threshold)
 
 
 class IterativeBoxes(nn.Module):
@@ -92,16 +94,16 @@ class IterativeBoxes(nn.Module):
         labels = torch.cat([each.labels for each in found])
         output = self.head.predict(maps, r)
         rows = torch.arange(len(r), device=labels.device)
-        scores = self.head.scores(output.logits)[rows, labels - 1]
+        scores = self.head.scores(output.logits)
+        candidate, scores = (each[rows, labels - 1] for each in (self.head.is_candidate(scores), scores))
         boxes = self.head.coder.decode(output.deltas_of(rows, labels), r.boxes.to(output.deltas.dtype), labels)
         counts = [len(each) for each in found]
         refined, rule = [], self.head.postprocess
-        for box, label, score, size in zip(
-            boxes.split(counts), labels.split(counts), scores.split(counts), maps[0].image_sizes, strict=True
-        ):
+        columns = (each.split(counts) for each in (boxes, labels, scores, candidate))
+        for box, label, score, kept, size in zip(*columns, maps[0].image_sizes, strict=True):
             box = clip(box, size)
             width, height = sides(box)
-            kept = (score > rule.score_threshold) & (torch.minimum(width, height) >= rule.min_size)
+            kept = kept & (torch.minimum(width, height) >= rule.min_size)
             refined.append(Detections(box[kept], label[kept], score[kept]))
         return refined
 
@@ -110,7 +112,8 @@ class AugmentedDetector(TwoStageDetector):
     """A detector that is run on each image at several scales, and on its mirror image, and whose scored boxes are
     merged before one suppression. Made by `of` from a detector, whose modules it has.
 
-    It is for inference. Law: at its own scale alone, without mirror images and with one round, it is the detector.
+    It is for inference: it has no losses, and no parts of it are detectors. Law: at its own scale alone, without mirror
+    images and with one round, it is the detector.
     """
 
     def __init__(
@@ -127,6 +130,8 @@ class AugmentedDetector(TwoStageDetector):
         merge: Callable[[Detections], Detections] | None = None,
     ) -> None:
         super().__init__(preprocess=preprocess, backbone=backbone, neck=neck, proposals=proposals, roi_heads=roi_heads)
+        if scales and isinstance(backbone, ImagePyramid):
+            raise ValueError(f"scales: expected none for a detector with scales of its own, got {list(scales)}")
         scales = tuple(scales) or (preprocess.short_side,)
         if min(scales) < 1 or len(set(scales)) != len(scales):
             raise ValueError(f"scales: expected different numbers of pixels, got {list(scales)}")
@@ -135,7 +140,7 @@ class AugmentedDetector(TwoStageDetector):
         self.scaled = [_at(preprocess, side) for side in sorted(scales, reverse=True)]
         self.preprocess = self.scaled[0]
         self.flip, self.rounds = flip, rounds
-        self.merge = merge or self._classifier().postprocess.suppress
+        self.merge = merge or _classifier(self).postprocess.suppress
         if rounds > 1 and not len(self.roi_heads):
             raise ValueError("rounds: expected 1 for a detector without a head, which cannot look at its boxes again")
 
@@ -150,10 +155,10 @@ class AugmentedDetector(TwoStageDetector):
     ) -> AugmentedDetector:
         """`detector`, run several times; the modules are shared, not copied.
 
-        scales: short sides in pixels, in place of the detector's own; the bound on long sides changes in proportion.
-        flip: whether mirror images are looked at too. rounds: how often the head is applied, see `IterativeBoxes`; 2 in
-        the paper. merge: makes detections of all candidates of an image, such as `BoxVoting`; None for the suppression
-        of the detector itself.
+        scales: short sides in pixels, in place of the detector's own, which must be one; the bound on long sides
+        changes in proportion. flip: whether mirror images are looked at too. rounds: how often the head is applied, see
+        `IterativeBoxes`; 2 in the paper. merge: makes detections of all candidates of an image, such as `BoxVoting`;
+        None for the suppression of the detector itself.
 
         Raises ValueError for a scale that is not positive or given twice, for a detector that does not classify, and
         for one with heads after its box head: their masks are of boxes that merging replaces.
@@ -190,20 +195,19 @@ class AugmentedDetector(TwoStageDetector):
                     all_of_image.append(each)
         return [self.merge(_joined(each)) for each in every]
 
-    def _classifier(self) -> BoxHead | ClassAwareRPN:
-        """What scores the boxes."""
-        network = self.roi_heads[0] if len(self.roi_heads) else self.proposals
-        if len(self.roi_heads) > 1 or not isinstance(network, BoxHead | ClassAwareRPN):
-            parts = [type(each).__name__ for each in self.roi_heads] or [type(network).__name__]
-            raise ValueError(
-                f"detector: expected one box head or a class-aware RPN, whose scored boxes can be merged; got "
-                f"{', '.join(parts)}"
-            )
-        return network
+    def losses(
+        self, images: Sequence[Tensor], targets: Sequence[Targets], proposals: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Raises TypeError: what is trained is the detector that this was made from."""
+        raise TypeError("an augmented detector is for inference; train the detector that it was made from")
+
+    def with_parts(self, proposals: Proposals | None, roi_heads: Sequence[nn.Module] = ()) -> TwoStageDetector:
+        """Raises TypeError: these are parts of the detector that this was made from."""
+        raise TypeError("an augmented detector has no parts to be used alone; ask the detector that it was made from")
 
     def _candidates(self, preprocess: Preprocess) -> TwoStageDetector:
         """The detector at one scale, without suppression."""
-        network = copy.copy(self._classifier())  # its layers are shared
+        network = copy.copy(_classifier(self))  # its layers are shared
         network.postprocess = _Candidates(**asdict(network.postprocess))
         heads: list[nn.Module] = []
         proposals = self.proposals
@@ -214,6 +218,18 @@ class AugmentedDetector(TwoStageDetector):
         return TwoStageDetector(
             preprocess=preprocess, backbone=self.backbone, neck=self.neck, proposals=proposals, roi_heads=heads
         )
+
+
+def _classifier(detector: TwoStageDetector) -> BoxHead | ClassAwareRPN:
+    """What scores the boxes."""
+    network = detector.roi_heads[0] if len(detector.roi_heads) else detector.proposals
+    if len(detector.roi_heads) > 1 or not isinstance(network, BoxHead | ClassAwareRPN):
+        parts = [type(each).__name__ for each in detector.roi_heads] or [type(network).__name__]
+        raise ValueError(
+            "detector: expected one box head or a class-aware RPN, whose scored boxes can be merged; got "
+            f"{', '.join(parts)}"
+        )
+    return network
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,11 @@ def test_a_bad_file_is_found_and_files_that_are_not_written_are_counted(tmp_path
     assert convert(tmp_path / "voc", tmp_path / "coco", as_coco).losses == {"class maps": 1}
 
 
+def test_no_class_is_called_as_other_pixels_are() -> None:
+    with pytest.raises(ValueError, match="class maps: expected no class 'background'"):
+        DetectionDataset(("background", "cat"), (1, 2), ()).with_class_maps()
+
+
 def test_the_lists_of_segmented_images(tmp_path: Path) -> None:
     voc(tmp_path, "SegmentationClass", np.zeros(SIZE))
     for name, text in {"Main/train": "b", "Segmentation/train": "a", "Segmentation/val": "b"}.items():

@@ -5,8 +5,10 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv2d
 
+from regio.deformable_conv import DeformableConv2d
 from regio.kernels import deform_conv as operation
 from regio.kernels.cpu import deform_conv as kernels
 from regio.kernels.deform_conv import Geometry, deform_conv, deform_conv_reference
@@ -229,3 +231,27 @@ def test_differentiable_once() -> None:
     (grad,) = torch.autograd.grad(deform_conv(DEPTHWISE[0][4], *leaves).sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("case", [*DEPTHWISE, *DENSE])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_gradients_have_the_strides_that_a_compiler_is_told(case: tuple, form: torch.memory_format) -> None:
+    """Also where a tensor of one channel is in both memory formats, as the weights of a depthwise convolution are."""
+    x, offset, weight, bias, mask = (each.detach() for each in inputs(case))
+    x, weight = (each.contiguous(memory_format=form) for each in (x, weight))
+    g = case[-1]
+    steps = [*g.stride], [*g.padding], [*g.dilation]
+    grad = operation._deform_conv(x, offset, weight, bias, mask, *steps)
+    found = operation._backward(grad, x, offset, weight, mask, *steps)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = [mode.from_tensor(each) for each in (grad, x, offset, weight, mask)]
+        told = operation._backward(*fake, *steps)
+    assert [each.stride() for each in found] == [each.stride() for each in told]
+
+
+@pytest.mark.slow
+def test_a_compiled_depthwise_layer_trains() -> None:
+    layer, x = DeformableConv2d(8, 8, 3, padding=1, groups=8), torch.randn(1, 8, 6, 7)
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+    found = torch.autograd.grad(torch.compile(layer)(x).square().sum(), layer.weight)[0]
+    torch.testing.assert_close(found, expected)

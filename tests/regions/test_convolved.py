@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from regio.convolutions import LargeSeparable
+from regio.regions import DeformableRoIPool, LearnedRegionFeatures
 from regio.regions.convolved import Convolved, score_maps
 from regio.regions.enlarged import Enlarged
 from regio.regions.position_sensitive import PositionSensitive
@@ -48,6 +49,25 @@ def test_start_of_score_maps() -> None:
     assert isinstance(layer, nn.Conv2d) and layer.out_channels == 49 * 5 and layer.kernel_size == (1, 1)
     assert abs(float(layer.weight.detach().std()) - 0.01) < 2e-4
     assert layer.bias is not None and not layer.bias.any()
+
+
+def test_what_is_looked_at_is_that_of_the_extractor() -> None:
+    """Moves of parts, and terms alone."""
+    torch.manual_seed(0)
+    x, r = FeatureMap(feature_map().data, 4), regions()
+    layer = nn.Conv2d(3, 4, 1).double()
+    deformable = DeformableRoIPool(RoIAlign(3), 4).double()
+    nn.init.normal_(deformable.offset.weight, std=0.1)
+    made, e = FeatureMap(layer(x.data), 4), Convolved(layer, deformable)
+    shifts, samples = e.part_shifts(x, r), e.moved_samples(x, r)
+    assert shifts is not None and samples is not None and float(shifts.detach().abs().max()) > 0.01
+    close(shifts, deformable.part_shifts(made, r), 1e-12)
+    close(samples[0].points, deformable.moved_samples(made, r)[0].points, 1e-12)
+    learned = LearnedRegionFeatures(4, 3, 16, 8).double()
+    terms = Convolved(layer, learned).terms_alone()
+    assert terms.keys() == learned.terms_alone().keys() == {"geometry alone", "appearance alone"}
+    for name, each in learned.terms_alone().items():
+        close(terms[name].weights(x, r), each.weights(made, r), 1e-12)
 
 
 def test_any_layer_and_any_extractor() -> None:

@@ -52,7 +52,7 @@ def augmented(model: nn.Module, scales: str | None, flip: bool, rounds: int, box
             scales=[int(side) for side in sides],
             flip=flip,
             rounds=rounds,
-            merge=test_time.BoxVoting() if box_voting else None,
+            merge=test_time.BoxVoting.of(model) if box_voting else None,
         )
     except ValueError as error:
         raise ValueError(f"--scales, --flip, --rounds, --box-voting: {error}") from error

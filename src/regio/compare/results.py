@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import statistics
@@ -14,6 +13,7 @@ from typing import Any
 
 from regio.compare.plan import Run
 from regio.compare.speed import Speed
+from regio.csv_files import write_csv
 from regio.data import DetectionDataset
 from regio.training_log import TrainingLog
 from regio.whole_files import write_json
@@ -142,10 +142,8 @@ def write_results(
             "failed": dict(failures),
         },
     )
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Measured)])
-        writer.writeheader()
-        writer.writerows(_plain(asdict(each)) for each in measured)
+    columns = [field.name for field in fields(Measured)]
+    write_csv(folder / "results.csv", columns, [_plain(asdict(each)) for each in measured])
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

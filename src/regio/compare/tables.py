@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from regio.compare.results import Measured, Spread, spread
 from regio.compare.study import METRICS, Row, Table
+from regio.csv_files import write_csv
 from regio.visualize.page import Cell
 from regio.visualize.plots import FAINT, INK, line_colour, style_axes
 
@@ -165,10 +165,7 @@ def write_table(file: Path, result: TableResult) -> None:
         row |= {f"{name} paper": value for name, value in (line.row.also or {}).items()}
         rows.append({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(file, columns, rows)
 
 
 def table_figure(result: TableResult) -> Figure:

@@ -215,8 +215,12 @@ class DetectionDataset(Dataset[Sample]):
         sample is read: those with a file of it, where any has one, and otherwise those all of whose objects have a
         segmentation (see `regio.data.class_maps`). `notes` says how many others are left out.
 
-        Raises ValueError when there is none, and for more than 254 classes.
+        Raises ValueError when there is none, for more than 254 classes, and for a class called background.
         """
+        if "background" in self.class_names:
+            raise ValueError(
+                "class maps: expected no class 'background', the name of all other pixels; leave it out with --classes"
+            )
         if len(self.class_names) >= IGNORED:
             raise ValueError(f"class maps: expected at most {IGNORED - 1} classes, got {len(self.class_names)}")
         from_files = any(record.label_image is not None for record in self.records)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from regio import __version__
+from regio.augmented import AugmentedDetector
 from regio.detector import TwoStageDetector
 from regio.export.graph import DetectorGraph
 from regio.export.onnx_forms import OPSET, forms, require_onnx_forms, translations, with_onnx_pooling
@@ -123,7 +124,7 @@ def _graph(model: nn.Module) -> DetectorGraph | SegmentationGraph:
     """Raises ValueError for a network that has no graph, or a part of a detector that has none."""
     if isinstance(model, SegmentationNetwork):
         return SegmentationGraph(model)
-    if not isinstance(model, TwoStageDetector):
+    if not isinstance(model, TwoStageDetector) or isinstance(model, AugmentedDetector):
         raise ValueError(f"detector: expected one, or a segmentation network, got {type(model).__name__}")
     return DetectorGraph(model)
 

@@ -35,8 +35,8 @@ def deform_conv2d(
 
     The matrix product runs in the dtype of `input` (for float16 on a CPU in float32), regardless of autocast, and the
     result has that dtype; it is stored with channels last where the input is. Differentiable in every tensor; at an
-    integer coordinate the derivative of a sample is that from above. Memory beyond the result is bounded: 32 MiB of
-    samples at once on a CPU, 2^25 samples elsewhere.
+    integer coordinate the derivative of a sample is that from above. Samples exist for some cells at a time, 32 MiB of
+    them on a CPU and 2^25 of them elsewhere; on a CPU there are also 60 bytes for each tap of each output cell.
 
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit, and for offsets that are not finite.
     """

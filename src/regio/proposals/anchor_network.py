@@ -23,9 +23,9 @@ class AnchorNetwork(nn.Module):
 
     channels: of the maps. hidden: of the convolution, of which there are `layers`; None for `channels`. extra_level:
     look at one more map, every second cell of the last one (P6 of FPN, section 4.1). level: look at ``maps[level]``
-    alone. matcher, sampler: which anchors
-    stand for objects and which enter the mini-batch. coder: how a box is written. straddle_threshold: by how many
-    pixels an anchor may leave the image and be trained on, None for any. beta, box_weight: of the box loss.
+    alone. matcher, sampler: which anchors stand for objects and which enter the mini-batch. coder: how a box is
+    written. straddle_threshold: by how many pixels an anchor may leave the image and be trained on, None for any. beta,
+    box_weight: of the box loss.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regio.detector import TwoStageDetector
+from regio.proposals.class_aware import ClassAwareRPN
 from regio.proposals.rpn import RPN
 from regio.types import Detections
 
@@ -22,7 +23,7 @@ class ProposalNetwork:
     detector: an RPN alone, or a whole detector of which the rest is not used; it is put into evaluation mode. number:
     of boxes at most, in place of what the network's own filter gives (2000 in the 4-step training of Faster R-CNN; a
     detector by itself uses 300 or 1000). weights: where the detector was read from, for whoever wants to read it again.
-    Raises ValueError for a detector without a proposal network.
+    Raises ValueError for a detector without a proposal network, and for a class-aware one.
     """
 
     detector: TwoStageDetector
@@ -33,6 +34,8 @@ class ProposalNetwork:
     def __post_init__(self) -> None:
         if self.detector.proposals is None:
             raise ValueError("detector: expected one with a proposal network, got one whose boxes are given")
+        if isinstance(self.detector.proposals, ClassAwareRPN):
+            raise ValueError("detector: expected one whose network finds objects, got one that gives detections")
         network = copy.copy(self.detector.proposals)
         if isinstance(network, RPN):
             network.test_filter = replace(network.test_filter, post_nms_top_n=self.number)

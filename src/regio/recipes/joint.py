@@ -11,6 +11,7 @@ from torch import nn
 from regio.detector import TwoStageDetector
 from regio.evaluate import Evaluation, evaluation_mode
 from regio.recipes.staged_run import StagedRun
+from regio.regions import Convolved, PositionSensitive
 from regio.types import FeatureMap, Regions
 
 __all__ = ["Joint", "require_box_gradients"]
@@ -39,7 +40,10 @@ def require_box_gradients(detector: TwoStageDetector) -> None:
             (gradient,) = torch.autograd.grad(y.square().sum(), boxes, allow_unused=True)
             if gradient is not None and bool(gradient.any()):
                 continue
+        read = extractor.extractors[0]
+        while isinstance(read, Convolved | PositionSensitive):
+            read = read.extractor
         raise ValueError(
             "extractor: expected one with gradients for boxes, such as RoIAlign or RoIWarp without rounding, to train "
-            f"proposals through them; {type(extractor.extractors[0]).__name__} has none"
+            f"proposals through them; {type(read).__name__} has none"
         )

@@ -54,6 +54,13 @@ class Convolved(RegionExtractor):
     def whole_cells(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor | None:
         return self.extractor.whole_cells(maps, r, level)
 
+    def terms_alone(self) -> dict[str, RegionExtractor]:
+        """Those of the extractor, each behind the same layer."""
+        return {name: Convolved(self.layer, each) for name, each in self.extractor.terms_alone().items()}
+
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor | None:
+        return self.extractor.part_shifts(self.made(x), r)
+
     def moved_samples(self, x: FeatureMap, r: Regions) -> tuple[SamplePoints, SamplePoints] | None:
         return self.extractor.moved_samples(self.made(x), r)
 

@@ -81,6 +81,10 @@ class BoxHead(nn.Module, ABC):
         images = zip(scores.split(counts), deltas.split(counts), boxes, sizes, strict=True)
         return [self.postprocess(score, delta, box, self.coder, size) for score, delta, box, size in images]
 
+    def is_candidate(self, scores: Tensor) -> Tensor:
+        """Which scores [R, classes] may be those of detections, for boxes that were chosen before: bool."""
+        return scores > self.postprocess.score_threshold
+
     def losses(
         self, maps: Sequence[FeatureMap], boxes: list[Tensor], targets: Sequence[Targets]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -99,6 +99,9 @@ class SVMHead(BoxHead):
         parts = [self._candidates(score) for score in scores.split([len(each) for each in boxes])]
         return super().detect(torch.cat(parts), deltas, boxes, sizes)
 
+    def is_candidate(self, scores: Tensor) -> Tensor:
+        return super().is_candidate(scores) & (scores >= self.thresholds)
+
     def _candidates(self, scores: Tensor) -> Tensor:
         """The scores [P, classes] of one image, -inf for what is no candidate."""
         candidate = scores >= self.thresholds

@@ -67,7 +67,11 @@ def rfcn(
     sampler, reduction: which proposals are trained on; all, of which the 128 with the largest loss are learnt from,
     unless others are given (``BalancedSampler(128, 0.25)`` and ``MeanLoss()`` for none of that). proposal_channels: of
     the convolution of the proposal network. The others: see `faster_rcnn`.
+
+    Raises ValueError for fewer than two classes.
     """
+    if num_classes < 2:
+        raise ValueError(f"num_classes: expected the background and at least one class, got {num_classes}")
     pool = PositionSensitive(RFCNAveragePool(7))
     head = RFCNHead(
         OneLevel(score_maps(channels, num_classes, pool) if extractor is None else extractor),
@@ -83,7 +87,12 @@ def rfcn(
         backbone=backbone,
         neck=ReducedLast(backbone.channels[-1], channels, norm, rate=neck_rate),
         proposals=_rpn(
-            backbone.channels[0] if several else channels, anchors, proposal_channels, straddle_threshold, 300
+            backbone.channels[0] if several else channels,
+            anchors,
+            proposal_channels,
+            straddle_threshold,
+            ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=300, nms_threshold=0.7),
+            ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=300, nms_threshold=0.7),
         ),
         roi_heads=[head],
     )
@@ -133,20 +142,25 @@ def light_head_rcnn(
         preprocess=Preprocess(short_side, long_side, backbone.mean, backbone.std, divisor=max(backbone.strides)),
         backbone=backbone,
         neck=nn.Identity(),
-        proposals=_rpn(backbone.channels[0], anchors, proposal_channels, straddle_threshold, 1000),
+        proposals=_rpn(
+            backbone.channels[0],
+            anchors,
+            proposal_channels,
+            straddle_threshold,
+            ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=1000, nms_threshold=0.7),
+            ProposalFilter(pre_nms_top_n=12000, post_nms_top_n=2000, nms_threshold=0.7),
+        ),
         roi_heads=[head],
     )
 
 
-def _rpn(channels: int, anchors: Anchors, hidden: int, straddle_threshold: float | None, count: int) -> RPN:
-    """The proposal network on the first map, which gives `count` boxes in training and afterwards."""
-    filter = ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=count, nms_threshold=0.7)
-    return RPN(
-        channels,
-        anchors,
-        hidden=hidden,
-        level=0,
-        test=filter,
-        train=filter,
-        straddle_threshold=straddle_threshold,
-    )
+def _rpn(
+    channels: int,
+    anchors: Anchors,
+    hidden: int,
+    straddle_threshold: float | None,
+    test: ProposalFilter,
+    train: ProposalFilter,
+) -> RPN:
+    """The proposal network on the first map."""
+    return RPN(channels, anchors, hidden=hidden, level=0, test=test, train=train, straddle_threshold=straddle_threshold)

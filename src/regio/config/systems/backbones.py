@@ -34,7 +34,8 @@ class OnBackbone(System):
         "efficientnet_lite0, aligned_inception_resnet, or one of other libraries as torchvision:NAME, timm:NAME",
     )
     backbone_weights: str | None = setting(
-        None, "file of ImageNet weights, for a machine that cannot download them; none for random ones"
+        None,
+        "file of ImageNet weights, for a machine that cannot download them; none for random ones, which want frozen=0",
     )
     frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
     deformable_layers: int = setting(

@@ -111,7 +111,7 @@ def backward(arguments: Arguments, grad: Tensor) -> list[Tensor]:
     offset_groups, in_group = convolution.offset_groups, convolution.channels // convolution.offset_groups
     # A thread has blocks of channels, whatever their number: so many channels that the cells of each are one long read,
     # and so few that two threads have something to do.
-    block = min(256, max(64, -(-in_group // 2)))
+    block = min(in_group, 256, max(64, -(-in_group // 2)))
     blocks, map_cells = -(-in_group // block), x[:, 0].numel()
     sums = buffer_pool.empty((offset_groups * blocks, map_cells * block), convolution.dtype).zero_()
     products = buffer_pool.empty((blocks, *convolution.cells.shape), convolution.dtype)
@@ -209,10 +209,10 @@ def _cells(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _stored_like(x: Tensor, cells: Tensor) -> Tensor:
-    """cells, the numbers of [N, H, W, C], as a tensor [N, C, H, W] of the dtype and in the memory format of `x`."""
-    by_cell = cells.view(len(x), *x.shape[2:], x.shape[1])
-    if is_channels_last(x):
-        return by_cell.permute(0, 3, 1, 2).to(x.dtype)
+    """cells, the numbers of [N, H, W, C], as a tensor [N, C, H, W] of the dtype and with the strides of `x`."""
+    by_cell = cells.reshape(len(x), *x.shape[2:], x.shape[1])
+    if is_channels_last(x):  # and maybe contiguous too, with one channel, whose strides may be any
+        return torch.empty_like(x).copy_(by_cell.permute(0, 3, 1, 2))
     result = layout.empty_like_map(x, cells.dtype)
     layout.put_channels(by_cell.numpy().reshape(-1), result, 0, x.shape[1])
     return result.to(x.dtype)
