@@ -31,7 +31,7 @@ from regio.backbones import efficientnet_lite0
 from regio.checkpoints import Card, save
 from regio.config import model_to_dict
 from regio.config.extractors import EXTRACTORS
-from regio.config.systems import FasterRCNNOnFPN
+from regio.config.systems import RFCN, FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.data.records import Record
 from regio.deformable_conv import DeformableConv2d
@@ -153,6 +153,20 @@ def test_lengths_by_hand() -> None:
     expected = torch.cat(sides) @ torch.tensor([0.3, 0.4]) / 2
     assert found.length[POOLING].count == len(expected) and not found.dilation
     assert found.length[POOLING].mean == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_maps_that_no_box_is_read_from_may_have_other_channels() -> None:
+    """R-FCN with proposals from another map than that of its scores, on one image with objects and one without."""
+    torch.manual_seed(0)
+    model = RFCN(
+        backbone="efficientnet_lite0", channels=32, proposal_channels=16, proposal_level=4, short_side=64,
+        long_side=96, extractor=EXTRACTORS["deformable-roi-pool"](),
+    ).build(len(SHAPE_CLASSES), pretrained=False)  # fmt: skip
+    scenes = Shapes(2, seed=1)
+    own = scenes.records[1]
+    scenes.records = (scenes.records[0], Record.of(own.id, own.path, own.name, own.size, []))
+    found = offsets_of_detector(model.eval(), scenes)
+    assert found.length and {each.count for each in found.length.values()} == {len(scenes.records[0])}
 
 
 def test_images_without_objects_are_background() -> None:

@@ -114,6 +114,28 @@ def test_a_checkpoint_alone_is_measured(here: Path, capsys: pytest.CaptureFixtur
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_runs_of_other_classes_are_measured_on_those_that_they_share(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The photos have the classes of the first run. A run that knows none of them is named before any is measured."""
+    first, *others = SHAPE_CLASSES
+    for name, classes in {"all": SHAPE_CLASSES, "some": ("kite", first), "none": ("kite", "boat")}.items():
+        model = FasterRCNNOnFPN(channels=8, hidden=16, short_side=64, long_side=96, deformable_layers=1)
+        card = Card(classes, tuple(range(1, len(classes) + 1)), model_to_dict(model), step=3)
+        save(here / f"{name}.safetensors", model.build(len(classes), pretrained=False), card)
+    words = ("--data", "shapes", "--images", "1", "--dpi", "40", "--output", "out")
+    assert regio("analyse", "all.safetensors", "none.safetensors", *words) == 2
+    out, error = capsys.readouterr()
+    known = "expected classes among kite, boat, got " + ", ".join(SHAPE_CLASSES)
+    assert f"none.safetensors, which knows no class of the photos: {known}" in error and error.count("\n") == 1
+    assert "steps" not in out and not Path("out").exists()
+    assert regio("analyse", "all.safetensors", "some.safetensors", *words) == 0
+    unknown = f"some: not measured, since the detector does not know them: {', '.join(others)}"
+    assert unknown in capsys.readouterr().out
+    with Path("out/without-offsets.csv").open(newline="") as file:
+        assert {row["run"] for row in csv.DictReader(file)} == {"all", "some"}
+
+
 @pytest.mark.slow
 def test_mistakes_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("shapes", "none") == 0

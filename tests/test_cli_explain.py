@@ -12,7 +12,7 @@ from regio.checkpoints import Card, save
 from regio.cli import main
 from regio.cli.explain import parse_box, parse_place
 from regio.config import EXTRACTORS, model_to_dict
-from regio.config.systems import FasterRCNNOnFPN
+from regio.config.systems import FasterRCNNOnFPN, FastRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, WarpedCrop
 from regio.regions.deformable import DeformableRoIPool
@@ -88,6 +88,19 @@ def test_deformable_layers_have_their_points_drawn(photo: str, capsys: pytest.Ca
     assert written("found") == {"sampling-points.png"}
     assert written("given") == {"sampling-points.png", "weights.png", "rounding.png"}
     assert "sampling-points.png in found" in capsys.readouterr().out
+
+
+def test_a_box_without_places_has_the_points_of_its_centre(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a detector that finds nothing, or is given boxes, of which without a box a place is asked for."""
+    model = FastRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, deformable_layers=1)
+    card = Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model))
+    save(Path("given.safetensors"), model.build(len(SHAPE_CLASSES), pretrained=False), card)
+    words = ("explain", photo, "--weights", "given.safetensors", "--dpi", "40", "--output", "out")
+    assert regio(*words, "--box", "20,10,70,80") == 0
+    assert written("out") == {"sampling-points.png", "weights.png", "rounding.png"}
+    capsys.readouterr()
+    assert regio(*words) == 2
+    assert "--at: expected places x,y, since given.safetensors finds no boxes by itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Where stacked deformable layers read, and moved bins, as pictures."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regio.analysis import OffsetStatistics, Statistic, without_offsets
 from regio.data import SHAPE_CLASSES, DetectionDataset, Shapes
@@ -20,6 +22,7 @@ from regio.visualize.sample_positions import moved_bins_figure
 from regio.visualize.sampling_points import (
     PhotoPoints,
     UnitPoints,
+    _farthest,
     photo_points,
     points_on_objects,
     sampling_points_figure,
@@ -127,8 +130,34 @@ def test_places_given_are_those_drawn_and_else_detections() -> None:
     assert [axes.get_title("left") for axes in figure.axes] == ["a.jpg: at 5,6.5", "at 100,70"]
     figure = points_picture(detector, PHOTO, "a.jpg", [], "a.safetensors")  # untrained, it finds much
     assert figure.axes[-1].get_title("left") in ("large object", "a.jpg: object")
-    with pytest.raises(ValueError, match="at: expected places x,y, since a.safetensors finds no boxes by itself"):
+    with pytest.raises(ValueError, match="--at: expected places x,y, since a.safetensors finds no boxes by itself"):
         points_picture(detector.without_proposals(), PHOTO, "a.jpg", [], "a.safetensors")
+
+
+def test_the_place_on_the_background_needs_no_memory_for_each_box() -> None:
+    """Of 100 boxes and 100,000 pixels a tensor of all pairs has 10 million numbers; none of a million is made."""
+    corners = torch.rand(100, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([300.0, 150])
+    boxes = torch.cat([corners, corners + 20], 1)
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            several = made if isinstance(made, tuple | list) else [made]
+            sizes.extend(each.numel() for each in several if isinstance(each, torch.Tensor))
+            return made
+
+    with Sizes():
+        place = _farthest(boxes, (250, 400))
+    assert max(sizes) == 250 * 400
+    y, x = torch.meshgrid(torch.arange(250) + 0.5, torch.arange(400) + 0.5, indexing="ij")
+    x1, y1, x2, y2 = (each[:, None, None] for each in boxes.unbind(1))
+    outside = torch.stack([x1 - x, x - x2]).amax(0).clamp(min=0), torch.stack([y1 - y, y - y2]).amax(0).clamp(min=0)
+    borders = torch.stack([x, 400 - x, y, 250 - y])
+    distance = torch.cat([torch.hypot(*outside), borders]).amin(0)
+    assert place is not None
+    column, row = place
+    assert float(distance[int(row), int(column)]) == pytest.approx(float(distance.max()), abs=1e-3)
 
 
 MAP = FeatureMap(torch.zeros(1, 1, 10, 15), stride=8)

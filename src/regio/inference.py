@@ -44,11 +44,6 @@ class FileDetections:
     unreadable: list[str]
     seconds: float
 
-    @property
-    def objects(self) -> int:
-        """Detections in all images."""
-        return sum(len(one["detections"]) for one in self.found)
-
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
     """The image files that `inputs` name: files as they are, folders with all images below them, globs.

@@ -28,7 +28,7 @@ from regio.data.class_maps import LabelImage, paint_class_map, read_label_image
 from regio.data.convert import write_coco as as_coco
 from regio.data.doctor import BAD_CLASS_MAP
 from regio.types import IGNORED
-from tests.data.small_datasets import coco_source, voc_object, voc_page, write_coco, write_voc
+from tests.data.small_datasets import coco_source, voc_object, voc_page, write_coco, write_png_header, write_voc
 
 SIZE = (60, 40)
 
@@ -170,12 +170,20 @@ def test_a_palette_is_not_looked_up(tmp_path: Path) -> None:
     assert read_label_image(LabelImage.of(tmp_path / "a.png", range(1, 5)), SIZE).unique().tolist() == [3]
 
 
+def cut_after_its_header(file: Path) -> None:
+    Image.new("L", (90, 90)).save(file)
+    file.write_bytes(file.read_bytes()[:45])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda file: Image.fromarray(np.full(SIZE, 21, dtype=np.uint8)).save(file), r"0 \.\. 20 or 255, got 21"),
         (lambda file: Image.new("L", (60, 40)).save(file), r"its photo, 40 x 60 pixels \(width x h.*, got 60 x 40"),
-        (lambda file: Image.new("RGB", (40, 60)).save(file), r"a palette or grey; got colours \(RGB\)"),
+        (lambda file: Image.new("RGB", (40, 60)).save(file), "a palette or grey of 8 bits; got mode RGB"),
+        (lambda file: Image.new("I;16", (40, 60)).save(file), "a palette or grey of 8 bits; got mode I;16"),
+        (lambda file: write_png_header(file, 30_000, 30_000), "too large to be read: Image size .900000000 pixels"),
+        (cut_after_its_header, "got 90 x 90"),
         (lambda file: file.write_bytes(b"none"), "cannot be read as an image"),
         (lambda file: file.unlink(), "no such image file"),
     ],

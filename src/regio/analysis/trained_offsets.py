@@ -121,15 +121,17 @@ def _filters(
 
 
 def _part_shifts(detector: nn.Module, maps: list[FeatureMap], r: Regions) -> Iterator[tuple[str, Tensor]]:
-    """The shifts of each extractor that moves its parts, [R_l, D, Kh, Kw, 2] in cells, a level at a time."""
+    """The shifts of each extractor that moves its parts, [R_l, D, Kh, Kw, 2] in cells, a level at a time. A map that
+    no box is read from is not looked at: it may have other channels than the extractor reads."""
     for name, levels in detector.named_modules():
         if not isinstance(levels, Levels) or not has_offsets(levels):
             continue
         level = levels.assign(maps, r) if len(maps) > 1 else torch.zeros_like(r.image)
         for i, (extractor, x) in enumerate(zip(levels.by_level(maps), maps, strict=True)):
-            shifts = extractor.part_shifts(x, r[(level == i).nonzero()[:, 0]])
-            if shifts is not None:
-                yield name, shifts
+            if isinstance(extractor, POOLING):
+                own = r[(level == i).nonzero()[:, 0]]
+                none = own.boxes.new_zeros(0, 1, *extractor.bins, 2)
+                yield name, extractor.part_shifts(x, own) if len(own) else none
 
 
 def _statistic(values: Tensor) -> Statistic:

@@ -63,7 +63,6 @@ def analyse(
     also points-RUN.png (where the last three of them read, one on the other).
     """
     from regio.analysis import (
-        MOST_PARTS,
         deformable_backbone,
         divergence_over_training,
         divergence_rows,
@@ -97,6 +96,8 @@ def analyse(
     of = measured if objects is None else photos
     seen = typical_photos(measured) if objects is None else list(dict.fromkeys(image for image, _ in drawn))
     console.print(f"{len(measured)} photos with {sum(map(len, measured.records))} objects", highlight=False)
+    for name, folder in named.items():
+        _require_measurable(folder, load_trained(kept[name][max(kept[name])]), measured)
     divergences, offsets, worth, figures = {}, {}, {}, {}
     for name, folder in named.items():
         console.print(f"{name}: steps {', '.join(map(str, kept[name]))}", highlight=False, markup=False)
@@ -107,14 +108,13 @@ def analyse(
                 folder, of, objects=drawn, parts=alone, device=place
             )
             divergences[name] = divergence_over_training(folder, measured, device=place)
-        elif not has_offsets(trained.detector):
-            raise ValueError(
-                f"{folder}: expected deformable layers, or an extractor of up to {MOST_PARTS} parts, got neither"
-            )
         if has_offsets(trained.detector):
             offsets[name] = offsets_over_training(folder, measured, device=place)
             boxed = _with_boxes(trained, kept[name][max(kept[name])], measured, called, console)
-            worth[name] = _without_offsets(trained, boxed)
+            known = trained.shared(boxed)
+            if len(known.class_names) < len(boxed.class_names):
+                console.print(f"{name}: {known.notes[-1]}", highlight=False, markup=False)
+            worth[name] = _without_offsets(trained, known)
         if deformable_backbone(trained.detector):
             figures[f"points-{name}.png"] = _points(trained.detector, of, seen, name)
     into = new_folder(Path("runs"), "analyse") if output is None else output
@@ -143,6 +143,22 @@ def analyse(
     console.print(f"{', '.join([*tables, *figures])} in {into}", highlight=False)
 
 
+def _require_measurable(folder: Path, trained: Trained, dataset: DetectionDataset) -> None:
+    """Raises ValueError, naming the run, for a detector without what is measured here, and for one with deformable
+    layers that knows no class of `dataset`: what it finds with and without offsets is measured too."""
+    from regio.analysis import MOST_PARTS, has_measurable_weights, has_offsets
+
+    if has_offsets(trained.detector):
+        try:
+            trained.shared(dataset)
+        except ValueError as error:
+            raise ValueError(f"{folder}, which knows no class of the photos: {error}") from error
+    elif not has_measurable_weights(trained.detector):
+        raise ValueError(
+            f"{folder}: expected deformable layers, or an extractor of up to {MOST_PARTS} parts, got neither"
+        )
+
+
 def _with_boxes(
     trained: Trained, weights: Path, dataset: DetectionDataset, name: str, console: Console
 ) -> DetectionDataset:
@@ -156,7 +172,8 @@ def _with_boxes(
 
 
 def _without_offsets(trained: Trained, dataset: DetectionDataset) -> dict[str, dict[str, float]]:
-    """What the system's evaluator measures of the detector with and without offsets, by variant."""
+    """What the system's evaluator measures of the detector with and without offsets, by variant. dataset: of classes
+    that the detector knows."""
     from regio.analysis import offset_variants
     from regio.evaluate import evaluate
 

@@ -30,7 +30,8 @@ def explain(
         list[str] | None,
         typer.Option(
             help="x,y in pixels of the photo, once or several times: where the deformable layers of --weights read for "
-            "a unit there (default: on the background, a small and a large object that it finds)."
+            "a unit there (default: the centre of --box; without one on the background, and on the smallest and the "
+            "largest of the objects that it finds with at least half of its best score)."
         ),
     ] = None,
     extractor: Annotated[
@@ -50,7 +51,7 @@ def explain(
     both); for deformable pooling offsets.png (the samples, and where they come from) and bins.png (the moved bins).
 
     For a checkpoint with deformable convolutions writes sampling-points.png: the points that the last three of them
-    read, one on the other, for units on the background, a small and a large object.
+    read, one on the other, for units at the places of --at.
 
     Without --weights the extractor is new, and reads a map of the default backbone with its ImageNet weights.
     """
@@ -85,6 +86,8 @@ def explain(
             raise ValueError(f"--at: expected a checkpoint with deformable layers, {weights} has none")
         if corners is not None:
             figures |= pictures(read_by(detector, pixels, corners, own, str(weights)))
+            x1, y1, x2, y2 = corners
+            places = places or [((x1 + x2) / 2, (y1 + y2) / 2)]
         if deformable:
             figures["sampling-points.png"] = points_picture(detector, pixels, image.name, places, str(weights))
     folder = new_folder(Path("runs"), "explain") if output is None else output

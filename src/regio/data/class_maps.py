@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from regio.data.images import opened
 from regio.data.masks import Segmentation, decode_masks
 from regio.types import IGNORED
 
@@ -55,21 +55,20 @@ def read_label_image(file: LabelImage, size: tuple[int, int]) -> Tensor:
     """The class map [H, W] uint8 of an image of `size` (height, width).
 
     Raises ValueError, naming the file, where there is none, where it is damaged, is no image of one byte a pixel (a
-    palette or grey), has another size, or has a value that must not occur.
+    palette or grey), has another size, or has a value that must not occur. Of another size only the header is read.
     """
-    try:
-        with Image.open(file.path) as image:
-            mode, values = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise ValueError(f"{file.path}: no such image file") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        raise ValueError(f"{file.path}: cannot be read as an image: {error}") from error
+    with opened(file.path) as image:
+        mode, (width, height) = image.mode, image.size
+        fits = mode in ("P", "L") and (height, width) == size
+        values = np.asarray(image) if fits else np.zeros(size, dtype=np.uint8)
     if mode not in ("P", "L"):
-        raise ValueError(f"{file.path}: expected the numbers of classes, in a palette or grey; got colours ({mode})")
-    if values.shape != size:
+        raise ValueError(
+            f"{file.path}: expected the numbers of classes, in a palette or grey of 8 bits; got mode {mode}"
+        )
+    if not fits:
         raise ValueError(
             f"{file.path}: expected the size of its photo, {size[1]} x {size[0]} pixels (width x height), "
-            f"got {values.shape[1]} x {values.shape[0]}"
+            f"got {width} x {height}"
         )
     labels = file.label[values]
     if (labels == UNEXPECTED).any():

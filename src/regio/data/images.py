@@ -47,7 +47,7 @@ def read_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
     damaged, when its pixels have no known range, when its size is not `expected_size`, and, by its header alone, when
     it has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels; from half of these on Pillow warns.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         upright = _turned(image, expected_size)
         image.load()
         if upright:
@@ -62,13 +62,13 @@ def read_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of the image at `path` as displayed, reading only its header. Raises as `read_image`."""
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         return (width, height) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (height, width)
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path) -> Iterator[Image.Image]:
     """The open image; whatever goes wrong inside the block becomes a ValueError that names `path`."""
     try:
         with Image.open(path) as image:

@@ -157,10 +157,10 @@ def points_picture(
 @torch.no_grad()
 def _points_on_detections(detector: TwoStageDetector, pixels: Tensor, name: str, source: str) -> PhotoPoints:
     if detector.proposals is None:
-        raise ValueError(f"at: expected places x,y, since {source} finds no boxes by itself")
+        raise ValueError(f"--at: expected places x,y, since {source} finds no boxes by itself")
     (found,) = detector([pixels.to(next(detector.parameters()).device)])
     if not len(found.boxes):
-        raise ValueError(f"at: expected places x,y, since {source} finds nothing in {name}")
+        raise ValueError(f"--at: expected places x,y, since {source} finds nothing in {name}")
     return points_on_objects(detector, pixels, name, found.boxes[found.scores >= found.scores.max() / 2].cpu())
 
 

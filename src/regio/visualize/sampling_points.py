@@ -124,12 +124,13 @@ def points_on_objects(
 def _farthest(boxes: Tensor, size: tuple[int, int]) -> Point | None:
     """The centre of a pixel of an image of `size` whose distance to the nearest box or border is the largest."""
     y, x = (torch.arange(n) + 0.5 for n in size)
-    x1, y1, x2, y2 = (each[:, None, None] for each in boxes.cpu().unbind(1))
-    across = torch.maximum(x1 - x, x - x2).clamp(min=0)  # [G, 1, W]
-    down = torch.maximum(y1 - y[:, None], y[:, None] - y2).clamp(min=0)  # [G, H, 1]
-    to_box = (across.square() + down.square()).sqrt().amin(0)
+    nearest = torch.full(size, torch.inf)  # the squared distance to the nearest of the boxes so far
+    for x1, y1, x2, y2 in boxes.cpu():
+        across = torch.maximum(x1 - x, x - x2).clamp(min=0)
+        down = torch.maximum(y1 - y, y - y2).clamp(min=0)
+        nearest = torch.minimum(nearest, across.square() + down.square()[:, None])
     to_border = torch.minimum(torch.minimum(x, size[1] - x), torch.minimum(y, size[0] - y)[:, None])
-    distance = torch.minimum(to_box, to_border)
+    distance = torch.minimum(nearest.sqrt(), to_border)
     if distance.max() == 0:
         return None
     row, column = divmod(int(distance.argmax()), size[1])
