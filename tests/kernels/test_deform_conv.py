@@ -212,6 +212,9 @@ def test_operation_is_registered_as_pytorch_expects(case: tuple) -> None:
     steps = [*g.stride], [*g.padding], [*g.dilation]
     torch.library.opcheck(torch.ops.regio.deform_conv.default, (x, offset, weight, bias, mask, *steps))
     torch.library.opcheck(torch.ops.regio.deform_conv.default, (x, offset, weight, None, None, *steps))
+    fixed = [each.detach() for each in (x, offset, weight, mask)]
+    grad = torch.randn_like(operation._deform_conv(*fixed[:3], None, mask.detach(), *steps))
+    torch.library.opcheck(torch.ops.regio.deform_conv_backward.default, (grad, *fixed, *steps))
 
 
 @pytest.mark.parametrize("case", [DEPTHWISE[0], DENSE[0], DENSE[1]])

@@ -139,6 +139,7 @@ def test_depthwise(images: int, form: torch.memory_format) -> None:
 
 def test_no_operation_is_left_out() -> None:
     checked = {"attend", "attend_backward", "nms", "depthwise_weight_gradient", *PARTS}
+    checked |= {"deform_conv", "deform_conv_backward"}  # in test_deform_conv.py
     checked |= {f"{name}_backward_maps" for name in PARTS}
     checked |= {f"{name}_backward_arguments" for name in PARTS if name != "pool_max"}
     registered = {
