@@ -345,7 +345,6 @@ def test_settings_from_the_command_line() -> None:
     [
         ({"deformable_modulated": True}, "deformable_modulated: expected deformable_layers or deformable_stages with"),
         ({"deformable_offset_groups": 2}, "deformable_offset_groups: expected deformable_layers or deformable_stages"),
-        ({"deformable_offset_rate": 0.1}, "deformable_offset_rate: expected deformable_layers or deformable_stages"),
         ({"deformable_layers": 1, "deformable_stages": (5,)}, "deformable_layers: expected 0 where deformable_stages"),
         ({"deformable_layers": 99}, "deformable_layers: expected at most 17, the convolutions"),
         ({"deformable_stages": (7,)}, r"deformable_stages: expected some of \[1, 2, 3, 4, 5\]"),
@@ -360,15 +359,19 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("kind", [FasterRCNN, FasterRCNNOnFPN])
 def test_with_deformable_pooling_offsets_learn_at_the_paper_s_rates(kind: type[FasterRCNN | FasterRCNNOnFPN]) -> None:
-    """Section 2.3: at the rate of the others in convolutions, at a hundredth of it in RoI pooling. Both get gradients
-    in one step."""
+    """Section 2.3: at the rate of the others in convolutions, if asked for, at a hundredth of it in RoI pooling. Both get
+    gradients in one step."""
     torch.manual_seed(0)
-    detector = kind(**LITTLE, extractor=DeformableRoIPool(), channels=16, hidden=32).build(2)  # type: ignore[arg-type]
+    few = LITTLE | {"extractor": DeformableRoIPool(), "channels": 16, "hidden": 32}
+    detector = kind(**few, deformable_offset_rate=1.0).build(2)  # type: ignore[arg-type]
     convolutions = [each.offset for each in deformable_layers(detector).values()]
     (pooling,) = [each.offset for each in detector.modules() if isinstance(each, regions.DeformableRoIPool)]
     sample = Shapes(1)[0]
     targets = replace(sample.targets, labels=sample.targets.labels.clamp(max=2))
     sum(detector.losses([sample.image], [targets], [targets.boxes]).values()).backward()  # type: ignore[union-attr]
+    by_default = rate_groups(kind(**few).build(2), 1.0)[1]  # type: ignore[arg-type]
+    layers = [*convolutions, pooling]
+    assert by_default["lr"] == 0.01 and len(by_default["params"]) == sum(len([*each.parameters()]) for each in layers)
     slow = rate_groups(detector, 1.0)[1]
     assert slow["lr"] == 0.01 and {id(p) for p in slow["params"]} == {id(p) for p in pooling.parameters()}
     for module in (*convolutions, pooling):

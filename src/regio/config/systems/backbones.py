@@ -46,8 +46,10 @@ class OnBackbone(System):
     )
     deformable_modulated: bool = setting(False, "whether their samples have factors too, as in the second paper")
     deformable_offset_groups: int = setting(1, "groups of their channels with offsets of their own", ge=1)
-    deformable_offset_rate: float | None = setting(
-        None, "factor on the learning rate of offsets; null for the papers', 1, modulated 0.1", gt=0
+    deformable_offset_rate: float = setting(
+        0.01,
+        "factor on the learning rate of their offsets; with SGD 1 in the first paper, 0.1 in the second",
+        gt=0,
     )
     short_side: int = setting(320, "of the scaled image, in pixels", ge=1)
     long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
@@ -76,7 +78,7 @@ class OnBackbone(System):
         """`backbone` with the deformable convolutions of these settings. Raises ValueError where it cannot have them,
         and where there are none whose settings are not the default."""
         if not self.deformable_layers and not self.deformable_stages:
-            for name in ("deformable_modulated", "deformable_offset_groups", "deformable_offset_rate"):
+            for name in ("deformable_modulated", "deformable_offset_groups"):
                 if getattr(self, name) != getattr(OnBackbone, name):
                     raise ValueError(f"{name}: expected deformable_layers or deformable_stages with it, got neither")
             return backbone
