@@ -359,8 +359,8 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("kind", [FasterRCNN, FasterRCNNOnFPN])
 def test_with_deformable_pooling_offsets_learn_at_the_paper_s_rates(kind: type[FasterRCNN | FasterRCNNOnFPN]) -> None:
-    """Section 2.3: at the rate of the others in convolutions, if asked for, at a hundredth of it in RoI pooling. Both get
-    gradients in one step."""
+    """Section 2.3: at the rate of the others in convolutions, if asked for, and at a hundredth of it in RoI pooling.
+    Both get gradients in one step."""
     torch.manual_seed(0)
     few = LITTLE | {"extractor": DeformableRoIPool(), "channels": 16, "hidden": 32}
     detector = kind(**few, deformable_offset_rate=1.0).build(2)  # type: ignore[arg-type]
