@@ -16,6 +16,7 @@ from regio.detector import TwoStageDetector
 from regio.fused import fuse
 from regio.image_pyramid import ImagePyramid
 from regio.necks import FPN
+from regio.preprocess import Preprocess
 from regio.roi_heads import WholeNetwork
 from regio.segmentation import SegmentationNetwork
 from regio.types import ClassMap, Detections
@@ -55,7 +56,32 @@ class Ready(Protocol):
     def __call__(self, images: Sequence[Tensor], /, *given: Sequence[Tensor]) -> Sequence[Any]: ...
 
 
-class ReadyDetector(nn.Module):
+class _Placed(nn.Module):
+    """Where a ready model runs, and in what. precision: None is `inference_precision`."""
+
+    preprocess: Preprocess
+
+    def __init__(self, device: torch.device | str, precision: InferencePrecision | None) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.precision = inference_precision(self.device, precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the convolutions."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) of the batch that an image of `size` makes alone."""
+        return self.preprocess.padded([self.preprocess.size_of(size)])
+
+    def run(self, network: nn.Module, images: Sequence[Tensor], *given: Any) -> Any:
+        """What `network` gives for `images`, on the device and in the precision."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return network([image.to(self.device) for image in images], *given)
+
+
+class ReadyDetector(_Placed):
     """`detector` for inference only, on `device`: what it was given stays as it is.
 
     Norms are folded into convolutions, activations and sums fused with them, weights cast and laid out for the device,
@@ -69,30 +95,18 @@ class ReadyDetector(nn.Module):
         device: torch.device | str = "cpu",
         precision: InferencePrecision | None = None,
     ) -> None:
-        super().__init__()
-        self.device = torch.device(device)
-        self.precision = inference_precision(self.device, precision)
+        super().__init__(device, precision)
         self.detector = _fused(copy.deepcopy(detector).to(self.device).eval(), self.dtype)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the convolutions."""
-        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
-
-    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) of the batch that an image of `size` makes alone."""
-        return self.detector.preprocess.padded([self.detector.preprocess.size_of(size)])
+        self.preprocess = self.detector.preprocess
 
     @torch.inference_mode()
     def forward(self, images: Sequence[Tensor], proposals: Sequence[Tensor] | None = None) -> list[Detections]:
         """What is in each of `images`, best first, as `TwoStageDetector.forward`."""
-        images = [image.to(self.device) for image in images]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            found: list[Detections] = self.detector(images, proposals)
+        found: list[Detections] = self.run(self.detector, images, proposals)
         return found
 
 
-class ReadySegmentation(nn.Module):
+class ReadySegmentation(_Placed):
     """`network` for inference only, on `device`, as `ReadyDetector` is a detector: its class maps differ from those of
     `network` by the rounding of scores, which are float32 from the classifier on."""
 
@@ -102,26 +116,17 @@ class ReadySegmentation(nn.Module):
         device: torch.device | str = "cpu",
         precision: InferencePrecision | None = None,
     ) -> None:
-        super().__init__()
-        self.device = torch.device(device)
-        self.precision = inference_precision(self.device, precision)
-        self.dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+        super().__init__(device, precision)
         own = copy.deepcopy(network).to(self.device).eval()
         with torch.no_grad():
             own.backbone = _fused_backbone(own.backbone, self.dtype, self.device)
             own.hidden, own.classifier = fuse(own.hidden, self.dtype), fuse(own.classifier, torch.float32)
-        self.network = own
-
-    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) of the batch that an image of `size` makes alone."""
-        return self.network.preprocess.padded([self.network.preprocess.size_of(size)])
+        self.network, self.preprocess = own, own.preprocess
 
     @torch.inference_mode()
     def forward(self, images: Sequence[Tensor]) -> list[ClassMap]:
         """The class of every pixel of each of `images`, as `SegmentationNetwork.forward`."""
-        images = [image.to(self.device) for image in images]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            found: list[ClassMap] = self.network(images)
+        found: list[ClassMap] = self.run(self.network, images)
         return found
 
 

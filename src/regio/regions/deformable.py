@@ -11,6 +11,7 @@ Three forms are in use, and they are three extractors to move:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -132,7 +133,36 @@ def part_shifts(
     return gamma * each.to(sides.dtype).permute(0, 1, 3, 4, 2) * sides[:, None, None, None]
 
 
-class DeformableRoIPool(RegionExtractor):
+class _MovedParts(RegionExtractor):
+    """What deformable extractors have in common: parts of `extractor` that are moved by offsets, times `gamma` and the
+    sides of the box, which come from the layer `offset`."""
+
+    extractor: SamplingExtractor
+    gamma: float
+    offset: nn.Linear | nn.Conv2d
+
+    @abstractmethod
+    def offsets(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor) -> Tensor:
+        """The learned offsets [R, 2 D, rows, columns], in gammas of the sides of the box, for each of D equal ranges of
+        the channels."""
+
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor:
+        """By how much each part is moved, [R, D, Kh, Kw, 2] as (x, y) in cells."""
+        r.check(x)
+        level = torch.zeros_like(r.image)
+        return part_shifts(self.extractor, [x], r, level, self.offsets([x], r, level), self.gamma)
+
+    @torch.no_grad()
+    def zero_offsets(self) -> None:
+        """Set the parameters that the offsets come from to zero, as in a new layer: no part is moved."""
+        _start_at_zero(self.offset)
+
+    def offset_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the offset layer, which may have a learning rate of their own."""
+        return list(self.offset.parameters())
+
+
+class DeformableRoIPool(_MovedParts):
     """The features of an extractor whose parts are moved by offsets that a linear layer finds in its unmoved features.
 
     extractor: what is pooled and moved; see the forms above. channels: of its features. offset_size: (rows, columns) of
@@ -185,7 +215,7 @@ class DeformableRoIPool(RegionExtractor):
         dtype = coordinate_dtype(pooled)
         with torch.autocast(pooled.device.type, enabled=False):
             flat = pooled.flatten(1).to(dtype)
-            offsets = F.linear(flat, self.offset.weight.to(dtype), self.offset.bias.to(dtype))
+            offsets = F.linear(flat, *(p.to(dtype) for p in self.offset.parameters()))
         return offsets.unflatten(1, (2, *self.offset_size))
 
     def deformed(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, offsets: Tensor) -> Tensor:
@@ -213,23 +243,8 @@ class DeformableRoIPool(RegionExtractor):
         offsets = self.offsets([x], r, torch.zeros_like(r.image))
         return self.samples(x, r, offsets), self.samples(x, r, torch.zeros_like(offsets))
 
-    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor:
-        """By how much each part is moved, [R, 1, Kh, Kw, 2] as (x, y) in cells."""
-        r.check(x)
-        level = torch.zeros_like(r.image)
-        return part_shifts(self.extractor, [x], r, level, self.offsets([x], r, level), self.gamma)
 
-    @torch.no_grad()
-    def zero_offsets(self) -> None:
-        """Set the parameters that the offsets come from to zero, as in a new layer: no part is moved."""
-        _start_at_zero(self.offset)
-
-    def offset_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the offset layer, which have a learning rate of their own."""
-        return list(self.offset.parameters())
-
-
-class DeformablePositionSensitive(RegionExtractor):
+class DeformablePositionSensitive(_MovedParts):
     """Deformable position-sensitive RoI pooling (figure 4): R-FCN's features with moved parts.
 
     Two 1 x 1 convolutions read the same map x. One gives the score maps, G * channels, which `extractor` pools: part k
@@ -297,17 +312,6 @@ class DeformablePositionSensitive(RegionExtractor):
     def samples(self, x: FeatureMap, r: Regions, offsets: Tensor) -> SamplePoints:
         """As `DeformableRoIPool.samples`, for R * classes boxes: row ``r * classes + d`` is class d of box r."""
         return _samples(self.extractor, replace(x, data=self.scores(x.data)), r, offsets, self.gamma)
-
-    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor:
-        """By how much each part is moved, [R, classes, Kh, Kw, 2] as (x, y) in cells."""
-        r.check(x)
-        level = torch.zeros_like(r.image)
-        return part_shifts(self.extractor, [x], r, level, self.offsets([x], r, level), self.gamma)
-
-    @torch.no_grad()
-    def zero_offsets(self) -> None:
-        """Set the parameters that the offsets come from to zero, as in a new layer: no part is moved."""
-        _start_at_zero(self.offset)
 
     def _sampling(self, maps: Sequence[FeatureMap], r: Regions, level: Tensor, scores: Sequence[FeatureMap]) -> Samples:
         return deformed_samples(self.extractor, scores, r, level, self.offsets(maps, r, level), self.gamma)

@@ -81,7 +81,7 @@ def rfcn(
         beta=beta,
         postprocess=postprocess,
     )
-    several = len(backbone.levels) > 1
+    several, best = len(backbone.levels) > 1, ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=300, nms_threshold=0.7)
     return TwoStageDetector(
         preprocess=Preprocess(short_side, long_side, backbone.mean, backbone.std, divisor=max(backbone.strides)),
         backbone=backbone,
@@ -91,8 +91,8 @@ def rfcn(
             anchors,
             proposal_channels,
             straddle_threshold,
-            ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=300, nms_threshold=0.7),
-            ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=300, nms_threshold=0.7),
+            test=best,
+            train=best,
         ),
         roi_heads=[head],
     )
@@ -147,8 +147,8 @@ def light_head_rcnn(
             anchors,
             proposal_channels,
             straddle_threshold,
-            ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=1000, nms_threshold=0.7),
-            ProposalFilter(pre_nms_top_n=12000, post_nms_top_n=2000, nms_threshold=0.7),
+            test=ProposalFilter(pre_nms_top_n=6000, post_nms_top_n=1000, nms_threshold=0.7),
+            train=ProposalFilter(pre_nms_top_n=12000, post_nms_top_n=2000, nms_threshold=0.7),
         ),
         roi_heads=[head],
     )
@@ -159,6 +159,7 @@ def _rpn(
     anchors: Anchors,
     hidden: int,
     straddle_threshold: float | None,
+    *,
     test: ProposalFilter,
     train: ProposalFilter,
 ) -> RPN:
