@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from regio.backbones import Backbone, efficientnet_lite0, torchvision_backbone
-from regio.deformable_backbones import deformable_layers, with_deformable
+from regio.backbones.deformable import deformable_layers, with_deformable
 from regio.deformable_conv import DeformableConv2d
 from regio.systems import faster_rcnn
 from regio.types import Targets

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet101
 
-from regio.aligned_inception_resnet import STAGES, InceptionResNetBlock, stages
 from regio.backbones import Chain, aligned_inception_resnet
+from regio.backbones.inception_resnet import STAGES, InceptionResNetBlock, stages
 from regio.checkpoints import Card, save
 from regio.config import load_detector, model_to_dict
 from regio.config.systems import FasterRCNN

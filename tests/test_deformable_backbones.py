@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from regio import regions
 from regio.backbones import Backbone, Chain, Level, efficientnet_lite0, timm_backbone, torchvision_backbone
+from regio.backbones.deformable import deformable_layers, with_deformable
 from regio.checkpoints import Card, save
 from regio.config import RunConfig, load_detector, model_to_dict
 from regio.config.extractors import DeformableRoIPool, RoIPool
 from regio.config.systems import RCNN, RPN, FasterRCNN, FasterRCNNOnC4, FasterRCNNOnFPN, FastRCNN, System
 from regio.data import Shapes
-from regio.deformable_backbones import deformable_layers, with_deformable
 from regio.deformable_conv import DeformableConv2d, DeformableConv2dSame
 from regio.frozen_norm import FrozenBatchNorm
 from regio.optimisation import rate_groups

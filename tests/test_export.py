@@ -19,12 +19,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from regio import __version__, regions
 from regio.backbones import Backbone, Chain, Level
+from regio.backbones.deformable import deformable_layers, with_deformable
 from regio.boxes import clip, iou, resize_boxes, sides
 from regio.checkpoints import Card, load_weights, save
 from regio.config import model_to_dict
 from regio.config.extractors import RoIPool
 from regio.config.systems import FasterRCNN
-from regio.deformable_backbones import deformable_layers, with_deformable
 from regio.detector import TwoStageDetector
 from regio.export import DetectorGraph, export_onnx, export_torch
 from regio.export.files import onnx_program

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from regio import fused
 from regio.backbones import Backbone, efficientnet_lite0, timm_backbone, torchvision_backbone
+from regio.backbones.deformable import deformable_layers, with_deformable
 from regio.convolutions import ConvReLU
-from regio.deformable_backbones import deformable_layers, with_deformable
 from regio.deformable_conv import DeformableConv2d
 from regio.frozen_norm import FoldedConv, FrozenBatchNorm, freeze_batch_norm
 from regio.fused import FusedConv, FusedLinear, fuse

@@ -11,10 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from regio.backbones.deformable import deformable_layers
 from regio.config import RunConfig, TrainConfig
 from regio.config.systems import FasterRCNN, FasterRCNNOnFPN, FastRCNN, SPPNet, System
 from regio.data import DetectionDataset, HorizontalFlip, Shapes
-from regio.deformable_backbones import deformable_layers
 from regio.detector import TwoStageDetector
 from regio.errors import Interrupted
 from regio.kept_maps import KeptMaps, MappedDetector, MappedImage, fixed_part

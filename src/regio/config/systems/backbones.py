@@ -86,7 +86,7 @@ class OnBackbone(System):
             raise ValueError(
                 f"deformable_layers: expected 0 where deformable_stages says which, got {self.deformable_layers}"
             )
-        from regio.deformable_backbones import with_deformable
+        from regio.backbones.deformable import with_deformable
 
         try:
             return with_deformable(
