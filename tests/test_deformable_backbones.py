@@ -241,12 +241,12 @@ class OwnConv(nn.Conv2d):
         (
             lambda: torchvision_backbone("resnet18", (5,), pretrained=False),
             {"layers": 0},
-            "layers: expected a positive",
+            "layers: expected 1 to 17",
         ),
         (
             lambda: torchvision_backbone("resnet18", (5,), pretrained=False),
             {"layers": 99},
-            "layers: expected at most 17, the convolutions larger than 1 x 1, got 99",
+            "layers: expected 1 to 17, the number of convolutions larger than 1 x 1, got 99",
         ),
         (
             lambda: torchvision_backbone("resnet18", (5,), pretrained=False, frozen=4),
@@ -346,7 +346,7 @@ def test_settings_from_the_command_line() -> None:
         ({"deformable_modulated": True}, "deformable_modulated: expected deformable_layers or deformable_stages with"),
         ({"deformable_offset_groups": 2}, "deformable_offset_groups: expected deformable_layers or deformable_stages"),
         ({"deformable_layers": 1, "deformable_stages": (5,)}, "deformable_layers: expected 0 where deformable_stages"),
-        ({"deformable_layers": 99}, "deformable_layers: expected at most 17, the convolutions"),
+        ({"deformable_layers": 99}, "deformable_layers: expected 1 to 17, the number of convolutions"),
         ({"deformable_stages": (7,)}, r"deformable_stages: expected some of \[1, 2, 3, 4, 5\]"),
         ({"deformable_layers": 1, "deformable_offset_groups": 7}, "deformable_offset_groups: expected a divisor of"),
         ({"deformable_layers": 1, "frozen": 5}, "deformable_layers: expected convolutions that are trained"),

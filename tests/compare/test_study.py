@@ -272,18 +272,21 @@ def test_unknown_names() -> None:
 def test_arms_of_deformable_convnets() -> None:
     study = read_study("deformable-convnets")
     first, found = study.plan_arms(study.chosen_tables(None), SHARED, (), full=False, images=20)
-    assert first == () and len(found) == 23
+    assert first == () and len(found) == 32
     for arm in found:
         model: Any = arm.config.model
         assert (model.frozen, arm.config.keep_maps, arm.config.training.steps) == (4, True, 1000)
         system, _, what = arm.label.partition("-")
         assert type(model) is {"rpn": ClassAwareRPN, "faster": FasterRCNN, "rfcn": RFCN, "fpn": FasterRCNNOnFPN}[system]
-        assert model.deformable_layers == {"": 0, "1": 1, "2": 2, "3": 3, "6": 5, "roi": 0, "both": 3}[what]
+        fixed = what.removeprefix("dilation-") if what.startswith("dilation-") else None
+        layers = {"": 0, "1": 1, "2": 2, "3": 3, "6": 5, "roi": 0, "both": 3}
+        assert model.deformable_layers == (layers[what] if fixed is None else 0)
+        assert (model.dilation, model.dilated_layers) == (int(fixed or 0), 3)
         if what in ("roi", "both"):
             assert isinstance(model.extractor, DeformableRoIPool)
     _, full = study.plan_arms(study.chosen_tables(None), SHARED, (), full=True, images=16_000)
-    layers = {arm.label: arm.config.model.deformable_layers for arm in full}  # type: ignore[attr-defined]
-    assert layers["rfcn-6"] == 6 and all(arm.config.training.steps == 30_000 for arm in full)
+    deformable = {arm.label: arm.config.model.deformable_layers for arm in full}  # type: ignore[attr-defined]
+    assert deformable["rfcn-6"] == 6 and all(arm.config.training.steps == 30_000 for arm in full)
     widths = {arm.label: arm.config.model.channels for arm in full}  # type: ignore[attr-defined]
     assert (widths["rfcn"], widths["rfcn-6"], widths["rfcn-both"], widths["faster"]) == (1024, 1024, 1024, 256)
 

@@ -6,13 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
 from regio.backbones import Backbone
+from regio.backbones.spatial_convolutions import (
+    executed,
+    last_convolutions,
+    pads_like_tensorflow,
+    spatial_convolutions,
+)
 from regio.deformable_conv import DeformableConv2d, DeformableConv2dSame
-from regio.evaluate import evaluation_mode
 from regio.frozen_norm import FoldedConv
 
 __all__ = ["deformable_layers", "with_deformable"]
@@ -40,27 +44,22 @@ def with_deformable(
     Raises ValueError where the backbone has too few convolutions or a stage has none; where it is deformable already;
     where one is fixed (`frozen`), whose offsets would not learn either; and for one that is of a class of its own.
     """
-    if not stages and layers < 1:
-        raise ValueError(f"layers: expected a positive number of convolutions, got {layers}")
     if any(isinstance(each, DeformableConv2d) for each in backbone.modules()):
         raise ValueError("backbone: expected one without deformable convolutions, got one that has some already")
-    by_stage = _convolutions(backbone)
+    by_stage = spatial_convolutions(backbone)
     for stage in stages:
         if not by_stage.get(stage):
             some = [level for level, convolutions in by_stage.items() if convolutions]
             raise ValueError(f"stages: expected some of {some}, which have convolutions larger than 1 x 1, got {stage}")
-    every = {name: conv for convolutions in by_stage.values() for name, conv in convolutions.items()}
     if stages:
         chosen = {name: conv for stage in stages for name, conv in by_stage[stage].items()}
-    elif layers > len(every):
-        raise ValueError(f"layers: expected at most {len(every)}, the convolutions larger than 1 x 1, got {layers}")
     else:
-        chosen = dict([*every.items()][-layers:])
+        chosen = last_convolutions(by_stage, layers)
     what = "stages" if stages else "layers"
     for name, conv in chosen.items():
         _require_replaceable(what, name, conv)
     for name, conv in chosen.items():
-        kind = DeformableConv2dSame if _pads_like_tensorflow(conv) else DeformableConv2d
+        kind = DeformableConv2dSame if pads_like_tensorflow(conv) else DeformableConv2d
         layer = kind.in_place_of(conv, offset_groups=offset_groups, modulated=modulated, offset_rate=offset_rate)
         if isinstance(conv, FoldedConv):
             conv.unfold()
@@ -75,41 +74,8 @@ def deformable_layers(model: nn.Module) -> dict[str, DeformableConv2d]:
     layers = {each: name for name, each in model.named_modules() if isinstance(each, DeformableConv2d)}
     order: list[Any] = []
     for backbone in (each for each in model.modules() if isinstance(each, Backbone)):
-        order += _executed(backbone, DeformableConv2d).values()
+        order += executed(backbone, DeformableConv2d).values()
     return {layers[each]: each for each in dict.fromkeys([*order, *layers])}
-
-
-def _convolutions(backbone: Backbone) -> dict[int, dict[str, nn.Conv2d]]:
-    """The convolutions with a kernel larger than 1 of each stage, by their names in the body, in the order in which
-    they are executed."""
-    executed = _executed(backbone, nn.Conv2d)
-    return {
-        level: {
-            name: conv
-            for name, conv in executed.items()
-            if f"{name}.weight" in parameters and max(conv.kernel_size) > 1
-        }
-        for level, parameters in backbone.stages().items()
-    }
-
-
-def _executed(backbone: Backbone, kind: type[Any]) -> dict[str, Any]:
-    """The modules of `kind` by their names in the body, in the order in which a small image meets them."""
-    names = {each: name for name, each in backbone.body.named_modules() if isinstance(each, kind)}
-    found: dict[str, Any] = {}
-
-    def note(module: nn.Module, arguments: object) -> None:
-        found.setdefault(names[module], module)
-
-    hooks = [each.register_forward_pre_hook(note) for each in names]
-    like = next(backbone.parameters())
-    try:
-        with evaluation_mode(backbone.body), torch.no_grad():
-            backbone.body(torch.zeros(1, 3, 64, 96, device=like.device, dtype=like.dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def _require_replaceable(what: str, name: str, conv: nn.Conv2d) -> None:
@@ -124,7 +90,3 @@ def _require_replaceable(what: str, name: str, conv: nn.Conv2d) -> None:
 
 def _pads_by_name(conv: nn.Conv2d) -> bool:
     return isinstance(conv.padding, str)
-
-
-def _pads_like_tensorflow(conv: nn.Conv2d) -> bool:
-    return isinstance(conv, Conv2dSame) or getattr(conv, "pads_like_tensorflow", False)

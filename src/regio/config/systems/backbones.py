@@ -38,6 +38,10 @@ class OnBackbone(System):
         "file of ImageNet weights, for a machine that cannot download them; none for random ones, which want frozen=0",
     )
     frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
+    dilation: int = setting(
+        0, "cells between the taps of the last dilated_layers of them, 4 to 8 in the paper; 0: as they are", ge=0
+    )
+    dilated_layers: int = setting(3, "last convolutions of the backbone larger than 1 x 1 that dilation is for", ge=1)
     deformable_layers: int = setting(
         0, "last convolutions of the backbone larger than 1 x 1 that are deformable, 3 in the paper; 0 for none", ge=0
     )
@@ -72,7 +76,18 @@ class OnBackbone(System):
             )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"backbone_weights: {error}") from error
-        return self.deformed(made)
+        return self.deformed(self.dilated(made))
+
+    def dilated(self, backbone: Backbone) -> Backbone:
+        """`backbone` with the fixed dilation of these settings. Raises ValueError where it cannot have it."""
+        if not self.dilation:
+            return backbone
+        from regio.backbones.dilation import with_dilation
+
+        try:
+            return with_dilation(backbone, self.dilated_layers, dilation=self.dilation)
+        except ValueError as error:
+            raise ValueError(f"dilated_{error}") from error
 
     def deformed(self, backbone: Backbone) -> Backbone:
         """`backbone` with the deformable convolutions of these settings. Raises ValueError where it cannot have them,
@@ -134,4 +149,4 @@ class SplitBackbone(OnBackbone):
             )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"backbone_weights: {error}") from error
-        return self.deformed(parts.backbone), parts.trunk
+        return self.deformed(self.dilated(parts.backbone)), parts.trunk
