@@ -1,6 +1,7 @@
 """Softmax against support vector machines on the features of one Fast R-CNN (section 5.4 of its paper). SVMs are fitted
 to what fc7 gives for all proposals of the training images, with R-CNN's hard negative mining; nothing else changes.
-`python examples/softmax_and_svms.py CHECKPOINT DATA [PROPOSALS]` prints AP and AP50 of both."""
+`python examples/softmax_and_svms.py CHECKPOINT DATA [SETTING ...]` prints AP and AP50 of both; settings are those of
+regio train: proposals=FILE, images=400."""
 
 import sys
 import tempfile
@@ -15,17 +16,18 @@ from regio.fitting import HardNegativeMining, label_regions
 from regio.fitting.extraction import open_store, store_features
 from regio.ready import ReadyDetector
 from regio.run import open_splits
+from regio.settings import override
 from regio.systems import fast_rcnn_svms
 
-weights, data, proposals = Path(sys.argv[1]), sys.argv[2], (sys.argv[3:] or [None])[0]
+weights, data, settings = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 detector, card = load_detector(weights)
-config = RunConfig(
+run = RunConfig(
     data,
     model=model_from_dict(card.model),
     classes=card.class_names,
-    proposals=proposals,
     proposals_per_image=card.proposals.get("per_image", 2000),
 )
+config = override(run, settings)
 training, validation = open_splits(config, Console(), weights.parent)
 evaluator = config.model.evaluator(validation)
 machines = fast_rcnn_svms(detector.eval()).eval()

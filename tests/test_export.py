@@ -35,8 +35,8 @@ from regio.kernels.sample_points import sample_points
 from regio.postprocess import Postprocess
 from regio.preprocess import Preprocess
 from regio.proposals import RPN, Anchors, ProposalFilter
-from regio.roi_heads import FastRCNNHead
-from regio.systems import faster_rcnn_fpn, mask_rcnn_fpn, rpn_fpn
+from regio.roi_heads import BoxHead, FastRCNNHead
+from regio.systems import faster_rcnn_fpn, mask_rcnn_fpn, rfcn, rpn_fpn
 from regio.types import Detections, FeatureMap, Regions
 from regio.weights import TORCHVISION
 from tests.test_cli import regio
@@ -73,6 +73,7 @@ def backbone(*levels: int) -> Backbone:
 
 SCALE = {"channels": 16, "short_side": 96, "long_side": 160}
 ANCHORS = Anchors(((16.0,), (32.0,), (64.0,)))
+ON_ONE_MAP = Anchors(((16.0, 32.0, 64.0),))
 
 
 @torch.no_grad()
@@ -213,7 +214,7 @@ def candidates(detector: TwoStageDetector, maps: Sequence[FeatureMap]) -> list[C
     if len(detector.roi_heads) == 0:
         return anchors_of(network, network.levels(maps))
     head = detector.roi_heads[0]
-    assert isinstance(head, FastRCNNHead) and isinstance(head.postprocess, Postprocess)
+    assert isinstance(head, BoxHead) and isinstance(head.postprocess, Postprocess)
     proposals = [each.boxes for each in network(maps)]
     counts = [len(each) for each in proposals]
     output = head.predict(maps, Regions.from_list(proposals))
@@ -226,7 +227,8 @@ def candidates(detector: TwoStageDetector, maps: Sequence[FeatureMap]) -> list[C
             each.flatten()
             for each in torch.meshgrid(torch.arange(len(box)), torch.arange(1, score.shape[1] + 1), indexing="ij")
         )
-        boxes = clip(head.coder.decode(delta[row, label], box[row]), size)
+        of_class = delta.expand(-1, score.shape[1] + 1, -1)  # where one refinement is for all
+        boxes = clip(head.coder.decode(of_class[row, label], box[row]), size)
         sure = torch.full_like(score.flatten(), torch.inf)
         found.append(
             Candidates(
@@ -582,6 +584,54 @@ def test_a_detector_with_deformable_convolutions(modulated: bool, offset_groups:
     (again, *_) = in_onnx_runtime(tmp_path / "a.onnx")(images=photo[None].numpy(), sizes=np.array([[77, 60]]))
     assert abs(len(again) - len(boxes)) <= 2
     assert float(iou(torch.from_numpy(again), boxes).amax(1).median()) > 0.99
+
+
+def position_sensitive() -> TwoStageDetector:
+    return rfcn(5, backbone(3, 4), proposal_channels=8, anchors=ON_ONE_MAP, **SCALE)
+
+
+def moved_parts() -> TwoStageDetector:
+    """R-FCN whose parts move by offsets of each class."""
+    pool = regions.PositionSensitive(regions.RoIAlign(7, samples=2))
+    scores = regions.DeformablePositionSensitive(pool, 16, 5, classes=5)
+    boxes = regions.DeformablePositionSensitive(pool, 16, 4)
+    return rfcn(5, backbone(3, 4), scores, boxes, proposal_channels=8, anchors=ON_ONE_MAP, **SCALE)
+
+
+LAST = {
+    position_sensitive: "roi_heads.0.extractor.extractors.0.layer",
+    moved_parts: "roi_heads.0.extractor.extractors.0.scores",
+}
+"""Of each, the layer that makes the maps of which the logits of classes are means."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", LAST)
+def test_position_sensitive_heads(make: Callable[[], TwoStageDetector], tmp_path: Path) -> None:
+    """All classes are found, from boxes that are the same in each runtime: the anchors."""
+    torch.manual_seed(0)
+    detector = make().eval()
+    network, head = detector.proposals, detector.roi_heads[0]
+    assert isinstance(network, RPN) and isinstance(head, BoxHead)
+    network.test_filter = ProposalFilter(10**6, 10**6, nms_threshold=1.0, min_size=2.0)
+    last = detector.get_submodule(LAST[make])
+    assert isinstance(last, nn.Conv2d) and isinstance(last.bias, nn.Parameter)
+    with torch.no_grad():
+        network.deltas.weight.zero_()
+        for name, weight in head.named_parameters():
+            if name.endswith("weight"):
+                weight.normal_(std=weight[0].numel() ** -0.5)
+        _, maps = detector.features([torch.from_numpy(batch(SIZES[0])[0])])
+        logits = head.predict(maps, Regions.from_list([each.boxes for each in network(maps)])).logits
+        scale = 3 / float(logits.std(0).mean())
+        last.weight.mul_(scale)
+        last.bias.copy_((-scale * logits.mean(0)).repeat_interleave(len(last.bias) // 5))
+        assert set(detector([torch.from_numpy(batch(SIZES[0])[0])])[0].labels.tolist()) == {1, 2, 3, 4}
+    export_onnx(detector, tmp_path / "a.onnx", LABELS)
+    for runtime in RUNTIMES.values() if make is not position_sensitive else [in_onnx_runtime]:  # see ROUNDING
+        run = runtime(tmp_path / "a.onnx")
+        for sizes in SIZES:
+            assert min(compare(detector, run, batch(sizes), sizes, pixels=1e-2)) > 20
 
 
 @pytest.mark.slow
