@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regio.config import read_system
 from regio.config.extractors import RoIPool
 from regio.config.proposals import method_named
-from regio.config.systems import RPN, FasterRCNN, MaskRCNN, RPNOnFPN
+from regio.config.systems import RFCN, RPN, FasterRCNN, MaskRCNN, RPNOnFPN
 from regio.data import Shapes, read_proposals
 from regio.detector import TwoStageDetector
 from regio.proposals import ProposalNetwork
@@ -131,6 +131,27 @@ def test_proposal_networks_alone_are_parts_of_their_systems(system: FasterRCNN |
     assert shapes == {name: value.shape for name, value in part.state_dict().items()}
     assert part.preprocess == whole.preprocess
     assert part.proposals.anchors == whole.proposals.anchors  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [None, 4])
+def test_r_fcn(level: int | None, tmp_path: Path) -> None:
+    """Whose proposals may come from an earlier map than the head reads: the head's layers are those of the fourth step,
+    all others of the third."""
+    system = RFCN(
+        channels=16, proposal_channels=16, short_side=64, long_side=96, frozen=0, proposal_level=level,
+        scheme="alternating",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    detector = system.build(6)
+    start = copy.deepcopy(detector.state_dict())
+    system.recipe()(detector, staged(tmp_path))
+    third, fourth = weights(tmp_path, "3-proposals"), weights(tmp_path, "4-heads")
+    state = detector.state_dict()
+    assert state.keys() == third.keys() | fourth.keys()
+    assert all(torch.equal(state[key], value) for key, value in (third | fourth).items())
+    assert changed(start, state, "proposals.") and changed(start, state, "roi_heads.")
+    assert not changed(third, fourth, "backbone.")
 
 
 @pytest.mark.slow
