@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regio.kernels.attend import attend, attend_reference, readable
+from regio.kernels.attend_tiles import TiledSoftmax
 from regio.kernels.cpu.attend import weigh
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]
@@ -146,6 +147,36 @@ def test_cells_too_light_to_count_are_still_exact() -> None:
     u, v = torch.arange(50.0), torch.arange(40.0)
     arguments = (x, image, -((u - 20) ** 2) + column, -((v - 11) ** 2) + row, appearance, support)
     assert_equals_reference(arguments, 1e-5)
+
+
+@pytest.mark.parametrize("apart", [0.0, 12.0, 25.0, 60.0, 200.0])
+@pytest.mark.parametrize("deviation", [1.0, 2.0, 4.0])
+def test_weights_of_gaussians_are_exact_and_normal_numbers(deviation: float, apart: float) -> None:
+    """On most of a map they are below the smallest normal number of float32, which makes matrix products slow. apart:
+    by so much the appearance term is largest in another corner than that of the part, up to where the product of the
+    three factors has lost its range."""
+    height, width = 30, 40
+    u, v = torch.arange(width, dtype=torch.float64), torch.arange(height, dtype=torch.float64)
+    column, row = (-((x - 3) ** 2) / (2 * deviation**2) for x in (u, v))
+    x, image, *_, appearance, support = inputs(2, 2, size=(height, width), images=1)
+    assert appearance is not None
+    appearance = appearance / 2
+    appearance[..., -1, -1] += apart
+    support[:] = torch.tensor([0, 0, width, height])
+    exact = (x, image, column.expand(2, 2, -1).clone(), row.expand(2, 2, -1).clone(), appearance, support)
+    single = tuple(each.float() if each.is_floating_point() else each for each in exact)
+    expected, expected_grads = gradients(attend_reference, exact)
+    softmax = TiledSoftmax(*single, None, torch.float32)
+    for tile in softmax.tiles():
+        weights = softmax.weights(tile).operand
+        small = (weights != 0) & (weights < torch.finfo(torch.float32).tiny)
+        assert int(small.sum()) == 0 if apart == 0 else float(small.float().mean()) < 0.03
+        assert deviation == 4 or bool((weights == 0).any())
+    torch.testing.assert_close(softmax.sums().transpose(1, 2), expected.float(), rtol=2e-5, atol=2e-5)
+    toward = torch.cos(torch.arange(expected.numel(), dtype=torch.float64)).view(expected.shape).float()
+    found = softmax.gradients(toward.transpose(1, 2))
+    for a, b in zip(found, (expected_grads[0].flatten(2).mT, *expected_grads[1:3], expected_grads[3].flatten(2))):
+        torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_empty_support_gives_zeros() -> None:

@@ -127,12 +127,14 @@ class TiledSoftmax:
 
     @staticmethod
     def _shifted(term: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-        """`term` [R, K, L] less its maximum over the range of each box, -inf outside it; and its exponential."""
+        """`term` [R, K, L] less its maximum over the range of each box, -inf outside it; and its exponential, zero where
+        it is below `_least`."""
         at = torch.arange(term.shape[2], device=term.device)
         outside = (at < start[:, None]) | (at >= stop[:, None])
         term = term.detach().masked_fill(outside[:, None], -math.inf)
         term -= term.amax(2, keepdim=True).clamp_(min=torch.finfo(term.dtype).min)  # an empty range has no maximum
-        return term, term.exp()
+        weights = term.exp()
+        return term, weights.masked_fill_(weights < _least(weights.dtype), 0)
 
     def _reachable(self) -> Tensor:
         """The support without the columns and rows whose weights all vanish beside the largest.
@@ -199,24 +201,29 @@ class TiledSoftmax:
         if self._kernel is not None and tile.cells is None:
             operand = self.scratch("weights as operand", (len(tile.boxes), self.parts, self.area), self.dtype)
             total = self._kernel.weigh(*self._factors(tile), operand)
-            if not bool(_lost(total).any()):
+            if not bool(self._lost(total).any()):
                 return Weights(operand, _reciprocal(total), None)
         values = self._combined(tile, "weights", self.exp_column, self.exp_row, self.exp_appearance, torch.mul)
         if tile.cells is not None:
             values *= (tile.cells >= 0)[:, None]
         total = values.sum(2, keepdim=True)
-        lost = _lost(total)
+        lost = self._lost(total)
         if bool(lost.any()):
             logits = self._combined(tile, "logits", self.column, self.row, self.appearance, torch.add)
             if tile.cells is not None:
                 logits.masked_fill_((tile.cells < 0)[:, None], -math.inf)
             logits -= logits.amax(2, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+            logits.masked_fill_(logits < math.log(_least(logits.dtype)), -math.inf)
             values.copy_(torch.where(lost, logits.exp_(), values))
             total = values.sum(2, keepdim=True)
         operand = values
         if values.dtype != self.dtype:
             operand = self.scratch("weights as operand", values.shape, self.dtype).copy_(values)
         return Weights(operand, _reciprocal(total), values)
+
+    def _lost(self, total: Tensor) -> Tensor:
+        """Where the three factors peak so far apart that what `_least` leaves out is more than rounding of the sum."""
+        return total < 2 * self.area * _least(total.dtype) / torch.finfo(total.dtype).eps
 
     def to_logits(self, weights: Weights, products: Tensor) -> Tensor:
         """The gradients [n, K, L] of the logits from `products` [n, K, L], those of the weights."""
@@ -315,9 +322,10 @@ def _cpu_kernel() -> Any:
     return attend
 
 
-def _lost(total: Tensor) -> Tensor:
-    """Where the three factors peak so far apart that their product has lost its range."""
-    return total < math.sqrt(torch.finfo(total.dtype).tiny)
+def _least(dtype: torch.dtype) -> float:
+    """Below this a factor of a weight counts as zero. Products of two that are not below are normal numbers: with those
+    under them, which Gaussian parts have on most of a map, a matrix product takes up to eight times as long."""
+    return math.sqrt(torch.finfo(dtype).tiny)
 
 
 def _reciprocal(total: Tensor) -> Tensor:
