@@ -104,7 +104,7 @@ def module_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
     cells = Sampled().cells(x, r, WholeImage()(x, r))
 
     def parts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        code = embed(r.boxes / STRIDE, e.embedding_channels).flatten(1) @ e.box_weight.t()
+        code = embed(r.boxes / STRIDE, e.embedding_channels).flatten(1) @ e.box_weight.t() * e.scale
         queries = (code @ e.part_weight.flatten(0, 1).t()).unflatten(1, (PARTS, e.key_channels))
         u = embed(torch.arange(WIDTH) + 0.5, e.embedding_channels).expand(HEIGHT, -1, -1)
         v = embed(torch.arange(HEIGHT) + 0.5, e.embedding_channels)[:, None].expand(-1, WIDTH, -1)

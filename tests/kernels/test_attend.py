@@ -175,7 +175,9 @@ def test_weights_of_gaussians_are_exact_and_normal_numbers(deviation: float, apa
     torch.testing.assert_close(softmax.sums().transpose(1, 2), expected.float(), rtol=2e-5, atol=2e-5)
     toward = torch.cos(torch.arange(expected.numel(), dtype=torch.float64)).view(expected.shape).float()
     found = softmax.gradients(toward.transpose(1, 2))
-    for a, b in zip(found, (expected_grads[0].flatten(2).mT, *expected_grads[1:3], expected_grads[3].flatten(2))):
+    to_x, to_column, to_row, to_appearance = expected_grads
+    wanted = to_x.flatten(2).mT, to_column, to_row, to_appearance.flatten(2)
+    for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
 
 

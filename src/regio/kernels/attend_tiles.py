@@ -127,8 +127,8 @@ class TiledSoftmax:
 
     @staticmethod
     def _shifted(term: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-        """`term` [R, K, L] less its maximum over the range of each box, -inf outside it; and its exponential, zero where
-        it is below `_least`."""
+        """`term` [R, K, L] less its maximum over the range of each box, -inf outside it; and its exponential, of which
+        what is below `_least` is zero."""
         at = torch.arange(term.shape[2], device=term.device)
         outside = (at < start[:, None]) | (at >= stop[:, None])
         term = term.detach().masked_fill(outside[:, None], -math.inf)
