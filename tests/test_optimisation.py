@@ -1,6 +1,7 @@
 """Learning-rate schedules by hand."""
 
 import pytest
+import torch
 from torch import nn
 
 from regio.optimisation import SGD, AdamW, Cosine, Schedule, Step
@@ -41,6 +42,22 @@ def test_optimizers_carry_their_numbers() -> None:
     assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.02, 0.8, 1e-3)
     adam = AdamW(1e-3, 0.05).build(model).param_groups[0]
     assert (adam["lr"], adam["weight_decay"]) == (1e-3, 0.05)
+
+
+@pytest.mark.parametrize("spec", [SGD(0.1), AdamW(1e-2)])
+def test_in_one_pass_the_steps_are_the_same(spec: SGD | AdamW) -> None:
+    ends = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(7, 3)
+        optimizer = spec.build(model, fused=fused)
+        assert bool(optimizer.param_groups[0]["fused"]) == fused
+        for step in range(20):
+            optimizer.zero_grad()
+            (model(torch.full((2, 7), 1.0 + step)) - 3).square().mean().backward()
+            optimizer.step()
+        ends.append(torch.cat([each.detach().flatten() for each in model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
 
 def test_a_module_may_name_parts_that_learn_at_other_rates() -> None:

@@ -20,9 +20,13 @@ __all__ = ["SGD", "AdamW", "Cosine", "OptimizerSpec", "Schedule", "Step", "rate_
 
 
 class OptimizerSpec(Protocol):
-    """Makes an optimizer for the parameters of a model that require gradients, in `rate_groups`."""
+    """Makes an optimizer for the parameters of a model that require gradients, in `rate_groups`.
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer: ...
+    fused: its step in one pass over the weights. On a CPU that of AdamW then takes a quarter of the time; a training in
+    "16-mixed", whose gradients are unscaled before they are clipped, cannot have it.
+    """
+
+    def build(self, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer: ...
 
 
 def rate_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
@@ -56,12 +60,12 @@ class SGD:
     momentum: float = setting(0.9, "share of the step before that is kept", ge=0, lt=1)
     weight_decay: float = setting(1e-4, "share of a weight that its gradient gains", ge=0)
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
         """The optimizer for `model`."""
         import torch
 
         groups = rate_groups(model, self.lr)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,12 @@ class AdamW:
     lr: float = setting(4e-4, "learning rate", ge=0)
     weight_decay: float = setting(0.02, "share of a weight that a step takes off, times the rate", ge=0)
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
         """The optimizer for `model`."""
         import torch
 
         groups = rate_groups(model, self.lr)
-        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
 
 class Schedule(Protocol):

@@ -178,7 +178,7 @@ class _Run:
         self.module = model
         self.identity = self._identity()
 
-        optimizer = config.optimizer.build(model)
+        optimizer = config.optimizer.build(model, fused=config.precision != "16-mixed")
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.average: AveragedModel | None = None
         if config.ema:
