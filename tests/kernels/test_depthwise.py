@@ -14,6 +14,9 @@ CASES = [
     (4, (12, 9), (7, 3), (2, 3), (3, 5), (1, 2)),
     (2, (5, 5), (5, 5), (1, 1), (6, 6), (1, 1)),
     (130, (1, 3), (5, 5), (3, 1), (2, 2), (1, 1)),
+    (6, (9, 10), (3, 3), (1, 1), (2, 2), (2, 2)),
+    (6, (9, 10), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (6, (9, 10), (3, 3), (1, 1), (1, 1), (1, 1)),
 ]
 
 
@@ -31,6 +34,30 @@ def test_gradients_are_those_of_conv2d(case, memory_format: torch.memory_format)
     found = torch.autograd.grad(y, inputs, grad)
     for a, b in zip(found, torch.autograd.grad(expected, inputs, grad), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_in_reduced_precision_are_rounded_once(case, dtype: torch.dtype, autocast: bool) -> None:  # type: ignore[no-untyped-def]
+    """Those in float32 of the numbers that the layer saw; with autocast the weight and its gradient stay float32."""
+    channels, size, kernel, *options = case
+    torch.manual_seed(0)
+    shapes = ((2, channels, *size), (channels, 1, *kernel), (channels,))
+    seen = [torch.randn(shape).to(dtype) for shape in shapes]
+    inputs = [each.to(torch.float32 if autocast else dtype).requires_grad_() for each in seen]
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        y = depthwise_conv(*inputs, *options)
+    assert y.dtype == dtype
+    precise = [each.float().requires_grad_() for each in seen]
+    expected = F.conv2d(*precise, *options, groups=channels)
+    resolution = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.float(), expected, rtol=2 * resolution, atol=8 * resolution)
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, inputs, grad)
+    for a, b, like in zip(found, torch.autograd.grad(expected, precise, grad.float()), inputs, strict=True):
+        assert a.dtype == like.dtype
+        torch.testing.assert_close(a.float(), b, rtol=2 * resolution, atol=2 * resolution * float(b.abs().max()))
 
 
 def test_gradcheck() -> None:

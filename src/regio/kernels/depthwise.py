@@ -1,8 +1,9 @@
 """Depthwise convolution whose backward pass is fast on a CPU.
 
 A quarter of a training step of a small backbone on a CPU goes into one operation, the gradient of the 5 x 5 depthwise
-weights, for which the library behind PyTorch's convolutions has no fast code; nor has it for the gradient of the input
-when the convolution is dilated. The forward pass is PyTorch's.
+weights, for which the library behind PyTorch's convolutions has no fast code; nor has it for either gradient where the
+convolution is dilated, nor for most of them in reduced precision, where they take five to thirty times as long as in
+float32 and outweigh all that bfloat16 gains elsewhere. The forward pass is PyTorch's.
 """
 
 from __future__ import annotations
@@ -30,14 +31,23 @@ def depthwise_conv(
 ) -> Tensor:
     """``F.conv2d(x, weight, bias, stride, padding, dilation, groups=C)``: `x` [N, C, H, W], `weight` [C, 1, Kh, Kw].
 
-    Where PyTorch's own backward pass is fast (up to nine taps, reduced precision, other devices) this is that function.
-    Elsewhere it is differentiable once.
+    Where PyTorch's own backward pass is fast this is that function: with up to nine taps side by side, in reduced
+    precision with a stride of 1, and on other devices. Elsewhere it is differentiable once, and gradients in reduced
+    precision, also under autocast, are those in float32, rounded.
     """
-    slow = weight.shape[2] * weight.shape[3] > 9 and torch.is_grad_enabled() and weight.requires_grad
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-    if slow and plain and not torch.is_autocast_enabled("cpu"):
-        return _DepthwiseConv.apply(x, weight, bias, stride, padding, dilation)
+    if x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
+        if torch.is_autocast_enabled("cpu"):
+            reduced = torch.get_autocast_dtype("cpu")
+            x, weight, bias = x.to(reduced), weight.to(reduced), None if bias is None else bias.to(reduced)
+        fast = _nine_taps_at_most(weight, dilation) and (x.dtype.itemsize > 2 or stride == (1, 1))
+        if x.dtype == weight.dtype and not fast:
+            return _DepthwiseConv.apply(x, weight, bias, stride, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
+
+
+def _nine_taps_at_most(weight: Tensor, dilation: Pair) -> bool:
+    """And these side by side: PyTorch's gradients in float32 are fast then."""
+    return weight.shape[2] * weight.shape[3] <= 9 and dilation == (1, 1)
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -52,12 +62,28 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad_x = _input_gradient(grad, x, weight, *ctx.options) if ctx.needs_input_grad[0] else None
+        given = ctx.saved_tensors
+        precise = torch.promote_types(grad.dtype, torch.float32)
+        grad, x, weight = (each.to(precise) for each in (grad, *given))
         stride, padding, dilation = ctx.options
-        grad_weight = _weight_gradient(grad, x, weight, [*stride], [*padding], [*dilation])
+        if _nine_taps_at_most(weight, dilation):
+            grad_x, grad_weight = _gradients(grad, x, weight, *ctx.options, (ctx.needs_input_grad[0], True))
+        else:
+            grad_x = _input_gradient(grad, x, weight, *ctx.options) if ctx.needs_input_grad[0] else None
+            grad_weight = _weight_gradient(grad, x, weight, [*stride], [*padding], [*dilation])
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias, None, None, None
+        found = (None if each is None else each.to(given[0].dtype) for each in (grad_x, grad_weight, grad_bias))
+        return *found, None, None, None
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """PyTorch's, of the input and of the weight."""
+    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, (0, 0), x.shape[1], (*wanted, False)
+    )
+    return to_x, to_weight
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
@@ -65,10 +91,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddi
     if stride == (1, 1) and min(reach) >= 0:
         # The gradient of a convolution of stride 1 is the convolution with the weight turned by half a turn.
         return F.conv2d(grad, weight.flip(2, 3), None, 1, reach, dilation, groups=x.shape[1])
-    gradients = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, (0, 0), x.shape[1], (True, False, False)
-    )
-    return gradients[0]
+    return _gradients(grad, x, weight, stride, padding, dilation, (True, False))[0]
 
 
 @torch.library.custom_op("regio::depthwise_weight_gradient", mutates_args=(), device_types="cpu")
