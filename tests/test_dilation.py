@@ -113,5 +113,7 @@ def test_the_setting_of_the_systems() -> None:
 def test_settings_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="^dilated_layers: expected 1 to 17, the number of convolutions"):
         FasterRCNN(dilation=4, dilated_layers=99).build(2)
+    with pytest.raises(ValueError, match="^dilated_layers: expected a dilation with it, got none"):
+        FasterRCNN(dilated_layers=2).build(2)
     with pytest.raises(ValueError, match="^dilation: expected a whole number >= 0, got -1"):
         override(RunConfig("x", model=FasterRCNN()), ["dilation=-1"])

@@ -39,9 +39,12 @@ class OnBackbone(System):
     )
     frozen: int = setting(2, "level of the backbone up to which weights are fixed; 0 for none", ge=0, le=5)
     dilation: int = setting(
-        0, "cells between the taps of the last dilated_layers of them, 4 to 8 in the paper; 0: as they are", ge=0
+        0,
+        "cells between the taps of the last convolutions of the backbone larger than 1 x 1, 4 to 8 in the paper of "
+        "deformable ones; 0: as they are",
+        ge=0,
     )
-    dilated_layers: int = setting(3, "last convolutions of the backbone larger than 1 x 1 that dilation is for", ge=1)
+    dilated_layers: int = setting(3, "number of these convolutions", ge=1)
     deformable_layers: int = setting(
         0, "last convolutions of the backbone larger than 1 x 1 that are deformable, 3 in the paper; 0 for none", ge=0
     )
@@ -79,8 +82,11 @@ class OnBackbone(System):
         return self.deformed(self.dilated(made))
 
     def dilated(self, backbone: Backbone) -> Backbone:
-        """`backbone` with the fixed dilation of these settings. Raises ValueError where it cannot have it."""
+        """`backbone` with the fixed dilation of these settings. Raises ValueError where it cannot have it,
+        and for a number of layers without a dilation."""
         if not self.dilation:
+            if self.dilated_layers != OnBackbone.dilated_layers:
+                raise ValueError("dilated_layers: expected a dilation with it, got none")
             return backbone
         from regio.backbones.dilation import with_dilation
 
