@@ -66,10 +66,13 @@ class _DepthwiseConv(torch.autograd.Function):
         precise = torch.promote_types(grad.dtype, torch.float32)
         grad, x, weight = (each.to(precise) for each in (grad, *given))
         stride, padding, dilation = ctx.options
+        grad_x: Tensor | None = None
         if _nine_taps_at_most(weight, dilation):
-            grad_x, grad_weight = _gradients(grad, x, weight, *ctx.options, (ctx.needs_input_grad[0], True))
+            wanted = ctx.needs_input_grad[0], True
+            grad_x, grad_weight = _gradients(grad, x, weight, stride, padding, dilation, wanted)
         else:
-            grad_x = _input_gradient(grad, x, weight, *ctx.options) if ctx.needs_input_grad[0] else None
+            if ctx.needs_input_grad[0]:
+                grad_x = _input_gradient(grad, x, weight, stride, padding, dilation)
             grad_weight = _weight_gradient(grad, x, weight, [*stride], [*padding], [*dilation])
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         found = (None if each is None else each.to(given[0].dtype) for each in (grad_x, grad_weight, grad_bias))
@@ -79,7 +82,7 @@ class _DepthwiseConv(torch.autograd.Function):
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """PyTorch's, of the input and of the weight."""
+    """PyTorch's, of the input and of the weight; None where it is not wanted."""
     to_x, to_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, (0, 0), x.shape[1], (*wanted, False)
     )
