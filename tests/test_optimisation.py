@@ -44,20 +44,32 @@ def test_optimizers_carry_their_numbers() -> None:
     assert (adam["lr"], adam["weight_decay"]) == (1e-3, 0.05)
 
 
-@pytest.mark.parametrize("spec", [SGD(0.1), AdamW(1e-2)])
-def test_in_one_pass_the_steps_are_the_same(spec: SGD | AdamW) -> None:
+def test_in_one_pass_the_steps_are_the_same() -> None:
+    """Also of a weight that has its first gradient later."""
     ends = []
     for fused in (True, False):
         torch.manual_seed(0)
-        model = nn.Linear(7, 3)
-        optimizer = spec.build(model, fused=fused)
+        model = nn.ModuleList([nn.Linear(7, 3), nn.Linear(7, 3)])
+        optimizer = AdamW(1e-2).build(model, fused=fused)
         assert bool(optimizer.param_groups[0]["fused"]) == fused
         for step in range(20):
             optimizer.zero_grad()
-            (model(torch.full((2, 7), 1.0 + step)) - 3).square().mean().backward()
+            x = torch.full((2, 7), 1.0 + step)
+            sum((layer(x) - 3).square().mean() for layer in model[: 1 if step < 5 else 2]).backward()
             optimizer.step()
         ends.append(torch.cat([each.detach().flatten() for each in model.parameters()]))
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_may_have_their_first_gradient_later() -> None:
+    model = nn.ModuleList([nn.Linear(7, 3), nn.Linear(7, 3)])
+    optimizer = SGD(0.1).build(model)
+    for layers in (model[:1], model):
+        optimizer.zero_grad()
+        sum(layer(torch.ones(2, 7)).square().mean() for layer in layers).backward()
+        was = [each.detach().clone() for each in model.parameters()]
+        optimizer.step()
+    assert not any(torch.equal(each, before) for each, before in zip(model.parameters(), was, strict=True))
 
 
 def test_a_module_may_name_parts_that_learn_at_other_rates() -> None:

@@ -22,8 +22,8 @@ __all__ = ["SGD", "AdamW", "Cosine", "OptimizerSpec", "Schedule", "Step", "rate_
 class OptimizerSpec(Protocol):
     """Makes an optimizer for the parameters of a model that require gradients, in `rate_groups`.
 
-    fused: its step in one pass over the weights. On a CPU that of AdamW then takes a quarter of the time; a training in
-    "16-mixed", whose gradients are unscaled before they are clipped, cannot have it.
+    fused: whether its step may take one pass over the weights. On a CPU that of AdamW then takes a quarter of the time;
+    a training in "16-mixed", whose gradients are unscaled before they are clipped, cannot have it.
     """
 
     def build(self, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer: ...
@@ -61,11 +61,12 @@ class SGD:
     weight_decay: float = setting(1e-4, "share of a weight that its gradient gains", ge=0)
 
     def build(self, model: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
-        """The optimizer for `model`."""
+        """The optimizer for `model`. It is never fused: PyTorch's fails where a weight has its first gradient after
+        others have had theirs."""
         import torch
 
         groups = rate_groups(model, self.lr)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
