@@ -81,7 +81,7 @@ class _DepthwiseConv(torch.autograd.Function):
 
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Any, Any]:
     """PyTorch's, of the input and of the weight; None where it is not wanted."""
     to_x, to_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, (0, 0), x.shape[1], (*wanted, False)
@@ -94,7 +94,8 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddi
     if stride == (1, 1) and min(reach) >= 0:
         # The gradient of a convolution of stride 1 is the convolution with the weight turned by half a turn.
         return F.conv2d(grad, weight.flip(2, 3), None, 1, reach, dilation, groups=x.shape[1])
-    return _gradients(grad, x, weight, stride, padding, dilation, (True, False))[0]
+    grad_x: Tensor = _gradients(grad, x, weight, stride, padding, dilation, (True, False))[0]
+    return grad_x
 
 
 @torch.library.custom_op("regio::depthwise_weight_gradient", mutates_args=(), device_types="cpu")
