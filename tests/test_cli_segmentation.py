@@ -104,7 +104,10 @@ def test_detect_writes_class_maps_and_pictures(here: Path, weights: str, capsys:
         ),
         (["train", "boxes.json", "--model", "deeplab", "--steps", "1"], "boxes.json: class maps: expected segmentat"),
         (["train", "shapes", "--model", "deeplab", "--extractor", "roi-align"], "extractor: no such setting"),
-        (["train", "shapes", "--model", "deeplab", "keep_maps=true", *SMALL], "keep_maps: expected a detector of two"),
+        (
+            ["train", "shapes", "--model", "deeplab", "keep_maps=true", *SMALL, "frozen=0"],
+            "keep_maps: expected a backbone that is fixed up to a level",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(

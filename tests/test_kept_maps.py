@@ -13,13 +13,14 @@ from rich.console import Console
 
 from regio.backbones.deformable import deformable_layers
 from regio.config import RunConfig, TrainConfig
-from regio.config.systems import FasterRCNN, FasterRCNNOnFPN, FastRCNN, SPPNet, System
+from regio.config.systems import DeepLab, FasterRCNN, FasterRCNNOnFPN, FastRCNN, SPPNet, System
 from regio.data import DetectionDataset, HorizontalFlip, Shapes
 from regio.detector import TwoStageDetector
 from regio.errors import Interrupted
-from regio.kept_maps import KeptMaps, MappedDetector, MappedImage, fixed_part
-from regio.ready import ReadyDetector
-from regio.run import run
+from regio.kept_maps import KeptMaps, MappedDetector, MappedImage, MappedSegmentationNetwork, fixed_part
+from regio.processes import launch
+from regio.ready import ReadyDetector, ReadySegmentation
+from regio.run import on_kept_maps, run
 from regio.run_folders import emptied, locked
 from regio.weights import load_trained
 
@@ -181,6 +182,47 @@ def test_what_is_fixed_in_a_later_stage_of_a_training_does_not_change_the_maps(t
             assert torch.equal(found.data, expected.data)
 
 
+SEGMENTATION = DeepLab(frozen=4, deformable_layers=2, short_side=64, long_side=96, channels=16)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_segmentation_network_trains_on_the_maps_of_its_photos(tmp_path: Path, dtype: str) -> None:
+    """Losses, gradients and class maps, of the photos and of their mirror images; no pixels are taken."""
+    torch.manual_seed(0)
+    network, data = SEGMENTATION.build(6).eval(), SEGMENTATION.dataset(Shapes(1))
+    with torch.no_grad():
+        network.classifier.weight.mul_(100)
+    with_offsets(network)
+    maps = KeptMaps(tmp_path, network, data, mirrored=True, dtype=dtype)
+    maps.make()
+    dataset, mapped = maps.in_place_of_images(), MappedSegmentationNetwork.of(network)
+    assert mapped.state_dict().keys() == network.state_dict().keys()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    tolerance = 1e-4 if dtype == "float32" else 0.05
+    for flip in (0.0, 1.0):
+        found = []
+        for each, samples in ((network, data), (mapped, dataset)):
+            sample = HorizontalFlip(flip)(samples[0], torch.Generator())
+            loss = each.losses([sample.image], [sample.targets])["pixel"]
+            found.append((loss, torch.autograd.grad(loss, trained), each([sample.image])[0]))
+        (expected, gradients, theirs), (loss, ours, classes) = found
+        torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
+        for one, other in zip(ours, gradients, strict=True):
+            assert float((one - other).norm()) <= tolerance * float(other.norm()) + 1e-6
+        assert theirs.labels.unique().numel() > 1
+        assert float((classes.labels == theirs.labels).float().mean()) > 0.98
+        ready = ReadySegmentation(mapped, precision="32-true")([sample.image])[0]
+        assert float((ready.labels == classes.labels).float().mean()) > 0.98
+    with pytest.raises(TypeError, match=r"images\[0\]: expected a MappedImage, got Tensor"):
+        mapped([data[0].image])
+
+
+def test_detection_and_segmentation_share_maps(tmp_path: Path) -> None:
+    detector = FasterRCNN(frozen=4, short_side=64, long_side=96, hidden=32, channels=16, anchor_sizes=(16.0, 32.0))
+    assert not kept(tmp_path, built(detector), Shapes(2)).missing
+    assert not KeptMaps(tmp_path, SEGMENTATION.build(6).eval(), SEGMENTATION.dataset(Shapes(2))).missing
+
+
 def test_maps_of_images_of_several_sizes_are_padded_with_zeros() -> None:
     detector = MappedDetector.of(built(ON_ONE_MAP))
     small = MappedImage((40, 60), (64, 96), (torch.ones(320, 4, 6, dtype=torch.float16),))
@@ -304,6 +346,22 @@ def test_fitted_heads_run_on_kept_maps(tmp_path: Path) -> None:
     spp = SPPNet(frozen=5, sides=(64,), long_side=96, hidden=32, pyramid=(2, 1))
     ended = run(configured(model=spp, proposals="grid"), emptied(tmp_path / "a"), Console(quiet=True))
     assert np.isfinite(ended.evaluator.measure(ended.records)["ap50"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_run_of_segmentation_leaves_a_network_for_images(tmp_path: Path) -> None:
+    ended = run(configured(model=SEGMENTATION), emptied(tmp_path / "a"), Console(quiet=True))
+    assert np.isfinite(ended.evaluator.measure(ended.records)["mean_iou"])  # type: ignore[attr-defined]
+    image = Shapes(1)[0].image
+    (found,) = load_trained(tmp_path / "a" / "weights" / "last.safetensors").model([image])
+    assert found.labels.shape == image.shape[1:]
+
+
+def test_other_networks_are_refused() -> None:
+    model, data, config = torch.nn.Linear(1, 1), Shapes(1), configured()
+    fabric = launch("cpu", 1, "32-true")
+    with pytest.raises(ValueError, match="two stages or a segmentation network, got Linear"):
+        on_kept_maps(config, model, data, data, Path(), fabric, Console(quiet=True))
 
 
 def test_colours_cannot_be_varied(tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ from regio.fitting import FeatureStore
 from regio.identity import describe, weights_hash
 from regio.preprocess import ImageBatch
 from regio.ready import ReadyDetector
+from regio.segmentation import SegmentationNetwork
 from regio.train import stop_requests
 from regio.types import FeatureMap
 
-__all__ = ["KeptMaps", "MappedDetector", "MappedImage", "fixed_part"]
+__all__ = ["KeptMaps", "MappedDetector", "MappedImage", "MappedSegmentationNetwork", "fixed_part"]
 
 Size = tuple[int, int]
 
@@ -87,22 +88,32 @@ class MappedDetector(TwoStageDetector):
 
     def features(self, images: Sequence[Tensor]) -> tuple[ImageBatch, list[FeatureMap]]:
         """The maps of `images`, padded with zeros to one size a level. Raises TypeError for an image with pixels."""
-        mapped = [cast(MappedImage, image) for image in images]
-        for i, image in enumerate(mapped):
-            if not isinstance(image, MappedImage):
-                raise TypeError(f"images[{i}]: expected a MappedImage, got {type(image).__name__}")
-        sizes = tuple(image.scaled for image in mapped)
-        kept = [
-            FeatureMap(_stacked([image.maps[i] for image in mapped]), level.stride)
-            for i, level in enumerate(cast(LaterLevels, self.backbone).kept)
-        ]
-        maps = self.backbone(kept)
-        batch = ImageBatch(maps[0].data, [*sizes], [image.size for image in mapped])
-        return batch, [replace(x, sizes=sizes) for x in self.neck(maps)]
+        batch, maps = _later_maps(self.backbone, images)
+        return batch, [replace(x, sizes=tuple(batch.sizes)) for x in self.neck(maps)]
+
+
+class MappedSegmentationNetwork(SegmentationNetwork):
+    """A segmentation network for `MappedImage`s, as `MappedDetector` is a detector for them."""
+
+    @staticmethod
+    def of(network: SegmentationNetwork) -> MappedSegmentationNetwork:
+        """`network` for mapped images, as `MappedDetector.of`."""
+        kept = fixed_part(network.backbone)
+        return MappedSegmentationNetwork(
+            preprocess=network.preprocess,
+            backbone=LaterLevels(cast(Backbone, network.backbone), kept),
+            hidden=network.hidden,
+            classifier=network.classifier,
+        )
+
+    def features(self, images: Sequence[Tensor]) -> tuple[ImageBatch, FeatureMap]:
+        """The last map of `images`, padded with zeros to one size. Raises TypeError for an image with pixels."""
+        batch, maps = _later_maps(self.backbone, images)
+        return batch, maps[-1]
 
 
 class KeptMaps:
-    """The maps of `dataset` by the levels of the backbone of `detector` that are fixed (`fixed_part`), in `folder`.
+    """The maps of `dataset` by the levels of the backbone of `network` that are fixed (`fixed_part`), in `folder`.
 
     They depend on the weights of these levels, on how images are scaled and on the images; other maps in the same
     folder are not taken for these. Each image is run by itself, padded to the divisor of the preprocessing, so that its
@@ -115,13 +126,13 @@ class KeptMaps:
     def __init__(
         self,
         folder: Path,
-        detector: TwoStageDetector,
+        network: TwoStageDetector | SegmentationNetwork,
         dataset: DetectionDataset,
         *,
         mirrored: bool = False,
         dtype: DTypeLike = np.float16,
     ) -> None:
-        backbone, preprocess = fixed_part(detector.backbone), detector.preprocess
+        backbone, preprocess = fixed_part(network.backbone), network.preprocess
         self.fixed: TwoStageDetector | None = TwoStageDetector(
             preprocess=preprocess, backbone=backbone, neck=nn.Identity(), proposals=None
         )
@@ -244,6 +255,20 @@ def fixed_part(backbone: nn.Module) -> Backbone:
             "keep_maps: expected fixed levels of which nothing is trained, got running statistics that are"
         )
     return part
+
+
+def _later_maps(backbone: nn.Module, images: Sequence[Tensor]) -> tuple[ImageBatch, Sequence[FeatureMap]]:
+    """The batch of mapped `images`, and the maps that `backbone`, a `LaterLevels`, gives for it."""
+    mapped = [cast(MappedImage, image) for image in images]
+    for i, image in enumerate(mapped):
+        if not isinstance(image, MappedImage):
+            raise TypeError(f"images[{i}]: expected a MappedImage, got {type(image).__name__}")
+    kept = [
+        FeatureMap(_stacked([image.maps[i] for image in mapped]), level.stride)
+        for i, level in enumerate(cast(LaterLevels, backbone).kept)
+    ]
+    maps: Sequence[FeatureMap] = backbone(kept)
+    return ImageBatch(maps[0].data, [image.scaled for image in mapped], [image.size for image in mapped]), maps
 
 
 def _stacked(maps: Sequence[Tensor]) -> Tensor:

@@ -28,11 +28,12 @@ from regio.data.loading import without_worker_tracebacks
 from regio.detector import TwoStageDetector
 from regio.given_proposals import data_name, source_named
 from regio.identity import differences
-from regio.kept_maps import KeptMaps, MappedDetector
+from regio.kept_maps import KeptMaps, MappedDetector, MappedSegmentationNetwork
 from regio.processes import entered_by_first, launch, together
 from regio.progress import RichProgress
 from regio.recipes import StagedRun
 from regio.run_report import Results
+from regio.segmentation import SegmentationNetwork
 from regio.settings import as_dict, dotted
 from regio.state_dicts import load_exactly
 from regio.training_log import TrainingLog
@@ -227,15 +228,17 @@ def on_kept_maps(
     project: Path,
     fabric: Fabric,
     console: Console,
-) -> tuple[MappedDetector, DetectionDataset, DetectionDataset]:
+) -> tuple[MappedDetector | MappedSegmentationNetwork, DetectionDataset, DetectionDataset]:
     """`model` and the two data sets with the maps of its backbone in place of photos, kept in a folder of `project`.
 
     Raises ValueError where the photos themselves are needed, or the backbone is trained; see `regio.kept_maps`.
     """
     if config.jitter:
         raise ValueError("keep_maps: expected jitter=false, which changes photos that are not read")
-    if not isinstance(model, TwoStageDetector):
-        raise ValueError(f"keep_maps: expected a detector of two stages, got {type(model).__name__}")
+    if not isinstance(model, TwoStageDetector | SegmentationNetwork):
+        raise ValueError(
+            f"keep_maps: expected a detector of two stages or a segmentation network, got {type(model).__name__}"
+        )
     mapped: list[DetectionDataset] = []
     for data, path, split in (
         (dataset, config.data, "train"),
@@ -251,7 +254,8 @@ def on_kept_maps(
                     kept.make(device=fabric.device, progress=bar.evaluating)
         fabric.barrier()
         mapped.append(kept.in_place_of_images())
-    return MappedDetector.of(model), mapped[0], mapped[1]
+    network = MappedDetector.of(model) if isinstance(model, TwoStageDetector) else MappedSegmentationNetwork.of(model)
+    return network, mapped[0], mapped[1]
 
 
 def _describe(

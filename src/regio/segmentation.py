@@ -46,10 +46,14 @@ class SegmentationNetwork(nn.Module):
         self.hidden = hidden
         self.classifier = classifier
 
+    def features(self, images: Sequence[Tensor]) -> tuple[ImageBatch, FeatureMap]:
+        """The batch made of `images`, and the last map of the backbone."""
+        batch = self.preprocess(images)
+        return batch, self.backbone(batch.data)[-1]
+
     def scores(self, images: Sequence[Tensor]) -> tuple[ImageBatch, FeatureMap]:
         """The batch made of `images`, and the scores of its cells before the softmax, float32 or wider."""
-        batch = self.preprocess(images)
-        x: FeatureMap = self.backbone(batch.data)[-1]
+        batch, x = self.features(images)
         scores: Tensor = self.classifier(self.hidden(x.data))
         wide = torch.promote_types(scores.dtype, torch.float32)
         return batch, replace(x, data=scores.to(wide), sizes=tuple(batch.sizes))
