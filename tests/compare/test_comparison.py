@@ -163,6 +163,7 @@ def test_a_failure_ends_no_other_run_and_the_run_goes_on_later(
     folder = tmp_path / "c"
     assert compare(plan(seeds=1), folder, QUIET) == {"pooled, seed 0": "a photo: damaged"}
     assert [row["label"] for row in rows(folder)] == ["faster-rcnn"]
+    assert [path.parts[-4] for path in folder.rglob("resume.safetensors")] == ["pooled"]
     assert json.loads((folder / "results.json").read_text())["failed"] == {"pooled, seed 0": "a photo: damaged"}
     page = (folder / "report.html").read_text()
     assert "What failed" in page and "a photo: damaged" in page
@@ -170,6 +171,7 @@ def test_a_failure_ends_no_other_run_and_the_run_goes_on_later(
     made = counted(monkeypatch)
     assert compare(plan(seeds=1), folder, QUIET) == {}
     assert made == ["pooled/seed-0 resumed"]
+    assert not [*folder.rglob("resume.safetensors")]  # of runs that have ended
     for arm in ("faster-rcnn", "pooled"):
         assert same(folder / arm / "seed-0", finished / arm / "seed-0")
     assert "What failed" not in (folder / "report.html").read_text()

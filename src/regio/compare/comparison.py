@@ -141,6 +141,8 @@ def _end(
         ended = datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00") + " UTC"
         values = {"parameters": parameters, "whole_seconds": whole, "ended": ended, "made": dict(made)}
         write_json(each.record, values)
+        for state in each.folder.rglob("resume.safetensors"):
+            state.unlink()  # two thirds of what a run leaves, and there is nothing to go on with
     except Exception as error:
         _failed(_name(each), error, failures, console)
 
