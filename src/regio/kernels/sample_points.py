@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from regio.kernels.arguments import Reads, as_pyramid, check_groups, check_shape, coordinate_dtype, select_groups
 from regio.kernels.registration import has_kernel, map_operation
+from regio.rows import joined_rows, rows_of_levels
 
 __all__ = ["sample_points", "sample_points_reference"]
 
@@ -58,12 +58,12 @@ def sample_points_reference(
     """`sample_points` in plain PyTorch: the four cells about each point, gathered. Holds [R, K, S, C] values."""
     maps, level = as_pyramid(x, image, level, groups)
     if len(maps) > 1:
-        rows = [(level == i).nonzero()[:, 0] for i in range(len(maps))]
+        rows = rows_of_levels(level, len(maps))
         parts = [
             sample_points_reference(m, image[i], points[i], weight[i], groups=groups)
             for m, i in zip(maps, rows, strict=True)
         ]
-        return torch.cat(parts)[torch.cat(rows).argsort()]
+        return joined_rows(parts, rows)
     height, width = maps[0].shape[-2:]
     read = maps[0][:, : max(groups) + 1].flatten(1, 2) if groups else maps[0]
     cells = read.permute(0, 2, 3, 1).to(points.dtype)  # [N, H, W, C]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regio.kernels.arguments import autocast_off
+from regio.rows import joined_rows, rows_of_levels
 from regio.types import FeatureMap, Regions
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def level_by_level(
     extractors: Sequence[RegionExtractor], maps: Sequence[FeatureMap], r: Regions, level: Tensor
 ) -> Tensor:
     """Features [R, C, *bins] of boxes that ``extractors[level]`` reads from ``maps[level]``."""
-    rows = [(level == i).nonzero()[:, 0] for i in range(len(maps))]
+    rows = rows_of_levels(level, len(maps))
     parts = [e(x, r[i]) for e, x, i in zip(extractors, maps, rows, strict=True)]
-    return torch.cat(parts)[torch.cat(rows).argsort()]
+    return joined_rows(parts, rows)
 
 
 def contract(weights: Tensor, x: FeatureMap, r: Regions) -> Tensor:

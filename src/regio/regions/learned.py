@@ -26,6 +26,7 @@ from regio.kernels.attend import attend, readable
 from regio.regions.base import RegionExtractor
 from regio.regions.embedding import embed, span_of_embeddings
 from regio.regions.support import BoxSupport, Support, WholeImage
+from regio.rows import joined_rows, rows_of_levels
 from regio.types import FeatureMap, Regions
 
 __all__ = [
@@ -278,9 +279,9 @@ class LearnedRegionFeatures(RegionExtractor):
         for x in maps:
             r.check(x)
         table = self._table(maps, r, r.boxes.new_tensor([x.stride for x in maps])[level, None])  # one for all levels
-        rows = [(level == i).nonzero()[:, 0] for i in range(len(maps))]
+        rows = rows_of_levels(level, len(maps))
         parts = [self.mode(self, x, r[i], table) for x, i in zip(maps, rows, strict=True)]
-        by_part = torch.cat([each.mT for each in parts])[torch.cat(rows).argsort()]  # [R, K, C], as it is stored
+        by_part = joined_rows([each.mT for each in parts], rows)  # [R, K, C], as it is stored
         return by_part.mT.unflatten(2, self.bins)
 
     def terms_alone(self) -> dict[str, RegionExtractor]:
