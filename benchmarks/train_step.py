@@ -2,7 +2,8 @@
 
     python benchmarks/train_step.py ../shared/data/coco_s320 [key=value ...]
 
-A step is forward, losses, backward and the optimizer, on the same batches for all. Settings are those of `regio train`.
+A step is forward, losses, backward and the optimizer, on the same batches for all. Settings are those of `regio train`,
+and so is what the command asks of the C library and of oneDNN, for torchvision's code too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torchvision
 from rich.console import Console
 
 import regio
+import regio.cli  # sets the process up
 from regio.config import RunConfig
 from regio.config.extractors import Learned, RoIAlign, RoIPool
 from regio.run import open_splits
