@@ -54,7 +54,7 @@ class OnBackbone(System):
     deformable_modulated: bool = setting(False, "whether their samples have factors too, as in the second paper")
     deformable_offset_groups: int = setting(1, "groups of their channels with offsets of their own", ge=1)
     deformable_offset_rate: float = setting(
-        0.01,
+        0.1,
         "factor on the learning rate of their offsets; with SGD 1 in the first paper, 0.1 in the second",
         gt=0,
     )
