@@ -13,7 +13,8 @@ __all__ = ["dilation_table", "length_table", "without_offsets_table"]
 
 def dilation_table(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Table:
     """Effective dilation after the last step of each run, the last layer first, above that of the paper."""
-    table = Table("run", "layer", *FILTER_CLASSES, title="Effective dilation in cells, mean ± deviation of filters on")
+    columns = "run", Column("layer", no_wrap=True), *(Column(name, min_width=len(name)) for name in FILTER_CLASSES)
+    table = Table(*columns, title="Effective dilation in cells, mean ± deviation of filters on")
     for run, steps in series.items():
         for layer, classes in reversed(steps[max(steps)].dilation.items()):
             table.add_row(run, layer, *(_text(classes[name]) for name in FILTER_CLASSES))
@@ -25,7 +26,7 @@ def dilation_table(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Tabl
 
 def length_table(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Table:
     """The lengths of offsets after the last step of each run, the last layer first."""
-    table = Table("run", "layer", "mean ± deviation", title="Length of offsets in cells")
+    table = Table("run", Column("layer", no_wrap=True), "mean ± deviation", title="Length of offsets in cells")
     for run, steps in series.items():
         for layer, found in reversed(steps[max(steps)].length.items()):
             table.add_row(run, layer, _text(found))
