@@ -66,7 +66,7 @@ class PositionSensitive(BoxHead, TwoStage):
 class RFCN(PositionSensitive):
     """R-FCN: a vote over score maps; with extractor=deformable-roi-pool its deformable form."""
 
-    channels: int = setting(256, "of the map that score maps are made from", ge=1)
+    channels: int = setting(1024, "of the map that score maps are made from; few learn slowly", ge=1)
     neck_rate: float = setting(1.0, "factor on the learning rate of the convolution that makes it", gt=0)
     class_agnostic: bool = setting(True, "one refinement of a box for all classes, as in the paper; or one for each")
     class_offsets: bool = setting(
