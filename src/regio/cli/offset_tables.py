@@ -13,11 +13,12 @@ __all__ = ["dilation_table", "length_table", "without_offsets_table"]
 
 def dilation_table(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Table:
     """Effective dilation after the last step of each run, the last layer first, above that of the paper."""
-    columns = "run", Column("layer", no_wrap=True), *(Column(name, min_width=len(name)) for name in FILTER_CLASSES)
+    classes = (Column(name, min_width=len(name)) for name in FILTER_CLASSES)
+    columns: list[Column | str] = ["run", Column("layer", no_wrap=True), *classes]
     table = Table(*columns, title="Effective dilation in cells, mean ± deviation of filters on")
     for run, steps in series.items():
-        for layer, classes in reversed(steps[max(steps)].dilation.items()):
-            table.add_row(run, layer, *(_text(classes[name]) for name in FILTER_CLASSES))
+        for layer, found in reversed(steps[max(steps)].dilation.items()):
+            table.add_row(run, layer, *(_text(found[name]) for name in FILTER_CLASSES))
     table.add_section()
     for layer, published in PUBLISHED_DILATION.items():
         table.add_row("Dai et al. 2017", layer, *("{} ± {}".format(*published[name]) for name in FILTER_CLASSES))
