@@ -142,7 +142,7 @@ def _end(
         values = {"parameters": parameters, "whole_seconds": whole, "ended": ended, "made": dict(made)}
         write_json(each.record, values)
         for state in each.folder.rglob("resume.safetensors"):
-            state.unlink()  # two thirds of what a run leaves, and there is nothing to go on with
+            state.unlink()  # half of what a run leaves, and there is nothing to go on with
     except Exception as error:
         _failed(_name(each), error, failures, console)
 
