@@ -92,6 +92,20 @@ def test_padding_as_tensorflow_pads(
         torch.testing.assert_close(FusedConv(conv, torch.float32)(x), conv(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dilation", "groups"), [((4, 4), 16), ((1, 8), 16), ((8, 3), 16), ((4, 4), 8)])
+def test_wide_padding(dilation: tuple[int, int], groups: int, dtype: torch.dtype, any_backend: str) -> None:
+    conv = nn.Conv2d(16, 16, 5, padding=(2 * dilation[0], 2 * dilation[1]), dilation=dilation, groups=groups)
+    with torch.no_grad():
+        layer = FusedConv(conv, dtype, fused._RELU)
+        for size in [(15, 20), (9, 4)]:
+            x, added = image(2, 16, *size, dtype=dtype), image(2, 16, *size, dtype=dtype)
+            rounding = {torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+            torch.testing.assert_close(layer(x).float(), F.relu(conv(x.float())), rtol=rounding, atol=rounding)
+            sum_ = F.relu(conv(x.float()) + added.float())
+            torch.testing.assert_close(layer(x, added).float(), sum_, rtol=rounding, atol=rounding)
+
+
 def test_a_stride_with_a_dilation_has_no_such_padding() -> None:
     with pytest.raises(ValueError, match=r"dilation: expected 1 with stride \[2, 2\], got \[2, 2\]"):
         FusedConv(Conv2dSame(4, 4, 3, 2, dilation=2), torch.float32)

@@ -39,6 +39,9 @@ class Activation(NamedTuple):
     algorithm: str = ""
 
 
+# Cells by which oneDNN's fast convolution of single channels pads at most; another, 5 to 20 times slower, pads by more.
+_DEPTHWISE_PADDING = 6
+
 _NONE = Activation(lambda x: x, "none")
 _RELU = Activation(lambda x: x.relu_(), "relu")
 
@@ -101,6 +104,7 @@ class FusedConv(nn.Module):
         weight = weight.detach().to(dtype, memory_format=torch.channels_last)
         self.weight = weight
         self.onednn = _has_onednn(weight)
+        self.depthwise = conv.groups == conv.in_channels
         self.layouts: dict[bytes, Tensor] = {}
         self.layout_of: dict[tuple[int, ...], Tensor] = {}
 
@@ -112,6 +116,8 @@ class FusedConv(nn.Module):
         if self.same is not None and not self.same.fits(x):
             x, padding = self.same.pad(x), [0, 0]
         if self.onednn and x.numel():
+            if self.depthwise and max(padding) > _DEPTHWISE_PADDING:
+                x, padding = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), [0, 0]
             _, *then = self.activation
             where = (self._laid_out(x, padding), self.bias, padding, *self.where)
             if added is None:
