@@ -8,10 +8,10 @@ busy moment meets each of them, with the minimum and the interquartile range. Me
 size over one run (Linux). "x dense" compares with the dense form in float32; below 1 is a loss.
 
     module   from boxes and map to features, as a detector calls it; weights as they start without a prior, flat
-    grid     the same with the grid prior, which is where `--extractor learned` begins
+    prior    the same with the prior of RoIAlign, which is where `--extractor learned` begins
     kernel   from queries W_k_box E(b), keys W_im E(p) and A to features
     sigma S  the kernel on Gaussians with a deviation of S cells on the grid of each box, and appearance terms with a
-             deviation of 0.5: the parts of `grid` when they have become wider
+             deviation of 0.5: the parts of `prior` when they have become wider
 
     dense           every inner product of Eq. 8, softmax, one matrix product, all boxes at once
     dense in tiles  the same for 11 boxes at a time, which stays in the cache
@@ -37,13 +37,14 @@ from torch import Tensor
 import regio
 from regio.kernels.attend import attend
 from regio.kernels.cpu.attend_lists import ListedBoxes
-from regio.regions.learned import Exact, GridPrior, LearnedRegionFeatures, Sampled, embed
+from regio.regions.learned import Exact, LearnedRegionFeatures, Sampled, embed
+from regio.regions.priors import GridPrior, RoIAlignPrior
 from regio.regions.support import WholeImage
 from regio.types import FeatureMap, Regions
 
 HEIGHT, WIDTH, STRIDE, CHANNELS, PARTS = 38, 51, 16, 256, 49
 TILE = 11  # boxes
-SCOPES = ("kernel", "module", "grid", "sigma")
+SCOPES = ("kernel", "module", "prior", "sigma")
 Variant = Callable[[], Tensor]
 Clock = Callable[[], float]  # seconds
 
@@ -128,9 +129,9 @@ def module_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
     return variants, [x.data, *e.parameters()]
 
 
-def grid_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
-    """The module with the grid prior. The dense form has no prior, which would only take it longer."""
-    e = LearnedRegionFeatures(CHANNELS, prior=GridPrior())
+def prior_variants(boxes: int) -> tuple[dict[str, Variant], list[Tensor]]:
+    """The module with the prior of RoIAlign. The dense form has no prior, which would only take it longer."""
+    e = LearnedRegionFeatures(CHANNELS, prior=RoIAlignPrior())
     x = FeatureMap(torch.randn(1, CHANNELS, HEIGHT, WIDTH).contiguous(memory_format=torch.channels_last), STRIDE)
     r = random_regions(boxes)
 
@@ -293,8 +294,8 @@ def main() -> None:
         variants, leaves = make(arguments.boxes)
         differences[scope] = {n: largest_difference(variants, n) for n in ("exact", "exact, bfloat16")}
         report(scope, variants, leaves)
-    if "grid" in arguments.scopes:
-        report("grid", *grid_variants(arguments.boxes))
+    if "prior" in arguments.scopes:
+        report("prior", *prior_variants(arguments.boxes))
     for sigma in (0.5, 1.0, 2.0, 4.0, 8.0) if "sigma" in arguments.scopes else ():
         variants, leaves, read = gaussian_variants(arguments.boxes, sigma)
         print(f"sigma {sigma}: {read:.0f} of {HEIGHT * WIDTH} cells are read for a part")

@@ -1,6 +1,7 @@
-"""What learned region features read after a short training on generated scenes, by the factor on their geometric term.
+"""What learned region features read after a short training on generated scenes: by where their parts begin, and by the
+factor on their geometric term.
 
-    python benchmarks/learned_start.py --steps 400 --seeds 0 1 --variants align default printed prior
+    python benchmarks/learned_start.py --steps 400 --seeds 0 1 --variants align prior grid default printed
 
 For each variant and seed: AP on 100 scenes that were not seen; and of 24 of these, before and after training, the mean
 KL between parts (nats) and the share of a part's weight on the cells that the box covers.
@@ -22,7 +23,7 @@ from regio.data import DetectionDataset, HorizontalFlip, Shapes
 from regio.detector import TwoStageDetector
 from regio.evaluate import BoxEvaluator
 from regio.kernels.attend import readable
-from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign
+from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign, RoIAlignPrior
 from regio.settings import override
 from regio.train import train
 from regio.types import Regions
@@ -31,7 +32,8 @@ VARIANTS: dict[str, Callable[[int], RegionExtractor]] = {
     "align": lambda channels: RoIAlign(7, samples=2),
     "default": LearnedRegionFeatures,
     "printed": lambda channels: LearnedRegionFeatures(channels, scale=1),
-    "prior": lambda channels: LearnedRegionFeatures(channels, prior=GridPrior()),
+    "grid": lambda channels: LearnedRegionFeatures(channels, prior=GridPrior()),
+    "prior": lambda channels: LearnedRegionFeatures(channels, prior=RoIAlignPrior()),
 }
 SIZE = (128, 128)
 

@@ -26,7 +26,12 @@ from regio.run import open_splits
 from regio.settings import override
 from torchvision_peer import TorchvisionDetector
 
-EXTRACTORS = {"roi-align": RoIAlign(), "roi-pool": RoIPool(), "learned, grid": Learned()}
+EXTRACTORS = {
+    "roi-align": RoIAlign(),
+    "roi-pool": RoIPool(),
+    "learned": Learned(),
+    "learned, grid": Learned(prior="grid"),
+}
 WARM_UP, ROUNDS = 3, 15
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from regio.analysis import LearnedSize, count_cells, published_flops, separable_flops
-from regio.regions.learned import GridPrior, LearnedRegionFeatures
+from regio.regions.learned import LearnedRegionFeatures
+from regio.regions.priors import GridPrior
 from regio.types import FeatureMap, Regions
 
 G = 2**30

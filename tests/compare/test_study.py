@@ -67,7 +67,7 @@ def test_arms_of_table_2() -> None:
         "regular-2x": RoIPool(support="2x"),
         "aligned": RoIAlign(),
         "aligned-2x": RoIAlign(support="2x"),
-        "ours": Learned(support="image", mode="exact", prior="grid"),
+        "ours": Learned(support="image", mode="exact", prior="roi-align"),
         "ours-box": Learned(support="box"),
         "ours-2x": Learned(support="2x"),
     }
@@ -90,7 +90,7 @@ def test_arms_of_table_3() -> None:
         assert list(found) == ["ours", *maxima]
         for label, pairs in maxima.items():
             own = extractor(found[label])
-            assert (own.mode, own.support, own.prior) == ("sampled", "image", "grid")
+            assert (own.mode, own.support, own.prior) == ("sampled", "image", "roi-align")
             assert (own.inside, own.outside) == pairs[short]
 
 
@@ -128,6 +128,7 @@ def test_arms_of_table_4_5_and_of_the_start() -> None:
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "aligned": RoIAlign(),
         "ours": Learned(),
+        "half-cell": Learned(prior="grid"),
         "no-grid": Learned(prior="none"),
         "printed": Learned(prior="none", scale=1.0),
         "printed-sgd": Learned(prior="none", scale=1.0),

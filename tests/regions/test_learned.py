@@ -18,7 +18,6 @@ from regio.regions.embedding import span_of_embeddings
 from regio.regions.learned import (
     Dense,
     Exact,
-    GridPrior,
     LearnedRegionFeatures,
     Mode,
     Sampled,
@@ -27,6 +26,7 @@ from regio.regions.learned import (
     embed,
 )
 from regio.regions.levels import FPNLevels, Levels
+from regio.regions.priors import GaussianPrior, GridPrior, RoIAlignPrior
 from regio.regions.roi_align import RoIAlign
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
@@ -81,16 +81,22 @@ def nested_loops(e: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
             if e.appearance_weight is not None:
                 logits += features @ e.appearance_weight[k]
             if e.prior is not None:
-                logits += logits.new_tensor([gaussian(e.prior.sigma, box / x.stride, k, e.bins, c) for c in cells])
+                logits += logits.new_tensor([gaussian(e.prior, box / x.stride, k, e.bins, c) for c in cells])
             w = (logits - logits.max()).exp()
             out[i, :, k] = (w / w.sum()) @ features
     return out.unflatten(2, e.bins)
 
 
-def gaussian(sigma: float, box: Tensor, part: int, bins: tuple[int, int], cell: tuple[int, int]) -> float:
+def gaussian(prior: GaussianPrior, box: Tensor, part: int, bins: tuple[int, int], cell: tuple[int, int]) -> float:
     x1, y1, x2, y2 = box.tolist()
-    u, v = x1 + (part % bins[1] + 0.5) / bins[1] * (x2 - x1), y1 + (part // bins[1] + 0.5) / bins[0] * (y2 - y1)
-    return -((cell[0] + 0.5 - u) ** 2 + (cell[1] + 0.5 - v) ** 2) / (2 * sigma**2)
+    width, height = (x2 - x1) / bins[1], (y2 - y1) / bins[0]
+    u, v = x1 + (part % bins[1] + 0.5) * width, y1 + (part // bins[1] + 0.5) * height
+    if isinstance(prior, GridPrior):
+        across = down = prior.sigma**2
+    else:
+        assert prior == RoIAlignPrior()  # of two samples
+        across, down = 1 / 6 + width**2 / 16, 1 / 6 + height**2 / 16
+    return -((cell[0] + 0.5 - u) ** 2) / (2 * across) - (cell[1] + 0.5 - v) ** 2 / (2 * down)
 
 
 class LearnedContract(ExtractorContract):
@@ -119,6 +125,10 @@ class TestGeometryInBox(LearnedContract):
 
 class TestGridPrior(LearnedContract):
     options: ClassVar = {"prior": GridPrior(sigma=1.0)}
+
+
+class TestRoIAlignPrior(LearnedContract):
+    options: ClassVar = {"prior": RoIAlignPrior()}
 
 
 class TestAppearance(LearnedContract):
@@ -339,6 +349,8 @@ def test_bad_supports_and_samples_raise() -> None:
         Sampled(inside=0)
     with pytest.raises(ValueError, match="sigma: expected a positive"):
         GridPrior(sigma=0)
+    with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
+        RoIAlignPrior(samples=0)
 
 
 def random_boxes(count: int, width: float, height: float) -> Regions:
@@ -376,6 +388,41 @@ def test_the_grid_prior_is_roi_align_of_bins_of_one_cell() -> None:
         expected, out = align(x, r), e(x, r)
     assert float(apart.max()) < 0.07
     assert float((out - expected).square().mean()) < 0.07**2 * float(expected.square().mean())
+
+
+@pytest.mark.parametrize(("samples", "side", "apart"), [(2, 0.2, 0.08), (2, 0.7, 0.05), (2, 2.0, 0.13), (4, 1.0, 0.07)])
+def test_the_prior_of_roi_align_has_its_weights(samples: int, side: float, apart: float) -> None:
+    """Whatever the size of bins; Gaussians of half a cell have so only where these are of a cell."""
+    torch.manual_seed(0)
+    x = FeatureMap(torch.zeros(1, 4, 40, 50), 16)
+    corner = 8 + torch.rand(100, 2) * torch.tensor([20.0, 12.0])
+    r = Regions(torch.cat([corner, corner + 7 * side], 1) * 16, torch.zeros(100, dtype=torch.int64))
+    align = RoIAlign(7, samples=samples).weights(x, r)
+    learned_ = LearnedRegionFeatures(4, prior=RoIAlignPrior(samples))
+    half = LearnedRegionFeatures(4, prior=GridPrior())
+    for e in (learned_, half):
+        for parameter in e.parameters():
+            torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        own, others = (float((e.weights(x, r) - align).abs().sum((3, 4)).mean()) / 2 for e in (learned_, half))
+    assert own < apart
+    assert side == 1 or own < 0.7 * others
+
+
+@pytest.mark.parametrize(("samples", "side"), [(1, 0.5), (2, 0.3), (2, 1.0), (2, 2.0), (4, 1.5)])
+def test_the_variance_of_the_prior_of_roi_align(samples: int, side: float) -> None:
+    """Along an axis, of boxes at all places, that of RoIAlign's weights: to a tenth, as cells are no continuum."""
+    x = FeatureMap(torch.zeros(1, 4, 40, 50), 16)
+    corner = 12 + (torch.arange(64) + 0.5)[:, None] / 64 * torch.ones(2)
+    r = Regions(torch.cat([corner, corner + 3 * side], 1) * 16, torch.zeros(64, dtype=torch.int64))
+    prior = RoIAlignPrior(samples)
+    across, _ = prior(x, r, (3, 3))
+    own = across[:, 0].softmax(2)
+    align = RoIAlign(3, samples=samples).weights(x, r)[:, 0, :3].sum(2)  # the first row of bins, [R, 3, W]
+    u = torch.arange(50) + 0.5
+    found, expected = (((w * u**2).sum(2) - (w * u).sum(2) ** 2).mean() for w in (own, align))
+    torch.testing.assert_close(expected, prior.variance(torch.tensor(side)), rtol=0.01, atol=0)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0)
 
 
 def test_the_grid_prior_by_hand() -> None:
@@ -441,9 +488,9 @@ def test_the_grid_prior_keeps_its_precision(
 
 
 @pytest.mark.parametrize("mode", [Exact(), Sampled(), Dense()])
-@pytest.mark.parametrize("prior", [GridPrior(), None])
+@pytest.mark.parametrize("prior", [GridPrior(), RoIAlignPrior(), None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_in_every_mode(mode: Mode, prior: GridPrior | None, dtype: torch.dtype) -> None:
+def test_low_precision_in_every_mode(mode: Mode, prior: GaussianPrior | None, dtype: torch.dtype) -> None:
     """Features of the dtype, and float32 features under its autocast, beside float64; peaked weights and flat ones."""
     torch.manual_seed(0)
     e = LearnedRegionFeatures(16, (3, 3), 64, 32, mode=mode, prior=prior)

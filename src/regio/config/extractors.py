@@ -209,8 +209,10 @@ class Learned(Bins):
     mode: Literal["exact", "sampled", "dense"] = setting("exact", "all cells, the paper's samples, or all and slowly")
     inside: int = setting(196, "samples in the box at most, if sampled", ge=1)
     outside: int = setting(196, "samples outside the box at most, if sampled", ge=1)
-    prior: Literal["grid", "none"] = setting(
-        "grid", "grid: parts begin as Gaussians on a grid; none: anywhere, as in the paper, which takes long trainings"
+    prior: Literal["roi-align", "grid", "none"] = setting(
+        "roi-align",
+        "roi-align: parts begin where RoIAlign's bins are, as Gaussians as wide as these; grid: all half a cell wide; "
+        "none: anywhere, as in the paper, which takes long trainings",
     )
     scale: float | None = setting(None, "factor on the geometric term; null for 1 / sqrt(C_g); 1 is the paper's", gt=0)
     embedding_channels: int = setting(512, "of one coordinate, even", ge=2)
@@ -225,6 +227,7 @@ class Learned(Bins):
             "sampled": regions.Sampled(self.inside, self.outside),
             "dense": regions.Dense(),
         }
+        priors = {"roi-align": regions.RoIAlignPrior(), "grid": regions.GridPrior(), "none": None}
         return regions.LearnedRegionFeatures(
             channels,
             self.bins,
@@ -234,7 +237,7 @@ class Learned(Bins):
             appearance=self.terms != "geometry",
             support=supports[self.support],
             mode=modes[self.mode],
-            prior=regions.GridPrior() if self.prior == "grid" else None,
+            prior=priors[self.prior],
             scale=self.scale,
         )
 

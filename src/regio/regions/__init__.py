@@ -5,11 +5,12 @@ from regio.regions.centre import CentreFeature
 from regio.regions.convolved import Convolved, score_maps
 from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool, RoundedSamples
 from regio.regions.enlarged import Enlarged
-from regio.regions.learned import Dense, Exact, GridPrior, LearnedRegionFeatures, Sampled
+from regio.regions.learned import Dense, Exact, LearnedRegionFeatures, Sampled
 from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, NearestScale, OneLevel
 from regio.regions.masked import MaskedBins, MaskedRegions
 from regio.regions.position_sensitive import PositionSensitive, RFCNAveragePool, TorchvisionAveragePool, vote
 from regio.regions.precise_roi_pool import PreciseRoIPool
+from regio.regions.priors import GaussianPrior, GridPrior, RoIAlignPrior
 from regio.regions.quantisation import (
     DisjointBins,
     FastRCNNCorners,
@@ -41,6 +42,7 @@ __all__ = [
     "Exact",
     "FPNLevels",
     "FastRCNNCorners",
+    "GaussianPrior",
     "GridPrior",
     "HalfOpenCorners",
     "LearnedRegionFeatures",
@@ -57,6 +59,7 @@ __all__ = [
     "RFCNAveragePool",
     "RegionExtractor",
     "RoIAlign",
+    "RoIAlignPrior",
     "RoIAveragePool",
     "RoIPool",
     "RoIWarp",

@@ -25,6 +25,7 @@ from regio.kernels.arguments import coordinate_dtype, has_values
 from regio.kernels.attend import attend, readable
 from regio.regions.base import RegionExtractor
 from regio.regions.embedding import embed, span_of_embeddings
+from regio.regions.priors import GaussianPrior
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.rows import joined_rows, rows_of_levels
 from regio.types import FeatureMap, Regions
@@ -32,7 +33,6 @@ from regio.types import FeatureMap, Regions
 __all__ = [
     "Dense",
     "Exact",
-    "GridPrior",
     "LearnedRegionFeatures",
     "Mode",
     "Sampled",
@@ -51,37 +51,6 @@ def centre_and_size(boxes: Tensor) -> Tensor:
     """Boxes [R, 4] as (centre x, centre y, width, height)."""
     corner, opposite = boxes[:, :2], boxes[:, 2:]
     return torch.cat([(corner + opposite) / 2, opposite - corner], 1)
-
-
-@dataclass(frozen=True)
-class GridPrior:
-    """Terms of the logits by which part k is a Gaussian about the centre c_k(b) of bin k of a regular grid in the box.
-
-    ``-|p - c_k(b)|^2 / (2 sigma^2)``, a term of the column plus a term of the row. It is not the paper's and is not
-    learned: a module that has it starts from parts that lie where those of RoIAlign do (with bins of a cell and sigma
-    1/2 the weights are RoIAlign's to 7 %), and what it learns is added.
-
-    sigma: in cells. Raises ValueError unless it is positive.
-    """
-
-    sigma: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma: expected a positive number of cells, got {self.sigma}")
-
-    def __call__(self, x: FeatureMap, r: Regions, bins: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The terms [R, 1, bins[1], W] of the columns, the same for all rows of bins, and [R, bins[0], 1, H] of the
-        rows."""
-        x1, y1, x2, y2 = (r.boxes.to(coordinate_dtype(x.data)) / x.stride).unbind(1)
-        down, across = self._term(y1, y2, bins[0], x.size[0]), self._term(x1, x2, bins[1], x.size[1])
-        return across[:, None], down[:, :, None]
-
-    def _term(self, low: Tensor, high: Tensor, bins: int, length: int) -> Tensor:
-        """Along one axis, [R, bins, length], for boxes from `low` [R] to `high` [R] in cells."""
-        share, cells = (torch.arange(n, dtype=low.dtype, device=low.device) + 0.5 for n in (bins, length))
-        centres = low[:, None] + (high - low)[:, None] * (share / bins)
-        return ((cells - centres[..., None]) / self.sigma).square() / -2
 
 
 @dataclass(frozen=True)
@@ -235,7 +204,7 @@ class LearnedRegionFeatures(RegionExtractor):
         appearance: bool = True,
         support: Support = WholeImage(),  # noqa: B008  (it is frozen)
         mode: Mode = Exact(),
-        prior: GridPrior | None = None,
+        prior: GaussianPrior | None = None,
         scale: float | None = None,
         box_encoding: Callable[[Tensor], Tensor] = corners,
         unit: float | None = None,
