@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from regio.optimisation import SGD, AdamW, Cosine, Schedule, Step
-from regio.regions import DeformableRoIPool, RoIAlign
+from regio.regions import DeformableRoIPool, Enlarged, LearnedRegionFeatures, RoIAlign, RoIAlignPrior
+from regio.types import FeatureMap, Regions
 
 
 @pytest.mark.parametrize("schedule", [Cosine(warmup=4), Step(warmup=4)])
@@ -78,3 +79,26 @@ def test_a_module_may_name_parts_that_learn_at_other_rates() -> None:
     groups = SGD(0.5).build(model).param_groups
     assert [group["lr"] for group in groups] == [0.5, 0.005]
     assert [p for group in groups for p in group["params"]] == [model[0].weight, *model[1].offset_parameters()]
+
+
+def test_learned_region_features_may_learn_at_a_rate_of_their_own() -> None:
+    """At zero they stay, to the bit, and what reads them learns."""
+    slow = LearnedRegionFeatures(4, 3, 8, 8, prior=RoIAlignPrior(), rate=0.3)
+    model = nn.ModuleList([Enlarged(slow), nn.Linear(36, 2)])
+    groups = AdamW(0.1).build(model).param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([0.1, 0.03])
+    assert [id(p) for p in groups[1]["params"]] == [id(p) for p in slow.parameters()]
+    torch.manual_seed(0)
+    x = FeatureMap(torch.randn(1, 4, 6, 8), 16)
+    r = Regions(torch.tensor([[3.0, 5.0, 70.0, 60.0], [20.0, 1.0, 120.0, 90.0]]), torch.zeros(2, dtype=torch.int64))
+    for rate, stays in ((0, True), (1e-3, False)):
+        still, head = LearnedRegionFeatures(4, 3, 8, 8, prior=RoIAlignPrior(), rate=rate), nn.Linear(36, 2)
+        model = nn.ModuleList([still, head])
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = AdamW(0.1).build(model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            head(still(x, r).flatten(1)).square().sum().backward()
+            optimizer.step()
+        moved = [not torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True)]
+        assert moved == [not stays] * 4 + [True] * 2

@@ -33,7 +33,7 @@ def extractor(arm: Arm) -> Any:
 
 def test_studies_by_name() -> None:
     assert study_names() == ("deformable-convnets", "region-features")
-    assert tuple(STUDY.tables) == ("2", "3", "4", "5", "start")
+    assert tuple(STUDY.tables) == ("2", "3", "4", "5", "start", "rate")
 
 
 def test_all_arms_of_the_short_form_train_the_same_head_on_the_same_maps_and_proposals() -> None:
@@ -109,7 +109,7 @@ def test_short_maxima_have_the_strides_of_the_paper() -> None:
     assert strides == [5, 4, 3, 2, 1]
 
 
-def test_arms_of_table_4_5_and_of_the_start() -> None:
+def test_arms_of_table_4_5_the_start_and_the_rate() -> None:
     _, found = arms(["4"])
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "regular": RoIPool(),
@@ -133,6 +133,14 @@ def test_arms_of_table_4_5_and_of_the_start() -> None:
         "printed": Learned(prior="none", scale=1.0),
         "printed-sgd": Learned(prior="none", scale=1.0),
         "aligned-sgd": RoIAlign(),
+    }
+    _, found = arms(["rate"])
+    assert {label: extractor(arm) for label, arm in found.items()} == {
+        "aligned": RoIAlign(),
+        "rate-0": Learned(rate=0.0),
+        "rate-third": Learned(rate=0.3),
+        "ours": Learned(),
+        "rate-3": Learned(rate=3.0),
     }
 
 
@@ -264,7 +272,7 @@ def test_unknown_names() -> None:
         ValueError, match=r"--study: expected deformable-convnets, region-features, or a file, got 'region'"
     ):
         read_study("region")
-    with pytest.raises(ValueError, match=r"--tables: expected one of 2, 3, 4, 5, start, got '7'"):
+    with pytest.raises(ValueError, match=r"--tables: expected one of 2, 3, 4, 5, start, rate, got '7'"):
         STUDY.chosen_tables(["2", "7"])
     with pytest.raises(ValueError, match=r"<none>: expected one of rpn, rpn-fpn"):
         arms(["4"], ["proposals=<none>"])

@@ -335,6 +335,7 @@ def test_levels_share_one_module() -> None:
         ({"channels": 3, "geometry": False, "appearance": False}, "expected at least one"),
         ({"channels": 3, "unit": 0}, "unit: expected a positive"),
         ({"channels": 3, "scale": 0}, "scale: expected a positive"),
+        ({"channels": 3, "rate": -0.1}, "rate: expected a factor of at least 0, got -0.1"),
     ],
 )
 def test_bad_options_raise(options: dict[str, object], message: str) -> None:

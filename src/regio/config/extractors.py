@@ -215,6 +215,7 @@ class Learned(Bins):
         "none: anywhere, as in the paper, which takes long trainings",
     )
     scale: float | None = setting(None, "factor on the geometric term; null for 1 / sqrt(C_g); 1 is the paper's", gt=0)
+    rate: float = setting(1.0, "factor on the learning rate of the weights; 0 leaves them where they begin", ge=0)
     embedding_channels: int = setting(512, "of one coordinate, even", ge=2)
     key_channels: int = setting(256, "of the geometric term (C_g)", ge=1)
 
@@ -239,6 +240,7 @@ class Learned(Bins):
             mode=modes[self.mode],
             prior=priors[self.prior],
             scale=self.scale,
+            rate=self.rate,
         )
 
 

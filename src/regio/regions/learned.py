@@ -188,9 +188,10 @@ class LearnedRegionFeatures(RegionExtractor):
     gradient: with a factor of 1 and a rate of 4e-4 it changes by nats in one step, and the parts end on single cells
     that do not lie on the object. The paper's optimizer is SGD, whose step shrinks with the gradient of G.
 
-    Parameters start as N(0, 0.01), as in the paper.
+    Parameters start as N(0, 0.01), as in the paper. rate: factor on their learning rate, for the optimizers of
+    `regio.optimisation`; with 0 the weights stay where they begin.
 
-    Raises ValueError for sizes and factors that are not positive, and where neither term is wanted.
+    Raises ValueError for sizes and factors that are not positive, a negative rate, and where neither term is wanted.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class LearnedRegionFeatures(RegionExtractor):
         mode: Mode = Exact(),
         prior: GaussianPrior | None = None,
         scale: float | None = None,
+        rate: float = 1.0,
         box_encoding: Callable[[Tensor], Tensor] = corners,
         unit: float | None = None,
     ) -> None:
@@ -220,6 +222,8 @@ class LearnedRegionFeatures(RegionExtractor):
             raise ValueError("geometry, appearance: expected at least one of the two terms")
         if scale is not None and not scale > 0:
             raise ValueError(f"scale: expected a positive factor, got {scale}")
+        if not rate >= 0:
+            raise ValueError(f"rate: expected a factor of at least 0, got {rate}")
         if unit is not None and not unit > 0:
             raise ValueError(f"unit: expected a positive number of image pixels, got {unit}")
         parts = prod(self.bins)
@@ -227,6 +231,7 @@ class LearnedRegionFeatures(RegionExtractor):
         self.support, self.mode, self.prior = support, mode, prior
         self.box_encoding, self.unit = box_encoding, unit
         self.scale = 1 / sqrt(key_channels) if scale is None else scale
+        self.rate_factors = {"": rate}  # see `regio.optimisation.rate_groups`
         self.geometry = geometry
         if geometry:
             self.position_weight = nn.Parameter(torch.empty(key_channels, 2 * embedding_channels))  # W_im
