@@ -81,7 +81,8 @@ def test_a_convolution_and_its_activation(
 
 @pytest.mark.parametrize("size", [(32, 64), (33, 65), (32, 65), (31, 31), (7, 8)])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (5, 1, 1), (3, 1, 2), (1, 2, 1), (4, 3, 1)]
+    ("kernel", "stride", "dilation"),
+    [(3, 2, 1), (5, 2, 1), (5, 1, 1), (3, 1, 2), (1, 2, 1), (4, 3, 1), (3, 2, 2), (5, 2, 3)],
 )
 def test_padding_as_tensorflow_pads(
     size: tuple[int, int], kernel: int, stride: int, dilation: int, any_backend: str
@@ -106,9 +107,12 @@ def test_wide_padding(dilation: tuple[int, int], groups: int, dtype: torch.dtype
             torch.testing.assert_close(layer(x, added).float(), sum_, rtol=rounding, atol=rounding)
 
 
-def test_a_stride_with_a_dilation_has_no_such_padding() -> None:
-    with pytest.raises(ValueError, match=r"dilation: expected 1 with stride \[2, 2\], got \[2, 2\]"):
-        FusedConv(Conv2dSame(4, 4, 3, 2, dilation=2), torch.float32)
+@pytest.mark.parametrize("size", [(32, 64), (33, 64), (31, 31)])
+def test_padding_as_tensorflow_pads_along_two_axes(size: tuple[int, int], any_backend: str) -> None:
+    conv = Conv2dSame(4, 4, (3, 5), (2, 2), dilation=(2, 1))
+    with torch.no_grad():
+        x = image(2, 4, *size)
+        torch.testing.assert_close(FusedConv(conv, torch.float32)(x), conv(x), rtol=1e-4, atol=1e-5)
 
 
 def test_one_layer_for_inputs_of_many_sizes() -> None:

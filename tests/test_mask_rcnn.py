@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regio.config.systems import MaskRCNN
@@ -59,6 +59,22 @@ def test_boxes_share_the_masks_of_their_objects(monkeypatch: pytest.MonkeyPatch)
     held = [each.masks for each in targets if each.masks is not None]
     assert len(taken) == 4 * (2 + 1)
     assert {each.untyped_storage().data_ptr() for each in taken} == {each.untyped_storage().data_ptr() for each in held}
+
+
+def test_boxes_with_gradients_get_them_through_what_is_read_alone() -> None:
+    """What the masks are to be is constant: a head that says the same of all boxes does not move them."""
+    maps, boxes, targets = scene()
+    moving = [each.requires_grad_() for each in boxes]
+    one = head()
+    _, losses = one.losses(maps, moving, targets)
+    losses["mask"].backward()
+    assert all(each.grad is not None and float(each.grad[1].abs().sum()) > 0 for each in moving)
+    for each in moving:
+        each.grad = None
+    nn.init.zeros_(one.mask_logits.weight)
+    _, losses = one.losses(maps, moving, targets)
+    losses["mask"].backward()
+    assert all(each.grad is not None and float(each.grad.abs().sum()) == 0 for each in moving)
 
 
 @pytest.mark.parametrize("output", [SigmoidMasks(), SigmoidMasks(class_agnostic=True), SoftmaxMasks()])

@@ -80,7 +80,7 @@ def run(
 ) -> None:
     """Train in all processes; the one of rank `stop_in` gets a signal."""
     config = replace(CONFIG, **change)
-    fabric = launch(config.device)
+    fabric = launch(config.device, precision=config.precision)
     torch.manual_seed(0)
     progress = Stop() if fabric.global_rank == stop_in else None
     boxes = BoxEvaluator(Shapes(5, seed=1))
@@ -104,6 +104,17 @@ def difference(a: Path, b: Path, name: str = "resume") -> float:
     first, second = (load_file(folder / "weights" / f"{name}.safetensors") for folder in (a, b))
     assert first.keys() == second.keys()
     return max(float((first[key].double() - second[key].double()).abs().max()) for key in first)
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_bfloat16_as_one(tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    ended = in_two(f"run({str(two)!r}, precision='bf16-mixed')")
+    assert ended.returncode == 0, ended.stderr
+    run(str(one), precision="bf16-mixed", accumulate=4)
+    run(str(tmp_path / "full"), accumulate=4)
+    assert difference(two, one) < 1e-6
+    assert difference(one, tmp_path / "full") > 1e-6
 
 
 @pytest.mark.slow

@@ -134,6 +134,17 @@ def test_bfloat16_moves_boxes_and_scores_a_little(name: str) -> None:
         assert (a.scores - b.scores[which]).abs().max() < 0.05
 
 
+def test_proposals_in_bfloat16_are_told_apart() -> None:
+    """Their scores are float32: in bfloat16 a third of them would be equal."""
+    torch.manual_seed(0)
+    network = DETECTORS["faster"]().without_heads()
+    nn.init.normal_(network.proposals.objectness.weight, std=1.0)
+    found = ReadyDetector(network, precision="bf16-mixed")(images())
+    for each in found:
+        assert each.scores.dtype == torch.float32
+        assert len(each.scores.unique()) > 0.95 * len(each.scores) > 10
+
+
 def test_it_records_nothing_and_the_detector_still_trains() -> None:
     detector = DETECTORS["faster"]()
     made = ReadyDetector(detector)

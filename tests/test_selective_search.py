@@ -218,6 +218,9 @@ def test_very_high_images_are_not_enlarged_to_any_size() -> None:
     scaled = SelectiveSearch.fast().scaled(image.permute(1, 2, 0).contiguous().numpy())
     assert scaled.shape[0] * scaled.shape[1] == pytest.approx(4 * 500 * 500, rel=0.1)
     assert len(boxes) and float(boxes[:, 3].max()) <= 2000
+    for width in (499, 500, 501):  # also at the width that it would be scaled to
+        height, _, _ = SelectiveSearch.fast().scaled(np.zeros((5000, width, 3), np.uint8)).shape
+        assert height == pytest.approx(3162, rel=0.01)  # the root of a million times 10
 
 
 def test_the_modes() -> None:

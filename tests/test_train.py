@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from regio.checkpoints import kept_checkpoints, read_card
+from regio.config import Precision
 from regio.config.extractors import RoIPool
 from regio.config.systems import FasterRCNNOnFPN, System
 from regio.data import DetectionDataset, HorizontalFlip, Sample, Shapes, Transform
@@ -25,7 +27,7 @@ from regio.optimisation import AdamW, Step
 from regio.progress import SilentProgress
 from regio.train import Interrupted, NonFiniteLoss, TrainConfig, stop_requests, train
 from regio.training_log import TrainingLog
-from regio.types import Targets
+from regio.types import Detections, Targets
 
 MODEL = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, regions_per_image=16)
 CONFIG = TrainConfig(
@@ -325,6 +327,69 @@ def test_what_a_resumed_run_may_change(straight: Path, tmp_path: Path) -> None:
         run(tmp_path, progress=StopAt(3, signal.SIGINT))
     run(tmp_path, replace(CONFIG, workers=1, save_every=1, keep_every=3, log_every=3, device="auto"), resume=True)
     assert_same_weights(straight, tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_the_precision_of_a_training(tmp_path: Path, precision: Precision, dtype: torch.dtype) -> None:
+    """Of what layers give, of one with many outputs and one with few; losses and weights are float32."""
+    seen: list[tuple[torch.dtype, torch.dtype, set[torch.dtype]]] = []
+
+    class Noting(TwoStageDetector):
+        def losses(self, *given: Any) -> dict[str, Tensor]:
+            losses = super().losses(*given)
+            seen.append((made["fc6"], made["rpn"], {each.dtype for each in losses.values()}))
+            return losses
+
+    torch.manual_seed(0)
+    detector, made = MODEL.build(6), dict[str, torch.dtype]()
+    detector.__class__ = Noting
+    for name, layer in (("fc6", detector.roi_heads[0].trunk.fc6), ("rpn", detector.proposals.conv)):
+        layer.register_forward_hook(lambda _, __, out, name=name: made.update({name: out.dtype}))
+    config = replace(CONFIG, steps=2, precision=precision)
+    train(detector, Shapes(10), BoxEvaluator(Shapes(3, seed=1)), config, tmp_path)
+    assert seen == [(dtype, dtype, {torch.float32})] * 2
+    assert {parameter.dtype for parameter in detector.parameters()} == {torch.float32}
+
+
+class Steep(nn.Module):
+    """Has gradients that float16 cannot hold with the first scales of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 64)
+
+    def forward(self, images: list[Tensor]) -> list[Detections]:
+        """None."""
+        return [Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)) for _ in images]
+
+    def losses(self, images: list[Tensor], targets: list[Targets]) -> dict[str, Tensor]:
+        """From the mean colours."""
+        colours = torch.stack([image.float().mean((1, 2)) / 255 for image in images])
+        return {"loss": 30 * self.layer(colours).float().square().sum()}
+
+
+def test_steps_whose_gradients_overflow_are_left_out_and_resumed_as_they_were(tmp_path: Path) -> None:
+    """With float16 losses are scaled until gradients overflow; the scale is part of the state."""
+    weights: list[Tensor] = []
+
+    class Note(StopAt):
+        def step(self, step: int, losses: dict[str, float], images_per_second: float) -> None:
+            weights.append(model.layer.weight.detach().clone())
+            super().step(step, losses, images_per_second)
+
+    config = replace(CONFIG, steps=12, precision="16-mixed", optimizer=AdamW(1e-3))
+    for name, stop in (("straight", 99), ("stopped", 7)):
+        torch.manual_seed(0)
+        model = Steep()
+        given = Shapes(10), BoxEvaluator(Shapes(3, seed=1)), config, tmp_path / name
+        try:
+            train(model, *given, progress=Note(stop, signal.SIGINT))
+        except Interrupted:
+            train(model, *given, resume=True)
+    same = [torch.equal(a, b) for a, b in pairwise(weights[:12])]
+    assert same[0]
+    assert not same[-1]
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
 
 
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:

@@ -149,18 +149,22 @@ class _Same:
     dilation: list[int]
 
     @property
+    def lacks(self) -> list[int]:
+        """What inputs of a whole number of strides lack along each axis."""
+        return [max((k - 1) * d + 1 - s, 0) for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)]
+
+    @property
     def whole(self) -> tuple[list[int], list[int]]:
-        """For inputs of a whole number of strides: a padding that is the same at both ends, and the zeros that the
-        kernel then begins with, where its own padding has one less at the beginning."""
-        lacks = [max((k - 1) * d + 1 - s, 0) for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)]
-        begins = [lack % 2 for lack in lacks]
-        if any(begin and d > 1 for begin, d in zip(begins, self.dilation, strict=True)):
-            raise ValueError(f"dilation: expected 1 with stride {self.stride}, got {self.dilation}")
-        return [(lack + 1) // 2 for lack in lacks], begins
+        """For inputs that fit: a padding that is the same at both ends, and the zeros that the kernel then begins with,
+        where its own padding has one less at the beginning; none where its taps are not next to each other."""
+        begins = [lack % 2 if d == 1 else 0 for lack, d in zip(self.lacks, self.dilation, strict=True)]
+        return [(lack + 1) // 2 for lack in self.lacks], begins
 
     def fits(self, x: Tensor) -> bool:
-        """Whether `x` [N, C, H, W] is a whole number of strides."""
-        return x.shape[2] % self.stride[0] == 0 and x.shape[3] % self.stride[1] == 0
+        """Whether `x` [N, C, H, W] is a whole number of strides, and lacks as much at the beginning as at the end,
+        counting the zeros of the kernel."""
+        odd = any(lack % 2 != begin for lack, begin in zip(self.lacks, self.whole[1], strict=True))
+        return not odd and x.shape[2] % self.stride[0] == 0 and x.shape[3] % self.stride[1] == 0
 
     def pad(self, x: Tensor) -> Tensor:
         """`x` padded for the kernel with its zeros."""

@@ -12,26 +12,38 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 from regio.devices import pick_device
 from regio.errors import ProcessFailed
 
+if TYPE_CHECKING:
+    from regio.config import Precision
+
 __all__ = ["any_process", "entered_by_first", "gather", "launch", "processors", "share_buffers", "together"]
 
 T = TypeVar("T")
 
 
-def launch(device: str = "auto", devices: int = 1, precision: Any = "32-true") -> Fabric:
+class _Mixed(MixedPrecision):
+    """Mixed precision that leaves the arguments of a model as they are: boxes would be rounded to whole pixels."""
+
+    def convert_input(self, data: T) -> T:
+        return data
+
+
+def launch(device: str = "auto", devices: int = 1, precision: Precision = "32-true") -> Fabric:
     """Start, or join, the processes of a training.
 
     device: as for `pick_device`. devices: processes on this machine, each with a device of that kind. Under `torchrun`
-    their number and that of machines are torchrun's, and `devices` is 1 or the same.
+    their number and that of machines are torchrun's, and `devices` is 1 or the same. precision: of what is done within
+    `Fabric.autocast`.
 
     Raises ValueError for a device that is not there, and for numbers that contradict each other.
     """
@@ -54,7 +66,8 @@ def launch(device: str = "auto", devices: int = 1, precision: Any = "32-true") -
     # they are used, see `share_buffers`, so that no process waits for another in a forward pass.
     alone = devices * nodes == 1
     strategy = "auto" if alone else DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
-    fabric = Fabric(accelerator=place.type, strategy=strategy, devices=chosen, num_nodes=nodes, precision=precision)
+    mixed: list[Any] = [] if precision == "32-true" else [_Mixed(precision, place.type)]
+    fabric = Fabric(accelerator=place.type, strategy=strategy, devices=chosen, num_nodes=nodes, plugins=mixed)
     fabric.launch()
     if not alone:
         atexit.register(_leave)  # before Fabric's own, which was registered earlier

@@ -185,4 +185,4 @@ def _fuse_layers(network: nn.Module, dtype: torch.dtype, device: torch.device) -
             setattr(child, "fully_connected", fuse(child.fully_connected, dtype))  # noqa: B010
             continue
         # Scores stay in float32: in bfloat16 one of 0.9 is 0.898 or 0.902, and many are equal.
-        setattr(network, name, fuse(child, torch.float32 if name == "class_logits" else dtype))
+        setattr(network, name, fuse(child, torch.float32 if name in ("class_logits", "objectness") else dtype))

@@ -265,18 +265,22 @@ class _Run:
         config, losses = self.config, dict[str, float]()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * config.schedule(self.step, self.steps)
-        for micro in range(config.accumulate):
+        with together(self.fabric):  # before the first forward, so that what cannot be read has changed nothing
+            step = [next(batches) for _ in range(config.accumulate)]
+        for micro, read in enumerate(step):
             self._seed(micro)
             with self.fabric.no_backward_sync(self.model, enabled=micro + 1 < config.accumulate):
-                with together(self.fabric):
-                    batch = next(batches).to(self.fabric.device)
+                with together(self.fabric), self.fabric.autocast():
+                    batch = read.to(self.fabric.device)
                     parts: dict[str, Tensor] = self.model.losses(batch.images, batch.targets, *batch.given)
                     values = {name: float(loss.detach()) for name, loss in parts.items()}
                     self._require_finite(values, batch)
                 self.fabric.backward(torch.stack([*parts.values()]).sum() / config.accumulate)
             losses = {name: losses.get(name, 0.0) + value / config.accumulate for name, value in values.items()}
         if config.clip_norm is not None:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip_norm)
+            # with "16-mixed" such a step is left out, and the losses are scaled by half from then on
+            strict = config.precision != "16-mixed"
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=strict)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -324,7 +328,8 @@ class _Run:
     def save(self) -> None:
         """Write the resume file."""
         if self.fabric.is_global_zero:
-            state = {"step": self.step, "best": self.best, "seconds": self.seconds}
+            scaling = self.fabric.strategy.precision.state_dict()
+            state = {"step": self.step, "best": self.best, "seconds": self.seconds, "scaling": scaling}
             save_resume(self.weights / "resume.safetensors", self.modules, self.optimizer, state, self.identity)
 
     def resume(self) -> None:
@@ -333,6 +338,7 @@ class _Run:
         state = read_resume(path, self.modules, self.optimizer, self.identity)
         self.step, self.best = state["step"], state["best"]
         self.seconds = state.get("seconds", 0.0)  # files of earlier versions have none
+        self.fabric.strategy.precision.load_state_dict(state.get("scaling", {}))  # the same
 
     def _identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to be the run it was."""

@@ -219,3 +219,10 @@ def test_regions_that_are_all_distinct() -> None:
     assert Levels([RoIPool(2)] * 4).distinct(pyramid(), regions()) is None
     found = Levels(RoIPool(2)).distinct(pyramid(), none)
     assert found is not None and len(found[0]) == len(found[1]) == 0
+
+
+def test_regions_of_no_place_raise() -> None:
+    bad = Regions(torch.full((1, 4), torch.nan, dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
+    for read in (Levels(RoIPool(2)), Levels(RoIPool(2)).distinct):
+        with pytest.raises(ValueError, match=r"boxes: expected finite .* got \[nan, nan, nan, nan\] at row 0"):
+            read(pyramid(), bad)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from regio.config.extractors import EXTRACTORS
 from regio.config.run import RunConfig, model_from_dict, model_to_dict, read_config
 from regio.config.systems import BACKBONES, SYSTEMS, System
-from regio.config.training import OPTIMIZERS, SCHEDULES, TrainConfig
+from regio.config.training import OPTIMIZERS, SCHEDULES, Precision, TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,7 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "SYSTEMS",
+    "Precision",
     "RunConfig",
     "System",
     "TrainConfig",

@@ -12,7 +12,7 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "Precision", "TrainConfig"]
 
 OPTIMIZERS: dict[str, type] = {"adamw": AdamW, "sgd": SGD}
 SCHEDULES: dict[str, type] = {"cosine": Cosine, "step": Step}
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class TrainConfig:
     ema: float = setting(
         0.0, "decay of a moving average of the weights, which is then evaluated and saved; 0 for none", ge=0, lt=1
     )
-    precision: Precision = setting("32-true", "of Lightning Fabric")
+    precision: Precision = setting(
+        "32-true", "of products and convolutions: float32, bfloat16 or float16; weights are float32"
+    )
     device: str = setting("auto", "cpu, cuda, cuda:1, mps or auto")
     devices: int = setting(1, "devices, of a process each", ge=1)
     seed: int = setting(0, "two runs of one seed are equal", ge=0)

@@ -51,8 +51,9 @@ class RPN(AnchorNetwork):
     varies that weight.)
 
     With `box_gradients`, the boxes that `losses` gives carry a gradient to the refinements that they were decoded with,
-    so that heads train the proposals too (section 3.2, non-approximate joint training). The extractor of the head must
-    then have a gradient for boxes, which RoI pooling has not.
+    so that heads train the proposals too (section 3.2, non-approximate joint training): through what the extractor
+    reads, which must then have a gradient for boxes, as RoI pooling has not, and through what the refinement of a box
+    is to be. What masks are to be counts as constant.
     """
 
     def __init__(

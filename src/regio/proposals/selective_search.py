@@ -108,10 +108,12 @@ class SelectiveSearch:
     def scaled(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The image that is searched, RGB [H', W', 3], of `image` [H, W, 3]."""
         height, width = image.shape[:2]
-        if self.width is None or self.width == width:
+        if self.width is None:
             return image
         scale = min(self.width / width, self.width * math.sqrt(TALLEST / (height * width)))
         size = max(round(width * scale), 1), max(round(height * scale), 1)
+        if size == (width, height):
+            return image
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
     def _search(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:

@@ -128,7 +128,9 @@ class Levels(nn.Module):
 
     def distinct(self, maps: Sequence[FeatureMap], r: Regions) -> tuple[Regions, Tensor] | None:
         """Regions without those whose features repeat another one's, since they cover the same cells, and the index
-        [R] int64 of each region of `r` among them; None for extractors that do not round boxes to cells."""
+        [R] int64 of each region of `r` among them; None for extractors that do not round boxes to cells. Raises
+        ValueError for regions that `forward` would not take."""
+        r.check(maps[0])
         level = self.assign(maps, r) if len(maps) > 1 else torch.zeros_like(r.image)
         cells = [own.whole_cells(maps, r, level) for own in self.by_level(maps)[: len(self.extractors)]]
         if len(cells) > 1 or cells[0] is None:

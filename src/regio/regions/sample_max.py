@@ -9,7 +9,8 @@ from torch import Tensor
 
 from regio.regions.base import RegionExtractor, mean_over_channels
 from regio.regions.roi_align import RoIAlign
-from regio.regions.sampling import SampleGrid, SamplingExtractor
+from regio.regions.roi_warp import RoIWarp
+from regio.regions.sampling import SampleGrid
 from regio.types import FeatureMap, Regions
 
 __all__ = ["SampleMax"]
@@ -18,17 +19,17 @@ __all__ = ["SampleMax"]
 class SampleMax(RegionExtractor):
     """The largest of the samples in each bin, channel by channel (He et al. 2017, table 2c, of RoIAlign and RoIWarp).
 
-    extractor: one that takes the mean of the same number of samples in every bin, on a grid of rows and columns:
-    `RoIAlign` with a fixed number of samples, or `RoIWarp`. The weights are the bilinear weights of the sample that is
-    largest; a sample outside the map takes part with value zero. Features, and boxes as in `extractor`, receive
-    gradients.
+    extractor: `RoIAlign` with a fixed number of samples, or `RoIWarp`. The weights are the bilinear weights of the
+    sample that is largest; a sample outside the map takes part with value zero. Features, and boxes as in `extractor`,
+    receive gradients.
 
-    Raises ValueError for `RoIAlign` with an adaptive number of samples, and TypeError, when called, for an extractor
-    that does not read a `SampleGrid`.
+    Raises TypeError for another extractor, and ValueError for `RoIAlign` with an adaptive number of samples.
     """
 
-    def __init__(self, extractor: SamplingExtractor) -> None:
+    def __init__(self, extractor: RoIAlign | RoIWarp) -> None:
         super().__init__()
+        if not isinstance(extractor, RoIAlign | RoIWarp):  # all of whose samples count the same
+            raise TypeError(f"extractor: expected RoIAlign or RoIWarp, got {type(extractor).__name__}")
         if isinstance(extractor, RoIAlign) and not extractor.samples:
             raise ValueError(f"extractor: expected a fixed number of samples, got {extractor}")
         self.extractor = extractor
@@ -66,8 +67,7 @@ class SampleMax(RegionExtractor):
         """Every sample as a part of its own, with weight 1, or 0 where it reads nothing; and the numbers (S, T) along
         the axes of a bin."""
         mean = self.extractor.sampling(maps, r, level)
-        if not isinstance(mean, SampleGrid):
-            raise TypeError(f"extractor: expected one that reads a SampleGrid, got {type(mean).__name__}")
+        assert isinstance(mean, SampleGrid)
         s, t = mean.rows.shape[2], mean.columns.shape[2]
         rows, columns, row_weight, column_weight = (
             axis.flatten(1)[..., None]

@@ -170,7 +170,7 @@ class MaskHead(nn.Module):
         height, width = size if target.masks is None else target.masks.shape[1:]
         scale = boxes.new_tensor([width / size[1], height / size[0]]).repeat(2)
         masks = [] if target.masks is None else [target.masks[i] for i in objects.tolist()]
-        return _Sample(boxes, torch.full_like(rows, image), target.labels[objects], masks, boxes * scale)
+        return _Sample(boxes, torch.full_like(rows, image), target.labels[objects], masks, boxes.detach() * scale)
 
 
 @dataclass(frozen=True)
