@@ -22,7 +22,7 @@ from regio.cli import main
 from regio.cli.main import COMMANDS
 from regio.config import RunConfig, load_detector, model_to_dict, read_config
 from regio.config.extractors import Learned
-from regio.config.systems import FasterRCNN, FasterRCNNOnFPN
+from regio.config.systems import RPN, FasterRCNN, FasterRCNNOnFPN
 from regio.data import SHAPE_CLASSES, Shapes, open_dataset
 from regio.inference import detect_files, find_images
 from regio.ready import ReadyDetector
@@ -419,6 +419,46 @@ def test_a_training_that_ended_before_its_first_save_leaves_its_name_free(
     (run / "weights").mkdir()
     with pytest.raises(ValueError, match="there is a run of this name"), new_run(here / "runs", "a", "train"):
         pass
+
+
+@pytest.fixture
+def trained_as(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The settings of all trainings from now on, of which none takes place."""
+    found: list[RunConfig] = []
+    monkeypatch.setattr("regio.run.run", lambda config, *rest, **named: found.append(config))
+    return found
+
+
+def test_options_that_a_resumed_run_contradicts_are_named(
+    here: Path, trained_as: list[RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig("shapes", "other", ("circle", "star"))
+    run = here / "runs" / "a"
+    (run / "stages").mkdir(parents=True)
+    (run / "config.yaml").write_text(as_yaml(as_dict(config)))
+    words = ["train", "shapes", "--name", "a", "--resume"]
+    assert regio(*words, "--classes", "circle, star", "--validation", "other") == 0
+    assert regio(*words) == 0
+    assert trained_as == [config, config]
+    for option, value, expected in (
+        ("--classes", "star", "circle, star"),
+        ("--validation", "shapes", "other"),
+        ("--weights", "w.safetensors", "none"),
+    ):
+        assert regio(*words, option, value) == 2
+        error = f"error: {option}: expected {expected}, as in the run {Path('runs/a')}, got {value}\n"
+        assert capsys.readouterr().err == error
+    assert len(trained_as) == 2
+
+
+def test_weights_choose_the_model_unless_one_is_named(here: Path, weights: Path, trained_as: list[RunConfig]) -> None:
+    words = ["train", "shapes", "--weights", str(weights)]
+    assert regio(*words, "model.score_threshold=0.3") == 0
+    assert regio(*words, "model=rpn") == 0
+    assert regio(*words, "--model", "rpn") == 0
+    tiny = FasterRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, score_threshold=0.3)
+    assert [config.model for config in trained_as] == [tiny, RPN(), RPN()]
+    assert {config.weights for config in trained_as} == {str(weights)}
 
 
 def test_a_run_has_its_folder_alone_from_the_start(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from regio.data.dataset import DetectionDataset
 from regio.data.records import Annotation, Record
 from regio.evaluate import BoxEvaluator, evaluate, evaluation_mode, predict
+from regio.run_report import BoxResults
 from regio.types import Detections
 
 SIZES = [(40, 60), (50, 30), (20, 20)]
@@ -52,6 +54,15 @@ def test_a_perfect_detector_has_ap_one(dataset: DetectionDataset) -> None:
         {"image_id": 8, "category_id": 10, "bbox": [0.0, 0.0, 30.0, 50.0], "score": 0.5},
     ]
     assert predict(detect, boxes, batch_size=1) == found.records
+
+
+def test_results_without_an_object_are_null(dataset: DetectionDataset) -> None:
+    empty = BoxEvaluator(dataset.subset([2]))
+    results = BoxResults(empty, predict(detect, empty)).to_json()
+    assert results["voc"] == {"map_area": None, "map_11_points": None}
+    json.dumps(results, allow_nan=False)
+    boxes = BoxEvaluator(dataset)
+    assert BoxResults(boxes, predict(detect, boxes)).to_json()["voc"] == {"map_area": 1, "map_11_points": 1}
 
 
 def test_shares_of_the_images_add_up(dataset: DetectionDataset) -> None:

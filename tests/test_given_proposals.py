@@ -21,7 +21,7 @@ from regio.evaluate import ProposalRecall
 from regio.given_proposals import ProposalSource, source_for, source_named
 from regio.proposals import Grid, ProposalNetwork, SelectiveSearch, method_settings
 from regio.run import open_splits
-from tests.data.small_datasets import write_yolo_folder
+from tests.data.small_datasets import coco_source, write_coco, write_yolo_folder
 from tests.test_cli import photo, regio
 
 SMALL = ["hidden=16", "short_side=64", "long_side=96", "regions_per_image=8", "workers=0", "device=cpu"]
@@ -143,6 +143,16 @@ def test_the_command_finds_measures_and_draws(tmp_path: Path, capsys: pytest.Cap
     assert "no object is annotated, so recall is not measured" in capsys.readouterr().out
     assert regio("proposals", empty, "--compare", "new/ss.safetensors") == 2
     assert "new/ss.safetensors: boxes of another data set: image 1 is image-0.png, got photo" in capsys.readouterr().err
+
+
+def test_recall_of_no_object_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = coco_source()
+    source["annotations"][0]["iscrowd"] = 1
+    file = write_coco(tmp_path / "d", source)
+    words = ["--method", "grid", "--out", "p.safetensors", "--processes", "1", "--json"]
+    assert regio("proposals", str(file), *words) == 0
+    (numbers,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail).values()
+    assert "ar_100" in numbers and set(numbers.values()) == {None}
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["emptied", "latest_checkpoint", "locked", "new_folder", "new_run"]
+__all__ = ["emptied", "holds_a_run", "latest_checkpoint", "locked", "new_folder", "new_run"]
 
 LOCK = ".lock"
 
@@ -40,7 +40,7 @@ def new_run(project: Path, name: str | None, default: str) -> Iterator[Path]:
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(folder))
-                if _holds_a_run(folder):
+                if holds_a_run(folder):
                     raise ValueError(
                         f"{folder}: there is a run of this name; go on with --resume, or give another --name"
                     )
@@ -91,10 +91,11 @@ def _numbered(project: Path, default: str) -> Iterator[Path]:
     yield from (project / f"{default}-{number}" for number in count(2))
 
 
-def _holds_a_run(folder: Path) -> bool:
-    """Whether `folder` has anything but what a training leaves that ended before its first save."""
+def holds_a_run(folder: Path, besides: Collection[str] = ()) -> bool:
+    """Whether `folder` has anything but what a training leaves that ended before its first save, and what is named in
+    `besides`."""
     return any(
-        path.name not in ("config.yaml", "metrics.csv", LOCK) and not path.name.startswith("events.")
+        path.name not in ("config.yaml", "metrics.csv", LOCK, *besides) and not path.name.startswith("events.")
         for path in folder.iterdir()
     )
 

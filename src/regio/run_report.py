@@ -53,7 +53,7 @@ from regio.visualize.page import Cell
 from regio.whole_files import write_json
 from regio.yaml_text import as_yaml
 
-__all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results", "SegmentationResults", "recall_table"]
+__all__ = ["BoxResults", "MaskResults", "ProposalResults", "Results", "SegmentationResults"]
 
 PICTURES = 8  # images in the sheet of annotations and detections
 
@@ -111,8 +111,9 @@ class BoxResults:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """COCO's numbers, and VOC's under "voc"."""
-        return self.coco.to_json() | {"voc": {"map_area": self.voc.map_area, "map_11_points": self.voc.map_11_points}}
+        """COCO's numbers, and VOC's under "voc"; null where nothing is defined."""
+        voc = {"map_area": self.voc.map_area, "map_11_points": self.voc.map_11_points}
+        return self.coco.to_json() | {"voc": {name: _or_none(value) for name, value in voc.items()}}
 
     def write(self, folder: Path, configuration: Mapping[str, Any]) -> None:
         """See `Results`."""
@@ -196,7 +197,7 @@ class ProposalResults:
 
     def show(self, console: Console) -> None:
         """Print recall by the number of proposals."""
-        console.print(recall_table(self.numbers, self.evaluator.limits))
+        console.print(_recall_table(self.numbers, self.evaluator.limits))
 
     def to_json(self) -> dict[str, Any]:
         """The numbers by name; null where nothing is defined."""
@@ -324,7 +325,7 @@ class SegmentationResults:
         return with_legend(sheet, sorted(seen), dataset.class_names)
 
 
-def recall_table(numbers: Mapping[str, float], limits: Sequence[int]) -> Table:
+def _recall_table(numbers: Mapping[str, float], limits: Sequence[int]) -> Table:
     """The numbers of `ProposalRecall`."""
     table = _table("proposals", "average recall", "at IoU 0.5", "at IoU 0.7", "average best overlap")
     for limit in limits:

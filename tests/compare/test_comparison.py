@@ -267,9 +267,43 @@ def test_other_data_under_the_same_name_are_refused(tmp_path: Path, monkeypatch:
         compare(plan(["faster-rcnn"], 1), folder, QUIET)
 
 
+@pytest.mark.parametrize("name", ["weights", "results.json"])
+def test_another_run_of_the_name_is_kept(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "c"
+    (folder / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"c: there is a run of this name that is no comparison; give another --name"):
+        compare(plan(), folder, QUIET)
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["first", "maps", "proposals"])
+def test_what_need_not_be_made_again_may_lie_there(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*given: Any, **named: Any) -> None:
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("regio.compare.comparison.run", stopped)
+    (tmp_path / "c" / name / "kept").mkdir(parents=True)
+    with pytest.raises(Interrupted):
+        compare(plan(), tmp_path / "c", QUIET)
+    assert (tmp_path / "c" / name / "kept").is_dir()
+
+
+def test_settings_of_what_is_measured_are_given_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Plan] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("regio.compare.compare", lambda plan, *rest: given.append(plan) or {})
+    words = ["difficult=true", "images=7", "classes=[star]", *WORDS]
+    assert regio("compare", "shapes", *words, "--systems", "faster-rcnn,fast-rcnn:hidden=8") == 0
+    for arm in given[0].arms:
+        config = arm.config
+        assert (config.data, config.difficult, config.images, config.classes) == ("shapes", True, 7, ("star",))
+        assert config.training.steps == 3 and config.validation_images == 200
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["difficult=perhaps"], "difficult: expected true or false, got 'perhaps'"),
         (["--budget", "5", "--steps", "5"], "--budget: expected either seconds or --steps, got both"),
         (["--resume", "--seeds", "2"], "--resume: expected --name and --project alone"),
         (["--resume"], "plan.json: no such file: there is no comparison to go on with"),

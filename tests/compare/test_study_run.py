@@ -174,6 +174,21 @@ def test_a_network_that_fails_ends_the_study(
     assert "net, which is trained before the arms: disk full" in capsys.readouterr().err
 
 
+def test_arms_that_all_fail_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **named: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("regio.compare.comparison.run", fails)
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    assert study(tmp_path, "proposals=grid", file=tmp_path / "mine.yaml") == 1
+    failed = {f"{label}, seed {seed}": "disk full" for label in ("aligned", "sampled") for seed in (0, 1)}
+    assert json.loads((tmp_path / "mine" / "results.json").read_text())["failed"] == failed
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert "What failed" in page and "disk full" in page
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

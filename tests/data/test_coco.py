@@ -63,6 +63,13 @@ def test_image_without_objects_is_background(tmp_path: Path) -> None:
         ({"bbox": [1, 2, 10]}, None, r"annotation 1 of image 11: expected bbox \[x, y, width, height\]"),
         ({"bbox": ["1", 2, 3, 4]}, None, r"annotation 1 of image 11: expected bbox"),
         ({"bbox": None}, None, r"annotation 1 of image 11: expected bbox .* got None"),
+        ({"bbox": [10**400, 2, 10, 20]}, None, r"annotation 1 of image 11: expected bbox .*, got \[10000"),
+        ({"bbox": [10**308, 2, 10**308, 20]}, None, "annotation 1 of image 11: box .* not finite"),
+        ({"bbox": [1, 2, 10**308, 17 * 10**307]}, [1, 2, 40, 60], "annotation 1 of image 11: box .* sticks out"),
+        ({"iscrowd": "0"}, None, "annotation 1 of image 11: expected iscrowd 0 or 1, got '0'; left out"),
+        ({"iscrowd": 2}, None, "annotation 1 of image 11: expected iscrowd 0 or 1, got 2; left out"),
+        ({"ignore": "no"}, None, "annotation 1 of image 11: expected ignore 0 or 1, got 'no'; left out"),
+        ({"id": 2**63}, [1, 2, 11, 22], "annotation 9223372036854775808: id of more than 64 bits; kept without it"),
         ({"category_id": 99}, None, "annotation 1 of image 11: of unknown category 99"),
         ({"category_id": None}, None, "annotation 1 of image 11: without a category_id"),
         ({"category_id": [7]}, None, r"annotation 1 of image 11: of unknown category \[7\]"),
@@ -77,10 +84,17 @@ def test_doubtful_annotation(tmp_path: Path, change: dict[str, Any], kept: list[
     assert len(data.problems) == 1
     assert data.records[0].boxes.tolist()[:-1] == ([] if kept is None else [kept])
     file = str(tmp_path / "trainval.json")
-    assert str(data.problems[0]).startswith(f"{file}: annotation 1")
+    assert str(data.problems[0]).startswith(f"{file}: annotation {source['annotations'][0]['id']}")
     with pytest.raises(ValueError, match=message) as error:
         _read(tmp_path, source, strict=True)
     assert str(error.value) == str(data.problems[0])
+
+
+@pytest.mark.parametrize("mark", [0, 1, False, True, 0.0, None])
+def test_marks_of_a_crowd(tmp_path: Path, mark: object) -> None:
+    source = coco_source()
+    source["annotations"][0]["iscrowd"] = mark
+    assert _read(tmp_path, source, strict=True).records[0].crowd.tolist() == [bool(mark), True]
 
 
 def test_less_than_a_pixel_outside_is_rounding(tmp_path: Path) -> None:
@@ -145,6 +159,8 @@ def test_size_comes_from_the_file_where_json_has_none(tmp_path: Path) -> None:
         ("images", {"file_name": "c.png"}, "expected int 'id' in each of 'images'"),
         ("images", {"id": 13}, "expected str 'file_name' in each of 'images'"),
         ("images", {"id": 13, "file_name": "a.png", "width": 0, "height": 5}, "image 13: expected a whole width"),
+        ("images", {"id": 13, "file_name": "a.png", "width": 4, "height": float("inf")}, "image 13: .* got 4 x inf"),
+        ("images", {"id": 13, "file_name": "a.png", "width": 4, "height": 10**400}, "image 13: .* got 4 x 1000"),
         ("categories", {"id": 9}, "expected str 'name' in each of 'categories'"),
         ("annotations", 5, "expected objects in 'annotations', got 5"),
     ],

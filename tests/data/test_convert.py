@@ -170,16 +170,16 @@ def test_generated_scenes_are_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_other_splits_are_counted_as_lost(tmp_path: Path) -> None:
     page = voc_page(voc_object("cat", (1, 1, 5, 5)))
-    folder = save_voc(tmp_path / "s", {"a": page, "b": page})
+    folder = save_voc(tmp_path / "s", {"a": page, "b": page, "c": page})
     (folder / "ImageSets" / "Main").mkdir(parents=True)
-    for name, stems in (("train", "a\n"), ("val", "b\n"), ("trainval", "a\nb\n")):
+    for name, stems in (("train", "a\n"), ("val", "b\n"), ("trainval", "a\nb\n"), ("more", "b\nc\n")):
         (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(stems)
     result = convert(folder, tmp_path / "t", write_coco)
     assert result.images == {"train": 1, "val": 1}
-    assert result.losses == {"images of split trainval": 2}
+    assert result.losses == {"images of split more": 1}  # those of trainval are written in train and val
     for name in ("train", "val"):
         (folder / "ImageSets" / "Main" / f"{name}.txt").rename(folder / "ImageSets" / "Main" / f"part{name}.txt")
-    with pytest.raises(ValueError, match="no split train, val or test: it has parttrain, partval, trainval"):
+    with pytest.raises(ValueError, match="no split train, val or test: it has more, parttrain, partval, trainval"):
         convert(folder, tmp_path / "u", write_coco)
 
 

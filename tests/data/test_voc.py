@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from regio.data import VOC_CLASSES, DetectionDataset, open_dataset, read_voc
+from regio.data.records import Problems
+from regio.data.voc import voc_dataset
 from tests.data.small_datasets import save_image, voc_object, voc_page, write_voc
 
 
@@ -67,7 +69,15 @@ def test_object_without_a_box(tmp_path: Path) -> None:
     assert "expected <bndbox>" in str(data.problems[0])
 
 
-@pytest.mark.parametrize("size", ["", "<width>0</width><height>0</height>"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "",
+        "<width>0</width><height>0</height>",
+        "<width>40</width><height>inf</height>",
+        "<width>nan</width><height>60</height>",
+    ],
+)
 def test_size_comes_from_the_file_where_xml_has_none(tmp_path: Path, size: str) -> None:
     data = _read(write_voc(tmp_path, {"a": voc_page(voc_object("cat", (1, 1, 5, 5)), size=size)}))
     assert data.records[0].size == (60, 40)
@@ -98,6 +108,40 @@ def test_image_listed_without_annotation(tmp_path: Path) -> None:
     data = read_voc(folder / "Annotations", folder / "JPEGImages", split_file=tmp_path / "list.txt")
     assert [r.name for r in data.records] == ["a.png"]
     assert "list.txt: image c: no such file" in str(data.problems[0])
+
+
+def test_image_without_annotation(tmp_path: Path) -> None:
+    page = voc_page(voc_object("cat", (1, 1, 5, 5)))
+    folder = write_voc(tmp_path, {"a": page, "b": page, "damaged": "<annotation>"})
+    other = folder / "JPEGImages" / "c.png"
+    save_image(other)
+    problems = Problems(strict=False)
+    data = voc_dataset(folder / "Annotations", folder / "JPEGImages", problems)
+    assert [r.name for r in data.records] == ["a.png", "b.png"]
+    assert [str(problem) for problem in data.problems] == [f"{other}: image: no annotation file; left out"]
+    (folder / "Annotations" / "damaged.xml").unlink()
+    (folder / "JPEGImages" / "damaged.png").unlink()
+    with pytest.raises(ValueError, match=r"c\.png: image: no annotation file; left out"):
+        _read(folder, strict=True)
+
+
+def test_suffix_in_upper_case(tmp_path: Path) -> None:
+    page = voc_page(voc_object("cat", (1, 1, 5, 5)))
+    folder = write_voc(tmp_path, {"a": page, "b": page})
+    for name in "ab":
+        (folder / "Annotations" / f"{name}.xml").rename(
+            folder / "Annotations" / f"{name}{'.XML' if name == 'a' else '.Xml'}"
+        )
+    assert [(r.name, len(r)) for r in open_dataset(folder, "all", strict=True).records] == [("a.png", 1), ("b.png", 1)]
+
+
+def test_names_with_spaces_in_a_list(tmp_path: Path) -> None:
+    page = voc_page(voc_object("cat", (1, 1, 5, 5)))
+    folder = write_voc(tmp_path, {"my photo": page, "my": page, "other": page})
+    (tmp_path / "list.txt").write_text("my photo \nother 1\nno photo\n")
+    data = read_voc(folder / "Annotations", folder / "JPEGImages", split_file=tmp_path / "list.txt")
+    assert [r.name for r in data.records] == ["my photo.png", "other.png"]
+    assert [problem.item for problem in data.problems] == ["image no photo"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,17 @@ def test_values_by_hand(tmp_path: Path) -> None:
     assert data[0].targets.labels.tolist() == [2, 1]
 
 
+def test_suffix_in_upper_case(tmp_path: Path) -> None:
+    file = write_yolo_folder(tmp_path, {"a": BOX, "b": BOX, "gone": BOX})
+    for name, suffix in (("a", ".TXT"), ("gone", ".Txt")):
+        label = tmp_path / "labels" / "train" / f"{name}.txt"
+        label.rename(label.with_suffix(suffix))
+    (tmp_path / "images" / "train" / "gone.png").unlink()
+    data = read_yolo(file)
+    assert [(r.name, len(r)) for r in data.records] == [("a.png", 1), ("b.png", 1)]
+    assert [problem.file.name for problem in data.problems] == ["gone.Txt"]  # without an image
+
+
 @pytest.mark.parametrize(
     "names, expected, ids",
     [

@@ -141,6 +141,7 @@ def compare(
 
     from regio.compare import Plan
     from regio.compare import compare as run
+    from regio.compare.arms import split_settings
 
     if resume:
         given = [data, systems, study, tables, classes, validation, images, validation_images]
@@ -157,6 +158,7 @@ def compare(
             images=images,
             validation_images=validation_images,
         )
+        shared, words = split_settings(shared, words)
         words = [*([] if steps is None else [f"steps={steps}"]), *words]
         if study is None:
             if tables is not None:

@@ -56,7 +56,7 @@ def proposals(
     from regio.processes import processors
     from regio.proposals import ProposalNetwork
     from regio.run import print_problems
-    from regio.run_report import recall_table
+    from regio.run_report import ProposalResults
     from regio.visualize import recall_comparison_figure
 
     console = Console(stderr=as_json, soft_wrap=True)
@@ -84,15 +84,14 @@ def proposals(
         console.print("no object is annotated, so recall is not measured", highlight=False)
         return
     recall = ProposalRecall(dataset, limits=(100, 300, 1000, 2000))
-    records = {word: recall.records_of(own) for word, own in boxes.items()}
-    numbers = {word: recall.measure(each) for word, each in records.items()}
-    for word, own in numbers.items():
+    results = {word: ProposalResults(recall, recall.records_of(own)) for word, own in boxes.items()}
+    for word, own in results.items():
         console.print(f"\n{word}", highlight=False, markup=False, style="bold")
-        console.print(recall_table(own, recall.limits))
+        own.show(console)
     picture = plot or (out.with_suffix(".png") if out is not None else project / "proposals" / "recall.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    curves = {word: recall.curves(each) for word, each in records.items()}
+    curves = {word: recall.curves(each.records) for word, each in results.items()}
     recall_comparison_figure(curves).savefig(picture, dpi=150)
     console.print(f"Recall against the number of boxes is in [bold]{escape(str(picture))}[/]", highlight=False)
     if as_json:
-        print(json.dumps(numbers))
+        print(json.dumps({word: each.to_json() for word, each in results.items()}))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -128,25 +129,24 @@ def train(
     words = settings or []
     if data is not None and "=" in data and not Path(data).exists():  # of --config's data
         words, data = [data, *words], None
+    own: dict[str, Any] = {"validation": validation, "weights": weights}
+    own["classes"] = tuple(each.strip() for each in classes.split(",")) if classes else None
+    own = {option: value for option, value in own.items() if value is not None}
     if resume:
         if name is None or config is not None:
             raise ValueError("--resume: expected --name, the run to go on with, and no --config: it has its own")
-        chosen = _resumed(project / name, data)
+        chosen = _resumed(project / name, data, own)
     else:
         chosen = RunConfig() if config is None else read_config(config)
         chosen = chosen if data is None else replace(chosen, data=data)
         if not chosen.data:
             raise ValueError("DATA: expected a data set; see regio train --help")
-        if classes:
-            chosen = replace(chosen, classes=tuple(c.strip() for c in classes.split(",")))
-        if validation is not None:
-            chosen = replace(chosen, validation=validation)
-        if weights is not None:
-            chosen = replace(chosen, weights=weights)
-            if model is None and config is None and not any(word.startswith("model") for word in words):
-                from regio.weights import system_of
+        chosen = replace(chosen, **own)
+        named = model is not None or any(word.partition("=")[0] == "model" for word in words)
+        if weights is not None and config is None and not named:
+            from regio.weights import system_of
 
-                chosen = replace(chosen, model=system_of(weights))
+            chosen = replace(chosen, model=system_of(weights))
     given = {
         "model": model, "extractor": extractor, "backbone": backbone, "epochs": epochs, "steps": steps,
         "batch_size": batch_size, "optimizer": optimizer, "optimizer.lr": lr, "schedule": schedule,
@@ -163,13 +163,18 @@ def train(
     run(chosen, folder, Console(soft_wrap=True), resume=resume)
 
 
-def _resumed(folder: Path, data: str | None) -> RunConfig:
-    """The settings of a run that can go on."""
+def _resumed(folder: Path, data: str | None, own: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run that can go on. own: options by the names of the settings that they must agree with."""
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder / 'config.yaml'}: no such file: there is no run to go on with")
     config = read_config(folder / "config.yaml")
     if data is not None and config.data != data:
         raise ValueError(f"--resume: the run {folder} trains on {config.data}, got {data}")
+    for option, value in own.items():
+        was = getattr(config, option)
+        if was != value:
+            expected, got = (", ".join(each) if isinstance(each, tuple) else each for each in (was, value))
+            raise ValueError(f"--{option}: expected {expected or 'none'}, as in the run {folder}, got {got}")
     if not (folder / "stages").is_dir() and not (folder / "weights" / "resume.safetensors").is_file():
         raise ValueError(f"--resume: {folder} ended before its first save; start it again without --resume")
     return config

@@ -15,7 +15,7 @@ from typing import Any
 from regio.config import RunConfig, TrainConfig
 from regio.settings import UnknownSetting, override
 
-__all__ = ["Arm", "build_arm", "make_arm", "require_classes", "split_arms", "system_in", "with_seed"]
+__all__ = ["Arm", "build_arm", "make_arm", "require_classes", "split_arms", "split_settings", "system_in", "with_seed"]
 
 SAME = ("data", "validation", "classes", "images", "validation_images", "difficult")
 """Settings of a run that decide what is measured, and are of no arm's own."""
@@ -61,6 +61,12 @@ def split_arms(text: str) -> list[str]:
     if not all(arms):
         raise ValueError(f"systems: expected names with commas between them, got '{text}'")
     return arms
+
+
+def split_settings(shared: RunConfig, words: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """`shared` with those of the assignments `words` that decide what is measured, see SAME; and the other words."""
+    same = [word for word in words if word.partition("=")[0] in SAME]
+    return override(shared, same), [word for word in words if word not in same]
 
 
 def make_arm(text: str, shared: RunConfig, defaults: Sequence[str] = (), settings: Sequence[str] = ()) -> Arm:

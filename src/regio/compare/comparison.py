@@ -29,7 +29,7 @@ from regio.errors import Interrupted
 from regio.given_proposals import source_for
 from regio.ready import inference_precision
 from regio.run import open_data, open_splits, run
-from regio.run_folders import emptied, locked
+from regio.run_folders import emptied, holds_a_run, locked
 from regio.train import stop_requests
 from regio.visualize.page import heading, paragraph
 from regio.weights import load_trained
@@ -38,6 +38,8 @@ from regio.whole_files import write_json
 __all__ = ["compare"]
 
 QUIET = Console(quiet=True)
+BEFORE = ("first", "maps", "proposals")
+"""What a folder may have before a comparison, of others: networks, maps and boxes that need not be made again."""
 
 
 def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> dict[str, str]:
@@ -47,12 +49,15 @@ def compare(plan: Plan, folder: Path, console: Console, command: str = "") -> di
     report.html, results.json and results.csv. What fails, in building or in training, ends no other run: returned is
     why, in a line, by arm or run. command: by which the comparison was started, for the report.
 
-    Raises ValueError where `folder` holds another comparison, for data that cannot be read, and where there are several
-    processes; Interrupted after SIGINT or SIGTERM, when the run that was going on has saved its state.
+    Raises ValueError where `folder` holds another comparison or another run, for data that cannot be read, and where
+    there are several processes; Interrupted after SIGINT or SIGTERM, when the run that was going on has saved its
+    state.
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(f"regio compare: expected one process, got {processes}, those of torchrun")
     with locked(folder), stop_requests() as stop_requested:
+        if not (folder / "plan.json").is_file() and holds_a_run(folder, besides=BEFORE):
+            raise ValueError(f"{folder}: there is a run of this name that is no comparison; give another --name")
         dataset, validation = open_data(plan.arms[0].config, console)
         identity = {
             f"{name}.{key}": value
@@ -212,7 +217,7 @@ def _report(
             (folder / name).mkdir(exist_ok=True)
         first = {each.arm.label: each for each in ended if each.seed == 0}
         learnt: list[str] = []
-        if study.learnt is not None and max(each.seed for each in ended) == plan.seeds - 1:
+        if study.learnt is not None and any(each.seed == plan.seeds - 1 for each in ended):
             place = pick_device(plan.arms[0].config.training.device)
             try:
                 learnt = learnt_parts(study.learnt, first, validation, folder, place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ __all__ = ["ROBOFLOW_FILE", "coco_dataset", "is_coco", "read_coco"]
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 
+ID_LIMIT = 2**63
+"""Ids of annotations are below it, and above its negative."""
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -154,6 +157,8 @@ def _annotations_of_images(
     for id, row in zip(ids, annotations, strict=True):
         if isinstance(id, int) and id in twice:
             problems.add(file, f"annotation {id}", "id used more than once; all kept")
+        if isinstance(id, int) and abs(id) >= ID_LIMIT:
+            problems.add(file, f"annotation {id}", "id of more than 64 bits; kept without it")
         image_id = row.get("image_id")
         if isinstance(image_id, int) and image_id in images:
             of_image[image_id].append(row)
@@ -168,7 +173,7 @@ def _size(file: Path, image: dict[str, Any], path: Path, problems: Problems) -> 
     height, width = image.get("height"), image.get("width")
     if height is None or width is None:
         return size_in_file(path, problems)
-    if not all(isinstance(side, int | float) and side > 0 and side == int(side) for side in (height, width)):
+    if not all(_is_number(side) and 0 < side < math.inf and side == int(side) for side in (height, width)):
         raise ValueError(f"{file}: image {image['id']}: expected a whole width and height, got {width!r} x {height!r}")
     return int(height), int(width)
 
@@ -187,13 +192,17 @@ def _annotation(
     if not (isinstance(corner, list) and len(corner) == 4 and all(_is_number(value) for value in corner)):
         problems.add(file, item, f"expected bbox [x, y, width, height], got {str(corner)[:80]}; left out")
         return None
-    x, y, width, height = corner
+    for name in ("iscrowd", "difficult", "ignore"):
+        if row.get(name) not in (None, 0, 1):
+            problems.add(file, item, f"expected {name} 0 or 1, got {repr(row[name])[:80]}; left out")
+            return None
+    x, y, width, height = map(float, corner)
     box = sound_box((x, y, x + width, y + height), size, file, item, problems)
     if box is None:
         return None
     segmentation = sound_segmentation(row.get("segmentation"), box, size, file, item, problems)
     return Annotation(
-        id=row["id"] if isinstance(row.get("id"), int) else -1,
+        id=row["id"] if isinstance(row.get("id"), int) and abs(row["id"]) < ID_LIMIT else -1,
         box=box,
         label=labels[category_id],
         area=_area(row, box, segmentation, size),
@@ -204,7 +213,9 @@ def _annotation(
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether `value` is a number that a float holds, or no finite one."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return whole or isinstance(value, float)
 
 
 def _area(row: dict[str, Any], box: Box, segmentation: Segmentation | None, size: tuple[int, int]) -> float:

@@ -86,7 +86,7 @@ def convert(source: str | Path, target: str | Path, write: Writer, *, link: bool
 
 
 def _splits(source: str | Path) -> tuple[dict[str, DetectionDataset], dict[str, int]]:
-    """The data sets of train, val and test, and the number of images of each other split."""
+    """The data sets of train, val and test, and by each other split the number of images that are in none of these."""
     names = ("train", "val", "test")
     if str(source) == "shapes":
         return {split: open_dataset(source, split) for split in names}, {}
@@ -97,7 +97,9 @@ def _splits(source: str | Path) -> tuple[dict[str, DetectionDataset], dict[str, 
     if not splits:
         raise ValueError(f"{source}: no split train, val or test: it has {', '.join(layout.splits)}")
     others = [name for name in layout.splits if not any(name in same_split(layout.splits, split) for split in names)]
-    return splits, {name: len(open_split(layout, name)) for name in others}
+    written = {record.path for data in splits.values() for record in data.records}
+    lost = {name: sum(record.path not in written for record in open_split(layout, name).records) for name in others}
+    return splits, {name: count for name, count in lost.items() if count}
 
 
 def write_coco(splits: Mapping[str, DetectionDataset], folder: Path, link: bool) -> Losses:

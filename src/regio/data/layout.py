@@ -31,7 +31,7 @@ from pathlib import Path
 from regio.data.coco import ROBOFLOW_FILE, coco_dataset, is_coco
 from regio.data.dataset import DetectionDataset
 from regio.data.records import Problems
-from regio.data.voc import IMAGE_SUFFIXES, is_voc, voc_class_names, voc_dataset, voc_image_name
+from regio.data.voc import IMAGE_SUFFIXES, is_voc, voc_class_names, voc_dataset, voc_image_name, xml_files
 from regio.data.yolo import YoloSource, is_yolo, yolo_dataset, yolo_source
 
 __all__ = ["Layout", "Reader", "find_layout", "same_split"]
@@ -120,7 +120,7 @@ def _nothing(path: Path) -> str:
         "expected COCO (annotations/instances_train.json, train/_annotations.coco.json or one .json file), Pascal VOC "
         "(Annotations/*.xml with JPEGImages/) or YOLO (data.yaml, or images/, labels/ and classes.txt)"
     )
-    if next(_xml_folders(path), None) or any(is_voc(file) for file in path.rglob("*.xml")):
+    if next(_xml_folders(path), None) or any(is_voc(file) for file in path.rglob("*.[xX][mM][lL]")):
         return f"{path}: no images: expected them in {path / 'JPEGImages'} or {path / 'images'}, beside the XML files"
     if (path / "images").is_dir() and (path / "labels").is_dir():
         return f"{path}: no names of classes: expected them in {path / 'classes.txt'}, one a line, or in a data.yaml"
@@ -257,13 +257,13 @@ def _voc_part(path: Path, top: Path) -> tuple[Path, Path] | None:
 def _xml_folders(path: Path) -> Iterator[Path]:
     """The folders of VOC annotations: `path` and those directly in it."""
     for folder in (*_subfolders(path), path):
-        if any(is_voc(file) for file in folder.glob("*.xml")):
+        if any(is_voc(file) for file in xml_files(folder)):
             yield folder
 
 
 def _voc_images(annotations: Path, path: Path, top: Path) -> Path | None:
     """Where the images of the XML files in `annotations` lie: in `path`, or in the folders above it up to `top`."""
-    names = {voc_image_name(file) for file in list(annotations.glob("*.xml"))[:50]} - {None}
+    names = {voc_image_name(file) for file in xml_files(annotations)[:50]} - {None}
     roots = [path, *(root for root in path.parents if root.is_relative_to(top))]
     for root in roots:
         usual = (root / "JPEGImages", root / "images", root / "Images", annotations)

@@ -21,8 +21,10 @@ object without a segmentation (or with `[]`, `[[]]`)        kept: its box is tra
 annotation of an unknown category or an unknown image       left out, listed
 annotation that lacks its box, category or image            left out, listed
 annotation id used more than once                           all kept, each listed (written ids are numbered afresh)
+annotation id of more than 64 bits                          kept without it, listed
+``iscrowd`` or ``difficult`` that is not 0 or 1 (COCO)      left out, listed; true and false are 1 and 0
 image file missing                                          image left out, listed; ValueError when all are missing
-image without an annotation file (VOC split)                image left out, listed; ValueError when all lack one
+image without an annotation file (VOC)                      image left out, listed; ValueError when all lack one
 image id used twice, category id or name used twice         ValueError: which is meant cannot be known
 file that is no JSON, no COCO, no XML, no VOC               ValueError
 line of a YOLO file that is neither a box nor a polygon     ValueError that names file and line

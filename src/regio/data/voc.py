@@ -11,6 +11,7 @@ background, i the i-th class, 255 unknown, as at the rims of objects. Where ther
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,16 @@ from regio.data.dataset import DetectionDataset
 from regio.data.records import Annotation, Problems, Record, size_in_file, sound_box
 from regio.types import IGNORED
 
-__all__ = ["IMAGE_SUFFIXES", "VOC_CLASSES", "is_voc", "read_voc", "voc_class_names", "voc_dataset", "voc_image_name"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VOC_CLASSES",
+    "is_voc",
+    "read_voc",
+    "voc_class_names",
+    "voc_dataset",
+    "voc_image_name",
+    "xml_files",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
@@ -65,6 +75,8 @@ def voc_dataset(
     class_names = class_names or _class_names(pages)
     labels = {name: label for label, name in enumerate(class_names, start=1)}
     files, label_images = _ImageFiles(images), _LabelImages(annotations.parent)
+    if split_file is None:
+        files.list_others(pages, problems)
     records = []
     for id, page in _selected(pages, annotations, split_file, problems):
         path = files.of(page)
@@ -106,6 +118,14 @@ class _ImageFiles:
     def of(self, page: _Page) -> Path | None:
         return self._by_stem.get(page.file.stem) or self._by_name.get(page.image_name)
 
+    def list_others(self, pages: list[_Page], problems: Problems) -> None:
+        """List the images that are of no page and of no damaged file."""
+        damaged = {problem.file.stem for problem in problems.damaged}
+        annotated = {self.of(page) for page in pages}
+        for path in self._by_name.values():
+            if path not in annotated and path.stem not in damaged:
+                problems.add(path, "image", "no annotation file; left out")
+
 
 class _LabelImages:
     """The files in `folder` of the class of every pixel, listed once: by the name of the annotation file."""
@@ -123,6 +143,11 @@ class _LabelImages:
             return None
         values = [*labels.values()] if self._classes else [labels[_name(row)] for row in page.objects]
         return LabelImage.of(path, values[: IGNORED - 1])
+
+
+def xml_files(folder: Path) -> list[Path]:
+    """The files in `folder` that are XML by their names, sorted."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml")
 
 
 def is_voc(file: Path) -> bool:
@@ -147,7 +172,7 @@ def voc_image_name(file: Path) -> str | None:
 
 
 def _pages(annotations: Path, problems: Problems) -> list[_Page]:
-    files = sorted(annotations.glob("*.xml"))
+    files = xml_files(annotations) if annotations.is_dir() else []
     if not files:
         raise ValueError(f"{annotations}: no annotations: expected files *.xml")
     pages = [page for file in files if (page := _parse(file, problems)) is not None]
@@ -167,7 +192,8 @@ def _parse(file: Path, problems: Problems) -> _Page | None:
         problems.add_damage(file, "", f"not a VOC annotation: expected <annotation>, got <{root.tag}>")
         return None
     sides = [_number(root.findtext(f"size/{side}")) for side in ("height", "width")]
-    size = (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None  # some tools write 0 x 0
+    whole = [int(side) for side in sides if side and math.isfinite(side)]  # some tools write 0 x 0
+    size = (whole[0], whole[1]) if len(whole) == 2 else None
     if any(not (row.findtext("name") or "").strip() for row in root.findall("object")):
         problems.add_damage(file, "", "not a VOC annotation: an <object> without <name>")
         return None
@@ -203,9 +229,11 @@ def _selected(
     damaged = {problem.file.stem for problem in problems.damaged}
     selected = []
     for line in split_file.read_text().splitlines():
-        if not line.strip():
+        whole = line.strip()
+        if not whole:
             continue
-        stem = line.split()[0]
+        known = (name for name in (whole, whole.split()[0]) if name in by_stem or name in damaged)
+        stem = next(known, whole)  # a name may have spaces, and a number may follow it
         if stem in by_stem:
             selected.append(by_stem[stem])
         elif stem not in damaged:

@@ -145,16 +145,17 @@ def yolo_dataset(source: YoloSource, split: str, problems: Problems) -> Detectio
     places = ", ".join(str(place) for place in source.splits[split])
     if not images:
         raise ValueError(f"{source.file}: {split}: no images in {places}")
+    folders = dict.fromkeys(label_file(image).parent for image in images)
+    files = {file.with_suffix(".txt"): file for folder in folders for file in _label_files(folder)}
     records = []
     labelled = 0
     for id, path in enumerate(images, start=1):
-        file = label_file(path)
-        exists = file.is_file()
-        labelled += exists
+        file = files.get(label_file(path))
+        labelled += file is not None
         size = size_in_file(path, problems)
         if size is None:
             continue
-        rows = _annotations(file, source, size, labels, problems) if exists else []
+        rows = [] if file is None else _annotations(file, source, size, labels, problems)
         records.append(Record.of(id, path, path.name, size, rows))
     if not labelled:
         raise ValueError(
@@ -172,8 +173,8 @@ def _images(place: Path, problems: Problems) -> Iterable[Path]:
         images = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         known = {label_file(image) for image in images}
         for folder in sorted({file.parent for file in known if "labels" in file.parts}):
-            for file in sorted(folder.glob("*.txt")):
-                if file not in known and file.name != "classes.txt":
+            for file in _label_files(folder):
+                if file.with_suffix(".txt") not in known and file.name != "classes.txt":
                     problems.add(file, "", f"no image of this name in {place}; left out")
         return images
     images = []
@@ -186,6 +187,12 @@ def _images(place: Path, problems: Problems) -> Iterable[Path]:
         else:
             problems.add(place, f"line {number}", f"no such file: {image}; left out")
     return images
+
+
+def _label_files(folder: Path) -> list[Path]:
+    """The text files in `folder`, sorted; none where there is no such folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in found if file.suffix.lower() == ".txt" and file.is_file())
 
 
 def _lines(file: Path, problems: Problems) -> list[str]:
