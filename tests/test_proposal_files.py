@@ -1,6 +1,7 @@
 """Boxes of a data set, found once: the file, its parts after a kill, and files of something else."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -152,14 +153,19 @@ def test_an_image_that_cannot_be_read_keeps_what_is_done(tmp_path: Path, process
     assert propose(dataset, Grid(), file) == 2 and len(read_proposals(file)) == 5
 
 
-def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds", "written"), [(math.inf, "p"), (0.0, r"p\.safetensors\.parts/000000")])
+def test_a_full_disk_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, written: str
+) -> None:
+    """Whether it fills when the file is written, or when a part of it is."""
     dataset, file = photos(tmp_path / "d"), tmp_path / "p.safetensors"
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match=r"p\.safetensors: could not be written .*No space left on device"):
+    monkeypatch.setattr("regio.proposals.files.PART_SECONDS", seconds)
+    with pytest.raises(OSError, match=rf"{written}\.safetensors: could not be written .*No space left on device"):
         propose(dataset, Grid(), file)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".safetensors"] == []
