@@ -278,7 +278,7 @@ class _Run:
                 self.fabric.backward(torch.stack([*parts.values()]).sum() / config.accumulate)
             losses = {name: losses.get(name, 0.0) + value / config.accumulate for name, value in values.items()}
         if config.clip_norm is not None:
-            # with "16-mixed" such a step is left out, and the losses are scaled by half from then on
+            # a step whose gradients overflow in float16 is left out, and losses are scaled by half as much from then on
             strict = config.precision != "16-mixed"
             self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=strict)
         self.optimizer.step()
@@ -337,8 +337,9 @@ class _Run:
         path = self.weights / "resume.safetensors"
         state = read_resume(path, self.modules, self.optimizer, self.identity)
         self.step, self.best = state["step"], state["best"]
-        self.seconds = state.get("seconds", 0.0)  # files of earlier versions have none
-        self.fabric.strategy.precision.load_state_dict(state.get("scaling", {}))  # the same
+        self.seconds = state.get("seconds", 0.0)  # files of earlier versions have none, and no scaling
+        if "scaling" in state:
+            self.fabric.strategy.precision.load_state_dict(state["scaling"])
 
     def _identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to be the run it was."""
