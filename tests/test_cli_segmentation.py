@@ -1,18 +1,22 @@
 """Semantic segmentation by the commands."""
 
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from regio.checkpoints import Card, save
-from regio.config import load_detector, load_model, model_to_dict
-from regio.config.systems import DeepLab
+from regio.config import RunConfig, load_detector, load_model, model_to_dict
+from regio.config.systems import DeepLab, FasterRCNN
 from regio.data import SHAPE_CLASSES, Shapes
 from regio.evaluate import MeanIoU
+from regio.run import open_data, open_splits
 from regio.run_report import SegmentationResults
 from regio.segmentation import SegmentationNetwork
 from regio.types import ClassMap
@@ -165,6 +169,28 @@ def test_a_run_from_training_to_evaluation(here: Path, capsys: pytest.CaptureFix
     others = ["train", "shapes", "--classes", "circle,star", "--weights", weights, "--model", "deeplab", "--steps", "1"]
     assert regio(*others, "--batch-size", "2", *SMALL) == 0
     assert "classifier start anew" in capsys.readouterr().out
+
+
+def test_photos_without_class_maps_are_left_out_before_others_are(here: Path) -> None:
+    """They take no place among the photos that --images asks for, and a comparison does not count them."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": 80, "height": 60} for i in range(8)]
+    for image in images:
+        photo(here / str(image["file_name"]))
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 30, 20]} for i in range(8)]
+    for each in boxes[::2]:
+        each["segmentation"] = [[1, 2, 31, 2, 31, 22, 1, 22]]
+    page = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    for name in ("some.json", "others.json"):
+        (here / name).write_text(json.dumps(page))
+    said = StringIO()
+    config = RunConfig(data="some.json", validation="others.json", validation_images=3, model=DeepLab())
+    dataset, validation = open_data(config, Console(file=said, width=200))
+    assert [record.id for record in dataset.records] == [0, 2, 4, 6] and len(validation) == 3
+    assert "4 of 8 images have an object without a segmentation and are left out" in said.getvalue()
+    assert "3 of 4 images are used" in said.getvalue()
+    assert [len(each) for each in open_splits(config, Console(quiet=True))] == [4, 3]
+    boxes_alone = open_data(replace(config, model=FasterRCNN()), Console(quiet=True))
+    assert [len(each) for each in boxes_alone] == [8, 3]
 
 
 @pytest.mark.slow

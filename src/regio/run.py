@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -150,8 +150,7 @@ def open_splits(
     Raises ValueError where the data do not have what the system needs.
     """
     dataset, validation = open_data(config, console)
-    dataset = _for_system(config, config.data, dataset)
-    validation = _for_system(config, config.validation or config.data, validation)
+    dataset, validation = _of_both(config, config.model.dataset, dataset, validation)
     given = config.proposals, config.validation_proposals or config.proposals
     if not config.model.needs_proposals:
         if given != (None, None):
@@ -165,9 +164,11 @@ def open_splits(
 
 
 def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
-    """The data sets for training and evaluation that `config` names; prints the problems found in them.
+    """The data sets for training and evaluation that `config` names, of their images those that its system can use;
+    prints the problems found in them.
 
-    Two data sets are used whole where they have no splits of their own; one data set is divided.
+    Two data sets are used whole where they have no splits of their own; one data set is divided. Raises ValueError
+    where none of the images can be used.
     """
     if config.validation is None or Path(config.validation).resolve() == Path(config.data).resolve():
         dataset, validation = (open_dataset(config.data, split) for split in ("train", "val"))
@@ -177,6 +178,7 @@ def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, De
         dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
     if not config.difficult:
         dataset = dataset.without_difficult()
+    dataset, validation = _of_both(config, config.model.images, dataset, validation)
     dataset, validation = _few(dataset, config.images), _few(validation, config.validation_images)
     print_problems([dataset, validation], console)
     return dataset, validation
@@ -190,12 +192,20 @@ def _few(dataset: DetectionDataset, most: int | None) -> DetectionDataset:
     return few.with_note(f"{most} of {len(dataset)} images are used, spread over all")
 
 
-def _for_system(config: RunConfig, path: str, dataset: DetectionDataset) -> DetectionDataset:
-    """`dataset` with what the system is trained on and measured by; ValueError that names `path` where it has none."""
-    try:
-        return config.model.dataset(dataset)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+def _of_both(
+    config: RunConfig,
+    of: Callable[[DetectionDataset], DetectionDataset],
+    dataset: DetectionDataset,
+    validation: DetectionDataset,
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """`of` both data sets; ValueError that names the file or folder of the one that it raises one for."""
+    made = []
+    for path, each in ((config.data, dataset), (config.validation or config.data, validation)):
+        try:
+            made.append(of(each))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return made[0], made[1]
 
 
 def print_problems(datasets: Sequence[DetectionDataset], console: Console) -> None:

@@ -45,6 +45,11 @@ class System(ABC):
         ValueError for settings that do not fit, FileNotFoundError for weights that are nowhere (naming the file).
         """
 
+    def images(self, dataset: DetectionDataset) -> DetectionDataset:
+        """`dataset` with those of its images alone that this system can be trained on and measured by: all, for most.
+        Raises ValueError where there is none."""
+        return dataset
+
     def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
         """`dataset` with what this system is trained on: masks, or class maps, for some. Raises ValueError where it has
         none."""

@@ -47,6 +47,9 @@ class DeepLab(OnBackbone):
             norm=make_norm(self.norm),
         )
 
+    def images(self, dataset: DetectionDataset) -> DetectionDataset:
+        return dataset.with_class_maps()
+
     def dataset(self, dataset: DetectionDataset) -> DetectionDataset:
         return dataset.with_class_maps()
 
