@@ -59,8 +59,10 @@ def test_all_arms_of_the_short_form_train_the_same_head_on_the_same_maps_and_pro
         assert (arm.config.training.steps, model.short_side) == (1000, 240)
 
 
-def test_arms_of_table_2() -> None:
-    first, found = arms(["2"])
+@pytest.mark.parametrize("words", [(), ("extractor.support=2x",), ("extractor.support=box",)])
+def test_arms_of_table_2(words: Sequence[str]) -> None:
+    """What a row is named for, no setting of the whole study changes."""
+    first, found = arms(["2"], words)
     assert list(first) == ["rpn"]
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "regular": RoIPool(),
