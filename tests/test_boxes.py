@@ -45,6 +45,16 @@ def test_iou_is_symmetric_and_does_not_change_with_place_or_scale(
     torch.testing.assert_close(overlap, box_iou(a, b))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_iou_of_boxes_in_half_precision_is_that_of_the_same_boxes_in_float32(dtype: torch.dtype) -> None:
+    """The area of the first box, 160,000, is beyond float16."""
+    b = torch.tensor([[0.0, 0, 400, 400], [0, 0, 290, 290], [8, 8, 1000, 500]]).to(dtype)
+    found = iou(b, b)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, iou(b.float(), b.float()), rtol=0, atol=0)
+    assert (found.diagonal() == 1).all()
+
+
 @laws
 @given(boxes(minimum=3, maximum=3), boxes(minimum=3, maximum=3))
 def test_decode_undoes_encode(box: Tensor, reference: Tensor) -> None:

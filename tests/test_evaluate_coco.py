@@ -3,6 +3,7 @@ import copy
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from regio.data.masks import decode_masks
-from regio.evaluate import coco_metrics, detections_to_coco
+from regio.evaluate import coco_metrics, confusion_matrix, detections_to_coco, voc_metrics
 from regio.masks import PixelMasks
 from regio.types import Detections
 
@@ -209,11 +210,16 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
         (found(1, 3, [0, 0, math.nan, 1], 0.5), "detection 0: expected finite numbers"),
         (found(1, 3, [0, 0, 1, 1], math.inf), "detection 0: expected finite numbers"),
         ({"image_id": 1, "category_id": 3, "score": 0.5}, "detection 0: expected a bbox, got none"),
+        ({"image_id": 1, "category_id": 3, "score": 0.5, "bbox": None}, "detection 0: expected a bbox, got none"),
+        ({"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}, "detection 0: expected a score, got none"),
     ],
 )
-def test_bad_detections_are_named(detection: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("measure", [coco_metrics, voc_metrics, confusion_matrix])
+def test_bad_detections_are_named(
+    measure: Callable[[Any, Any], object], detection: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        coco_metrics(scene([]), [detection])
+        measure(scene([]), [detection])
 
 
 def test_bad_ground_truth_is_named() -> None:

@@ -111,6 +111,23 @@ def test_sampler_makes_up_for_missing_positives_only(objects: int, rest: int, ex
     assert (len(positive), len(background)) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "fraction", "message"),
+    [(0, 0.5, "size: expected a number of boxes"), (8, 1.5, "positive_fraction: expected"), (8, -0.1, "positive_fr")],
+)
+def test_samplers_that_cannot_be_are_refused(size: int, fraction: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BalancedSampler(size, fraction)
+
+
+def test_crowds_hide_background_in_half_precision_too() -> None:
+    crowd = Targets(torch.tensor([[0.0, 0, 600, 600]]), torch.tensor([1]), torch.tensor([True]))
+    boxes = torch.tensor([[0.0, 0, 400, 400], [0, 0, 1200, 600]])
+    expected = [IGNORED, BACKGROUND]
+    for dtype in (torch.float32, torch.float16):
+        assert Matcher(0.5, 0.5)(boxes.to(dtype), crowd).tolist() == expected
+
+
 def test_sampler_follows_the_seed() -> None:
     match = torch.tensor([0] * 100 + [BACKGROUND] * 100)
     draws = []

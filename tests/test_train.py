@@ -413,6 +413,86 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path: Path) -> None:
     assert set(named) <= {record.name for record in data.records}
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_gradient_that_is_not_finite_names_the_images(tmp_path: Path, precision: Precision) -> None:
+    """Of a loss that is: the gradient of a square root at 0. The state before that step stays as it was saved."""
+
+    class Broken(TwoStageDetector):
+        """Its second batch has such a loss."""
+
+        calls = 0
+
+        def losses(self, images: list[Tensor], targets: list[Targets]) -> dict[str, Tensor]:
+            """As the parent's."""
+            Broken.calls += 1
+            found = super().losses(images, targets)
+            weight = next(parameter for parameter in self.parameters() if parameter.requires_grad)
+            bad = (weight - weight.detach()).abs().sqrt().sum()
+            return found | ({"box": found["box"] + bad} if Broken.calls == 2 else {})
+
+    detector = MODEL.build(6)
+    detector.__class__ = Broken
+    data, config = Shapes(10), replace(CONFIG, precision=precision, save_every=1)
+    with pytest.raises(NonFiniteLoss, match=r"^the gradient is nan at step 1, on the images \S+, \S+$"):
+        train(detector, data, BoxEvaluator(data), config, tmp_path)
+    with safe_open(tmp_path / "weights" / "resume.safetensors", "pt") as file:
+        assert '"step": 1' in str(file.metadata())
+
+
+def test_an_error_within_a_step_leaves_the_state_before_it(tmp_path: Path) -> None:
+    """Once the forward pass has begun, running statistics have changed: nothing is saved in the middle of a step."""
+
+    class Broken(TwoStageDetector):
+        """Its fourth batch raises."""
+
+        calls = 0
+
+        def losses(self, images: list[Tensor], targets: list[Targets]) -> dict[str, Tensor]:
+            """As the parent's."""
+            Broken.calls += 1
+            if Broken.calls == 4:
+                raise ValueError("a class map of another size")
+            return super().losses(images, targets)
+
+    detector = MODEL.build(6)
+    detector.__class__ = Broken
+    with pytest.raises(ValueError, match="a class map of another size"):
+        train(detector, Shapes(10), BoxEvaluator(Shapes(2)), CONFIG, tmp_path)
+    with safe_open(tmp_path / "weights" / "resume.safetensors", "pt") as file:
+        assert '"step": 2' in str(file.metadata())  # that of the regular save
+
+
+def test_a_signal_within_a_step_leaves_the_state_before_it(tmp_path: Path) -> None:
+    """A process that reads images ends in the middle of a step, whose state is that of no step."""
+
+    class Broken(TwoStageDetector):
+        """Its fourth batch is the last one of that process."""
+
+        calls = 0
+
+        def losses(self, images: list[Tensor], targets: list[Targets]) -> dict[str, Tensor]:
+            """As the parent's."""
+            Broken.calls += 1
+            if Broken.calls == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+            return super().losses(images, targets)
+
+    detector, data = MODEL.build(6), Shapes(10)
+    detector.__class__ = Broken
+    with pytest.raises(Interrupted, match=r"stopped after step 3 of 6; the state that was last saved is in .*resume"):
+        train(detector, data, BoxEvaluator(Shapes(2)), CONFIG, tmp_path)
+    with safe_open(tmp_path / "weights" / "resume.safetensors", "pt") as file:
+        assert '"step": 2' in str(file.metadata())
+
+
+def test_epochs_come_to_whole_steps() -> None:
+    """Rounded up, but not because of the rounding of a quotient."""
+    assert TrainConfig(epochs=27).steps_over(7, 3) == 63
+    assert TrainConfig(epochs=1).steps_over(7, 3) == 3
+    assert TrainConfig(epochs=0.5, steps=5).steps_over(7, 3) == 5
+
+
 def test_data_that_does_not_fit(tmp_path: Path) -> None:
     detector = MODEL.build(6)
     few = Shapes(10).keep_classes(["circle", "star"])

@@ -1,7 +1,8 @@
 """Box arithmetic in the convention of `regio.types`: half-open pixels, width ``x2 - x1``.
 
-Laws, each held by a test: ``decode(encode(b, a), a) == b``; IoU is symmetric, translation- and scale-invariant, 1 on
-itself and in [0, 1]; clipping is idempotent and never makes a box larger.
+Laws, each held by a test: ``decode(encode(b, a), a) == b`` where no side of b is more than 62.5 times that of a; IoU is
+symmetric, translation- and scale-invariant, 1 on itself and in [0, 1]; clipping is idempotent and never makes a box
+larger.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union [A, B] of boxes [A, 4] and [B, 4]; 0 where both are empty."""
+    """Intersection over union [A, B] of boxes [A, 4] and [B, 4], in float32 at least, since areas overflow in float16;
+    0 where both are empty."""
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a, b = a.to(wide), b.to(wide)
     inner = intersection(a, b)
     union = area(a)[:, None] + area(b)[None, :] - inner
     return torch.where(union > 0, inner / union.clamp(min=torch.finfo(inner.dtype).tiny), torch.zeros_like(inner))

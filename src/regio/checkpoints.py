@@ -179,7 +179,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 def load_all_but_classes(state: Mapping[str, Tensor], detector: nn.Module, what: str) -> list[str]:
     """Load the state dict of a detector for other classes: the layers of `detector` that depend on the classes keep
-    what they have; returns their names. A module names those of its own in an attribute `class_layers`.
+    what they have; returns their names. A module names those of its own, or buffers, in an attribute `class_layers`.
 
     Raises ValueError, its message beginning with `what`, naming the first tensors that are missing, unexpected or of
     another shape.
@@ -189,10 +189,14 @@ def load_all_but_classes(state: Mapping[str, Tensor], detector: nn.Module, what:
         for name, module in detector.named_modules()
         for layer in getattr(module, "class_layers", ())
     ]
-    state_of = {name: name.rpartition(".")[0] for name in detector.state_dict()}
-    own = [layer for layer in layers if layer in state_of.values()]
-    kept = {name for name, layer in state_of.items() if layer in own}
-    given = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in own}
+    depends = {*layers}
+
+    def layer_of(name: str) -> str:
+        return name if name in depends else name.rpartition(".")[0]
+
+    kept = {name for name in detector.state_dict() if layer_of(name) in depends}
+    own = [layer for layer in layers if any(layer_of(name) == layer for name in kept)]
+    given = {name: tensor for name, tensor in state.items() if layer_of(name) not in own}
     load_exactly(detector, given, what, kept)
     return own
 

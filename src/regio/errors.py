@@ -4,7 +4,7 @@ __all__ = ["Interrupted", "NonFiniteLoss", "ProcessFailed"]
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss is NaN or infinite; the message names the loss, the step and the images of that batch."""
+    """A loss or the gradient is NaN or infinite; the message names which, the step and the images of that batch."""
 
 
 class Interrupted(Exception):

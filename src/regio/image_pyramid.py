@@ -20,7 +20,8 @@ class ImagePyramid(nn.Module):
 
     backbone, neck: a network of one map, and what its map goes through. sides: the short sides to which images are
     scaled. The batch comes scaled to the largest of them (`regio.preprocess.Preprocess`), and is scaled down from there
-    by bilinear interpolation with antialiasing; each is padded with zeros to a multiple of `divisor`, the largest
+    by bilinear interpolation with antialiasing, so that where an image is smaller because of its long side it is so at
+    all scales; each is padded with zeros to a multiple of `divisor`, the largest
     stride inside the network, so that cells lie where they lie in the batch itself.
 
     Which map a box is read from is the affair of a rule for levels, `regio.regions.NearestArea` in these papers.

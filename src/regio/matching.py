@@ -25,7 +25,7 @@ class Matcher:
     A box whose best IoU is `positive` or more is assigned to that object; one whose best IoU lies in
     [`background_low`, `background`) is background; any other is ignored. With `allow_low_quality_matches`, the boxes
     that have the highest IoU of all with some object (every one of a tie, unless it is 0) are positive too, each for
-    its own best object: so no object that meets a box stays without one (Faster R-CNN, section 3.1.2).
+    its own best object, which may be another one (Faster R-CNN, section 3.1.2, and its released code).
 
     Crowd regions are never matched. A box that would be background, but of whose area `crowd_overlap` or more lies in a
     crowd region, is ignored.
@@ -61,8 +61,9 @@ class Matcher:
             is_positive = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
         is_background = ~is_positive & (best < self.background) & (best >= self.background_low)
         if bool(targets.crowd.any()):
-            inside = intersection(targets.boxes[targets.crowd], boxes).amax(0)
-            is_background &= inside < self.crowd_overlap * area(boxes)
+            wide = boxes.to(torch.promote_types(boxes.dtype, torch.float32))  # areas overflow in float16
+            inside = intersection(targets.boxes[targets.crowd].to(wide.dtype), wide).amax(0)
+            is_background &= inside < self.crowd_overlap * area(wide)
         unmatched = torch.where(is_background, BACKGROUND, IGNORED)
         return torch.where(is_positive, match, unmatched)
 
@@ -93,11 +94,17 @@ class BalancedSampler:
     """Draws `size` boxes of an image, of which at most `positive_fraction` stand for objects, the rest background.
 
     Without replacement; positives that are missing are made up for by background, missing background by nothing.
-    Draws from PyTorch's global generator.
+    Draws from PyTorch's global generator. Raises ValueError for a size below 1 and a fraction outside [0, 1].
     """
 
     size: int
     positive_fraction: float
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size: expected a number of boxes of at least 1, got {self.size}")
+        if not 0 <= self.positive_fraction <= 1:
+            raise ValueError(f"positive_fraction: expected a number from 0 to 1, got {self.positive_fraction}")
 
     def __call__(self, match: Tensor) -> SampledRows:
         """The rows drawn from a `match` [R] as `Matcher` gives it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -280,7 +279,7 @@ def _describe(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     training, chosen = config.training, model_to_dict(config.model)
     images = training.batch_size * training.accumulate * processes
-    steps = training.steps or math.ceil(training.epochs * len(dataset) / images)
+    steps = training.steps_over(len(dataset), images)
     reads = f", [bold]{chosen['extractor']['name']}[/]" if "extractor" in chosen else ""
     base = chosen.get("backbone") or chosen["detector"]
     console.print(

@@ -173,8 +173,9 @@ class _Run:
         self.batches_a_step = config.accumulate * fabric.world_size
         self.images_a_step = config.batch_size * self.batches_a_step
         self.epoch_steps = len(dataset) / self.images_a_step
-        self.steps = config.steps or math.ceil(config.epochs * self.epoch_steps)
+        self.steps = config.steps_over(len(dataset), self.images_a_step)
         self.step, self.best, self.seconds = 0, -math.inf, 0.0  # seconds: of all steps, without evaluations
+        self.whole = True  # False within a step, when running statistics and weights are between those of two
         self.module = model
         self.identity = self._identity()
 
@@ -214,12 +215,14 @@ class _Run:
                 try:
                     self.optimizer_step(batches)
                 except (OSError, ValueError, ProcessFailed):  # a photo that cannot be read: once it is repaired, the
-                    self.save()  # run can go on from here
+                    if self.whole:  # run can go on from here
+                        self.save()
                     raise
                 except RuntimeError as error:
                     if not stop_requested():
                         raise
-                    self.save()  # a signal to the whole process group ends the processes that read images first
+                    if self.whole:  # a signal to the whole process group ends the processes that read images first
+                        self.save()
                     raise self._interrupted() from error
                 if self.config.keep_every and self.step % self.config.keep_every == 0:
                     self.keep()
@@ -236,7 +239,8 @@ class _Run:
 
     def _interrupted(self) -> Interrupted:
         where = self.weights / "resume.safetensors"
-        return Interrupted(f"stopped at step {self.step} of {self.steps}; the state is in {where}; go on with --resume")
+        at, state = ("at", "the state") if self.whole else ("after", "the state that was last saved")
+        return Interrupted(f"stopped {at} step {self.step} of {self.steps}; {state} is in {where}; go on with --resume")
 
     def loader(self) -> DataLoader[Any]:
         """This process's batches from the current step to the last one."""
@@ -267,6 +271,7 @@ class _Run:
             group["lr"] = rate * config.schedule(self.step, self.steps)
         with together(self.fabric):  # before the first forward, so that what cannot be read has changed nothing
             step = [next(batches) for _ in range(config.accumulate)]
+        self.whole = False
         for micro, read in enumerate(step):
             self._seed(micro)
             with self.fabric.no_backward_sync(self.model, enabled=micro + 1 < config.accumulate):
@@ -278,14 +283,19 @@ class _Run:
                 self.fabric.backward(torch.stack([*parts.values()]).sum() / config.accumulate)
             losses = {name: losses.get(name, 0.0) + value / config.accumulate for name, value in values.items()}
         if config.clip_norm is not None:
+            norm = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
+            )
             # a step whose gradients overflow in float16 is left out, and losses are scaled by half as much from then on
-            strict = config.precision != "16-mixed"
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=strict)
+            if config.precision != "16-mixed" and norm is not None and not math.isfinite(norm):
+                images = ", ".join(name for batch in step for name in batch.names)
+                raise NonFiniteLoss(f"the gradient is {float(norm)} at step {self.step}, on the images {images}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.module)
         self.step += 1
+        self.whole = True
         took = time.perf_counter() - began
         self.seconds += took
         speed = self.images_a_step / took

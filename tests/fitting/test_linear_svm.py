@@ -2,6 +2,8 @@
 
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from sklearn.svm import LinearSVC
 
 from regio.fitting import HardNegativeMining, LabelledRegions
-from regio.fitting.linear_svm import BYTES_PER_VALUE
+from regio.fitting.linear_svm import BYTES_PER_VALUE, _Machine
 from tests.fitting.features import CLASSES, made
 
 
@@ -84,6 +86,20 @@ def test_more_hard_negatives_than_memory(tmp_path: Path) -> None:
         negative = np.concatenate([each.overlap.numpy()[:, label] < 0.3 for each in labelled])
         scores = values @ found.weight[label].numpy() + float(found.bias[label])
         assert np.median(scores[positive]) > np.quantile(scores[negative], 0.95)
+
+
+def test_as_many_hard_negatives_as_there_is_memory_are_all_kept() -> None:
+    """None is dropped where those that are left over turn out to be easy."""
+    values = np.zeros((31, 2), np.float32)
+    values[0, 0] = 2  # the positive; the next ten are all on the margin, the others far behind it
+    values[1:11, 1] = np.arange(10) / 1000
+    values[11:, 0] = -10
+    layer: Any = SimpleNamespace(width=2, values=values)
+    machine = _Machine(HardNegativeMining(c=10.0), layer, 1.0, np.array([0]), "circle")
+    machine.room = 10
+    assert machine.add(values[1:], np.arange(1, 31)) == 10
+    assert machine.dropped == 0 and machine.notes == []
+    assert machine.scores(values[11:]).max() < -1
 
 
 def test_memory_that_does_not_hold_the_positives_raises(tmp_path: Path) -> None:

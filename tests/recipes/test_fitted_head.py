@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from regio.backbones import Backbone, Level
+from regio.checkpoints import load_all_but_classes
 from regio.data import DetectionDataset, Shapes
 from regio.detector import TwoStageDetector
 from regio.evaluate import BoxEvaluator
@@ -166,6 +167,7 @@ def test_features_are_of_these_weights_and_this_data(tmp_path: Path) -> None:
 def test_without_fine_tuning_and_without_boxes(tmp_path: Path) -> None:
     made = detector(layer="fc6", box_layer=None)
     before = {key: value.clone() for key, value in made.roi_heads[0].trunk.state_dict().items()}  # type: ignore[union-attr]
+    made.roi_heads[0].thresholds.fill_(5.0)  # type: ignore[union-attr, operator]
     evaluation = FittedHead(fine_tune=False, candidates=None)(made, run(tmp_path))
     assert sorted(path.name for path in (tmp_path / "stages").iterdir()) == ["2-features", "3-svms", "run.json"]
     after = made.roi_heads[0].trunk.state_dict()  # type: ignore[union-attr]
@@ -188,6 +190,16 @@ def test_a_class_without_an_example_is_said_and_not_detected(tmp_path: Path) -> 
     assert f"not detected, since there is no training example: {name}" in lines
     assert f"boxes stay as they are, since no region has an IoU above 0.6 with an object: {name}" in lines
     assert all(not records for records in found.records)
+
+
+def test_a_detector_of_other_classes_begins_with_its_weights(tmp_path: Path) -> None:
+    """All but the SVMs, the regressions and the thresholds."""
+    many, few = detector(), rcnn(3, network(), FullyConnected(16, (3, 3), 24), crop=32, context=3)
+    layers = load_all_but_classes(many.state_dict(), few, "w.safetensors")
+    assert layers == [f"roi_heads.0.{name}" for name in ("class_logits", "box_deltas", "thresholds")]
+    state, own = many.state_dict(), few.state_dict()
+    same = {key for key, value in own.items() if value.shape == state[key].shape and torch.equal(value, state[key])}
+    assert {key.split(".")[2] for key in own.keys() - same} == {"class_logits", "box_deltas", "thresholds"}
 
 
 def test_another_model_raises(tmp_path: Path) -> None:

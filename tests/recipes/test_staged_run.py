@@ -2,8 +2,10 @@
 
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import pytest
 import torch
@@ -110,6 +112,50 @@ def test_it_goes_on_exactly_where_it_was_stopped(straight: Path, tmp_path: Path,
         if stage == 0
         else ["1-first: done before", "2-halved: done before", "3-second"]
     )
+
+
+def begun(run: StagedRun, seed: int, change: Callable[[Path], None]) -> nn.Module:
+    """A run of a model that is another one each time, of which a stage changes nothing."""
+    torch.manual_seed(seed)
+    detector = MODEL.build(6)
+    run.begin(detector)
+    run.make("1-nothing", detector, change)
+    return detector
+
+
+def test_a_resumed_run_has_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    """Those of --weights and those drawn at random alike, however early it was stopped."""
+
+    def fails(place: Path) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        begun(staged(tmp_path), 0, fails)
+    resumed = begun(staged(tmp_path, resume=True), 1, lambda place: None)
+    first = model().state_dict()
+    assert all(torch.equal(value, first[key]) for key, value in resumed.state_dict().items())
+    staged(tmp_path, resume=True).finish(resumed)
+    assert sorted(path.name for path in (tmp_path / "stages").iterdir()) == ["1-nothing", "run.json"]
+
+
+def test_stages_that_are_there_are_not_taken_for_those_of_another_run(tmp_path: Path) -> None:
+    begun(staged(tmp_path), 0, lambda place: None)
+    with pytest.raises(ValueError, match="expected a folder without stages for a run that is not resumed"):
+        begun(staged(tmp_path), 0, lambda place: None)
+
+
+def test_what_was_done_before_is_on_the_device_of_the_run(tmp_path: Path) -> None:
+    class Placed(nn.Linear):
+        places: ClassVar[list[object]] = []
+
+        def to(self, *args: Any, **kwargs: Any) -> Self:
+            Placed.places.append(args[0])
+            return super().to(*args, **kwargs)
+
+    staged(tmp_path).make("1-nothing", Placed(1, 1), lambda place: None)
+    Placed.places.clear()
+    staged(tmp_path, resume=True).make("1-nothing", Placed(1, 1), lambda place: None)
+    assert Placed.places == [torch.device("cpu")]
 
 
 def test_a_finished_run_trains_no_more(straight: Path, tmp_path: Path) -> None:

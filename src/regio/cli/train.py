@@ -175,6 +175,6 @@ def _resumed(folder: Path, data: str | None, own: Mapping[str, Any]) -> RunConfi
         if was != value:
             expected, got = (", ".join(each) if isinstance(each, tuple) else each for each in (was, value))
             raise ValueError(f"--{option}: expected {expected or 'none'}, as in the run {folder}, got {got}")
-    if not (folder / "stages").is_dir() and not (folder / "weights" / "resume.safetensors").is_file():
+    if not (folder / "stages" / "run.json").is_file() and not (folder / "weights" / "resume.safetensors").is_file():
         raise ValueError(f"--resume: {folder} ended before its first save; start it again without --resume")
     return config

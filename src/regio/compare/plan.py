@@ -53,7 +53,8 @@ class Run:
     @property
     def begun(self) -> bool:
         """Whether the folder holds what a training can go on with."""
-        return (self.folder / "weights" / "resume.safetensors").is_file() or (self.folder / "stages").is_dir()
+        left = ("weights/resume.safetensors", "stages/run.json")
+        return any((self.folder / name).is_file() for name in left)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@ reports in these, and the networks that are trained first."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -204,8 +203,8 @@ class Study:
         steps = form.steps
         if steps is None:
             assert form.epochs is not None
-            epochs = member.epochs or form.epochs
-            steps = math.ceil(epochs * images / (training.batch_size * training.accumulate))
+            over = replace(training, epochs=member.epochs or form.epochs)
+            steps = over.steps_over(images, training.batch_size * training.accumulate)
         return replace(arm, config=replace(arm.config, training=replace(training, steps=steps)))
 
 

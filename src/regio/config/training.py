@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,3 +49,7 @@ class TrainConfig:
         ge=1,
     )
     log_every: int = setting(10, "steps between rows of metrics.csv", ge=1)
+
+    def steps_over(self, images: int, images_a_step: int) -> int:
+        """Optimizer steps of a training on so many images: `steps`, or what `epochs` come to, rounded up."""
+        return self.steps or math.ceil(self.epochs * images / images_a_step)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from regio.data.masks import encode_mask
-from regio.evaluate.coco_format import check_rows, class_numbers
+from regio.evaluate.coco_format import check_rows, class_numbers, require
 from regio.types import Detections
 
 __all__ = ["ClassAP", "CocoMetrics", "coco_metrics", "detections_to_coco"]
@@ -95,7 +95,8 @@ def coco_metrics(
     Neither argument is changed. There may be no detections, no objects, images without objects, and no images.
 
     Raises ValueError when ids or names of categories repeat, when an annotation or a detection names an image or a
-    category that is not there or lacks the box or segmentation, and when a score or a box is not finite.
+    category that is not there or lacks the box or segmentation, when a detection has no score, and when a score or a
+    box is not finite.
     """
     classes = class_numbers(ground_truth)
     images = [{k: image[k] for k in ("id", "height", "width") if k in image} for image in ground_truth["images"]]
@@ -104,9 +105,7 @@ def coco_metrics(
     check_rows("detection", detections, known, classes)
 
     for kind, rows in (("annotation", ground_truth["annotations"]), ("detection", detections)):
-        lacking = next((i for i, row in enumerate(rows) if row.get(SHAPE[iou_type]) is None), None)
-        if lacking is not None:
-            raise ValueError(f"{kind} {lacking}: expected a {SHAPE[iou_type]}, got none")
+        require(kind, rows, SHAPE[iou_type])
 
     # Ids of our own: those of files repeat or begin at 0, and classes are to stay in their order.
     names = [str(category["name"]) for category in ground_truth["categories"]]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_rows", "class_numbers"]
+__all__ = ["check_rows", "class_numbers", "require"]
 
 
 def class_numbers(ground_truth: Mapping[str, Any]) -> dict[Any, int]:
@@ -23,16 +23,26 @@ def class_numbers(ground_truth: Mapping[str, Any]) -> dict[Any, int]:
 def check_rows(
     kind: str, rows: Sequence[Mapping[str, Any]], images: Container[Any], categories: Mapping[Any, int]
 ) -> None:
-    """Raise ValueError for a row whose image or category is unknown, or whose score or box is not finite.
+    """Raise ValueError for a row whose image or category is unknown, whose score or box is not finite, and for a
+    detection without a score.
 
     kind: "annotation" or "detection", for the message.
     """
+    if kind == "detection":
+        require(kind, rows, "score")
     for i, row in enumerate(rows):
         if row["image_id"] not in images:
             raise ValueError(f"{kind} {i}: expected the id of an image of the ground truth, got {row['image_id']!r}")
         if row["category_id"] not in categories:
             raise ValueError(f"{kind} {i}: expected one of the categories {[*categories]}, got {row['category_id']!r}")
-        if not all(map(math.isfinite, (*row.get("bbox", ()), row.get("score", 0.0)))):
+        if not all(map(math.isfinite, (*(row.get("bbox") or ()), row.get("score", 0.0)))):
             raise ValueError(
                 f"{kind} {i}: expected finite numbers, got bbox {row.get('bbox')}, score {row.get('score')}"
             )
+
+
+def require(kind: str, rows: Sequence[Mapping[str, Any]], key: str) -> None:
+    """Raise ValueError for the first row that has no `key`."""
+    lacking = next((i for i, row in enumerate(rows) if row.get(key) is None), None)
+    if lacking is not None:
+        raise ValueError(f"{kind} {lacking}: expected a {key}, got none")

@@ -30,9 +30,10 @@ def confusion_matrix(
     the share of its box inside it, at `iou_threshold` or above is not counted.
 
     ground_truth is in COCO form, detections in COCO results form; classes are in the order of "categories". Raises
-    ValueError when an annotation or a detection names an image or a category that is not there.
+    ValueError when an annotation or a detection names an image or a category that is not there, or lacks its box, and
+    for a detection without a score.
     """
-    pairs = overlapping_pairs(ground_truth, [d for d in detections if d["score"] >= score_threshold])
+    pairs = overlapping_pairs(ground_truth, [d for d in detections if not d.get("score", 1.0) < score_threshold])
     order = np.lexsort((pairs.truth, -pairs.iou, pairs.detection, -pairs.score[pairs.detection]))
     order = order[(pairs.iou[order] >= iou_threshold) & ~pairs.ignored[pairs.truth[order]]]
     detection, truth = _greedy(pairs.detection[order], pairs.truth[order])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regio.evaluate.coco_format import check_rows, class_numbers
+from regio.evaluate.coco_format import check_rows, class_numbers, require
 
 __all__ = ["Pairs", "overlapping_pairs"]
 
@@ -40,7 +40,7 @@ class Pairs:
 def overlapping_pairs(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> Pairs:
     """Pairs of `ground_truth` (COCO form) and `detections` (COCO results form), of equal classes and of different ones.
 
-    Classes are in the order of "categories". Raises as `check_rows`.
+    Classes are in the order of "categories". Raises as `check_rows`, and for a row without a box.
     """
     class_of = class_numbers(ground_truth)
     image_of = {image["id"]: i for i, image in enumerate(ground_truth["images"])}
@@ -76,6 +76,7 @@ def _columns(
 ) -> tuple[Floats, Ints, Ints]:
     """Boxes [R, 4] as corners, classes [R] and images [R]."""
     check_rows(kind, rows, image_of, class_of)
+    require(kind, rows, "bbox")
     boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = np.array([class_of[row["category_id"]] for row in rows], dtype=np.int64)

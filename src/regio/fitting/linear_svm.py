@@ -169,7 +169,7 @@ class _Machine:
             if len(rows):
                 hard = self.scores(features) > self.mining.hard
                 features, rows = features[hard], rows[hard]
-                if len(self.negatives) == self.room:
+                if len(rows) and len(self.negatives) == self.room:
                     self.make_room()
         return 0 if self.dropped else taken
 

@@ -10,7 +10,8 @@ from regio.data import object_crops
 from regio.detector import TwoStageDetector
 from regio.evaluate import ClassAccuracy, Evaluation
 from regio.image_pyramid import ImagePyramid
-from regio.recipes.staged_run import Recipe, StagedRun
+from regio.recipes.fitted_head import FittedHead
+from regio.recipes.staged_run import StagedRun
 from regio.regions import SpatialPyramidPool
 from regio.roi_heads import SVMHead
 from regio.spatial_pyramid_classifier import SpatialPyramidClassifier
@@ -21,13 +22,13 @@ __all__ = ["ClassifierFirst"]
 @dataclass(frozen=True)
 class ClassifierFirst:
     """SPPnet's convolutions and fully connected layers, trained to classify the objects of the data by their crops,
-    then the recipe `then`: the paper's training on ImageNet (section 3), on what there is.
+    then `then`: the paper's training on ImageNet (section 3), on what there is.
 
-    sides: of the crops in pixels, one (224) or several by turns, an epoch each (224 and 180).
+    sides: of the crops in pixels, one (224) or several by turns (224 and 180), each for as many crops as there are.
     """
 
     sides: tuple[int, ...]
-    then: Recipe
+    then: FittedHead
 
     def __call__(self, model: nn.Module, run: StagedRun) -> Evaluation:
         """Raises TypeError for a model that is not an SPPnet."""
@@ -37,6 +38,7 @@ class ClassifierFirst:
             raise TypeError(f"model: expected an SPPnet, got {type(model).__name__}")
         if not isinstance(pool, SpatialPyramidPool):
             raise TypeError(f"model: expected an SPPnet, got a detector that reads regions by {type(pool).__name__}")
+        run.begin(model)
         crops, others = object_crops(run.dataset), object_crops(run.evaluator.dataset)
         backbone = model.backbone.backbone if isinstance(model.backbone, ImagePyramid) else model.backbone
         classifier = SpatialPyramidClassifier(
@@ -50,4 +52,4 @@ class ClassifierFirst:
             switch_every=len(crops),
         )
         run.stage("0-classification", classifier, dataset=crops, evaluator=ClassAccuracy(others))
-        return self.then(model, run)
+        return self.then.stages(model, run)

@@ -53,6 +53,11 @@ class FittedHead:
     def __call__(self, model: nn.Module, run: StagedRun) -> Evaluation:
         """Raises TypeError for a model that is not a detector with an `SVMHead`; OSError where the disk has no room for
         the features."""
+        run.begin(model)
+        return self.stages(model, run)
+
+    def stages(self, model: nn.Module, run: StagedRun) -> Evaluation:
+        """The same of a run that has begun."""
         if not isinstance(model, TwoStageDetector) or not isinstance(next(iter(model.roi_heads), None), SVMHead):
             raise TypeError(f"model: expected a detector with an SVMHead, got {type(model).__name__}")
         head = model.roi_heads[0]
@@ -85,6 +90,8 @@ class FittedHead:
         if self.candidates is not None:
             own = score_thresholds(layer, regions, found, per_image=self.candidates, per_class=head.per_class)
             head.thresholds.copy_(own)
+        else:
+            head.thresholds.fill_(-torch.inf)
         return {"classes": float(found.bias.isfinite().sum())}
 
     def _boxes(self, model: TwoStageDetector, head: SVMHead, run: StagedRun) -> dict[str, float]:

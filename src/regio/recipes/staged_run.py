@@ -3,6 +3,7 @@
 A recipe is a function that is read from top to bottom:
 
     def alternating(model, run):
+        run.begin(model)                                                # with these weights, also where it is resumed
         run.stage("1-rpn", proposal_network(model), evaluator=recall)   # trained, or loaded where that is done already
         ...
         return run.finish(model)                                    # evaluated, and saved as the result of the run
@@ -54,7 +55,8 @@ class StagedRun:
     resume: go on with what is in `folder`. progress: makes what shows the progress of a stage. say: prints a line for
     people.
 
-    Raises ValueError where `folder` holds the stages of another run, naming what differs.
+    Stages raise ValueError where `folder` holds those of another run, naming what differs, and where it holds any at
+    the beginning of a run that is not resumed.
     """
 
     fabric: Fabric
@@ -79,6 +81,24 @@ class StagedRun:
             configuration=self.configuration,
             resume=self.resume,
         )
+
+    def begin(self, model: nn.Module) -> None:
+        """Keep the weights that `model` comes with until `finish`, or take those that were kept: a stage after a
+        resumption begins as it would have without. What a recipe of stages calls first.
+
+        Raises ValueError where there are stages of a run that is not resumed.
+        """
+        start, begun = (self.folder / "stages" / name for name in ("start.safetensors", "run.json"))
+        with together(self.fabric):
+            if begun.is_file() and not self.resume:
+                raise ValueError(f"{self.folder}: expected a folder without stages for a run that is not resumed")
+            if begun.is_file() and start.is_file():
+                load_exactly(model, read_weights(start), f"{start}: does not fit this model")
+            elif self.fabric.is_global_zero:
+                save(start, model, self._card(model, {}))  # before run.json, by which a run is known to have begun
+        self.fabric.barrier()
+        with together(self.fabric):
+            self._require_same_run()
 
     def stage(
         self,
@@ -150,10 +170,12 @@ class StagedRun:
             for name in ("last", "best"):
                 save(self.folder / "weights" / f"{name}.safetensors", model, card)
             self._log(evaluation.numbers)
+            (self.folder / "stages" / "start.safetensors").unlink(missing_ok=True)
         return evaluation
 
     def _staged(self, name: str, model: nn.Module, change: Callable[[Path], Mapping[str, float]]) -> dict[str, float]:
-        """What the stage left, or what it leaves now; in both cases `model` gets the weights that were saved."""
+        """What the stage left, or what it leaves now; in both cases `model` gets the weights that were saved, on the
+        device of the run."""
         place, done = self.place(name), self.folder / "stages" / name / "done.json"
         with together(self.fabric):
             self._require_same_run()
@@ -168,6 +190,7 @@ class StagedRun:
             self.fabric.barrier()
         weights = place / "weights" / "last.safetensors"
         load_exactly(model, read_weights(weights), f"{weights}: does not fit this stage")
+        model.to(self.fabric.device)
         return {key: float(value) for key, value in json.loads(done.read_text()).items()}
 
     def by_gradients(

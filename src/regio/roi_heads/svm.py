@@ -37,7 +37,7 @@ class SVMHead(BoxHead):
     Raises ValueError for a layer that the trunk does not have.
     """
 
-    class_layers: ClassVar[tuple[str, ...]] = ("class_logits", "box_deltas")  # new for other classes
+    class_layers: ClassVar[tuple[str, ...]] = ("class_logits", "box_deltas", "thresholds")  # new for other classes
     thresholds: Tensor
 
     def __init__(

@@ -11,7 +11,7 @@ from regio.settings import setting
 
 if TYPE_CHECKING:
     from regio.detector import TwoStageDetector
-    from regio.recipes import Recipe
+    from regio.recipes import FittedHead, Recipe
 
 __all__ = ["RCNN", "Fitted", "SPPNet"]
 
@@ -60,6 +60,10 @@ class Fitted(SplitBackbone):
         }
 
     def recipe(self) -> Recipe:
+        return self.fitting()
+
+    def fitting(self) -> FittedHead:
+        """The stages by which all of these are trained."""
         from regio.fitting import BoxRegression, HardNegativeMining
         from regio.recipes import FittedHead
 
@@ -147,4 +151,4 @@ class SPPNet(Fitted):
     def recipe(self) -> Recipe:
         from regio.recipes import ClassifierFirst
 
-        return ClassifierFirst(self.classify, super().recipe()) if self.classify else super().recipe()
+        return ClassifierFirst(self.classify, self.fitting()) if self.classify else self.fitting()
