@@ -130,6 +130,15 @@ def test_copies_and_pickles_give_the_same() -> None:
         assert torch.equal(pickle.loads(pickle.dumps(backbone))(x)[1].data, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_asking_for_stages_does_not_disturb_norms_that_learn(dtype: torch.dtype) -> None:
+    backbone = torchvision_backbone("resnet18", (5,), pretrained=False, frozen_norm=False).to(dtype).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert sorted(backbone.stages()) == [1, 2, 3, 4, 5]
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert all(module.training for module in backbone.body.modules())
+
+
 def test_building_does_not_disturb_the_weights() -> None:
     torch.manual_seed(3)
     a = torchvision_backbone("resnet18", (5,), pretrained=False).state_dict()
@@ -213,6 +222,14 @@ def test_offline_errors_name_what_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp
         (lambda: timm_backbone("convnext_atto", (1, 2), pretrained=False), r"levels among \[2\].*got 1"),
         (lambda: efficientnet_lite0((7,)), r"levels among \[1, 2, 3, 4, 5\].*got 7"),
         (lambda: efficientnet_lite0((5, 4)), "in rising order"),
+        (lambda: efficientnet_lite0(()), "levels: expected at least one"),
+        (lambda: timm_backbone("resnet18", (), pretrained=False), "levels: expected at least one"),
+        (
+            lambda: efficientnet_lite0(output_stride=7, pretrained=False),
+            "output_stride: expected 4, 8, 16 or",
+        ),
+        (lambda: timm_backbone("resnet18", output_stride=12, pretrained=False), "output_stride: expected 4, 8, 16 or"),
+        (lambda: timm_backbone("vgg11", (4,), output_stride=16, pretrained=False), "output_stride: vgg11 cannot be"),
         (lambda: timm_backbone("vit_tiny_patch16_224", (4,), pretrained=False, frozen=0), "images of any size"),
     ],
 )

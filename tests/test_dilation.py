@@ -93,6 +93,13 @@ def test_what_cannot_be_dilated(conv: nn.Conv2d, layers: int, dilation: int, mes
     assert conv.dilation == was
 
 
+def test_a_deformable_backbone_is_not_dilated_afterwards() -> None:
+    """The convolutions that its offsets come from would be."""
+    backbone = with_deformable(torchvision_backbone("resnet18", (5,), pretrained=False), 1)
+    with pytest.raises(ValueError, match="backbone: expected one without deformable convolutions, got 1: layer4"):
+        with_dilation(backbone, 1, dilation=4)
+
+
 def test_the_setting_of_the_systems() -> None:
     few = {key: value for key, value in LITTLE.items() if not key.startswith("deformable")}
 

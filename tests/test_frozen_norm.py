@@ -62,6 +62,15 @@ def test_folding_changes_neither_result_nor_gradient_nor_names() -> None:
     assert not any("1." in name[:2] for name, _ in frozen.named_parameters())  # the norm has nothing to train
 
 
+def test_a_norm_without_weights_of_its_own() -> None:
+    norm = nn.BatchNorm2d(4, affine=False)
+    norm.running_mean, norm.running_var = torch.randn(4), torch.rand(4) + 0.5
+    x = torch.randn(2, 4, 3, 5)
+    torch.testing.assert_close(FrozenBatchNorm(norm)(x), norm.eval()(x))
+    with pytest.raises(ValueError, match="norm: expected one with running statistics"):
+        FrozenBatchNorm(nn.BatchNorm2d(4, track_running_stats=False))
+
+
 def test_train_mode_changes_nothing() -> None:
     body = chain()
     freeze_batch_norm(body, torch.rand(1, 3, 20, 20))

@@ -148,6 +148,15 @@ def test_a_linear_layer(size: tuple[int, int], rows: int, bias: bool, any_backen
         assert FusedLinear(linear, torch.bfloat16)(x).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("shape", [(40,), (0, 40), (3, 5, 40), (2, 3, 5, 40), (2, 0, 40)])
+def test_a_linear_layer_takes_inputs_of_any_rank(shape: tuple[int, ...], any_backend: str) -> None:
+    """ConvNeXt's are applied to maps [N, H, W, C]."""
+    for width in (24, 60_000):
+        linear, x = nn.Linear(40, width), torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(FusedLinear(linear, torch.float32)(x), linear(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_folded_norm() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), randomised(nn.BatchNorm2d(8)), nn.ReLU())
     net.eval()
@@ -295,6 +304,7 @@ BODIES: list[tuple[str, Callable[[], Backbone]]] = [
         "lite0 deformable",
         lambda: moved(with_deformable(efficientnet_lite0((4, 5), pretrained=False), stages=(5,), modulated=True)),
     ),
+    ("convnext_tiny", lambda: timm_backbone("convnext_tiny", (4,), pretrained=False)),
     (
         "resnet18 deformable, norms of the batch",
         lambda: moved(

@@ -23,9 +23,13 @@ def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Areas [R] of boxes [R, 4], in square pixels."""
-    width, height = sides(boxes)
+    """Areas [R] of boxes [R, 4], in square pixels; in float32 at least, since float16 ends at 255 x 257."""
+    width, height = sides(_wide(boxes))
     return width * height
+
+
+def _wide(boxes: Tensor) -> Tensor:
+    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -45,17 +49,15 @@ def resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> T
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Areas [A, B] of the intersections of boxes [A, 4] with boxes [B, 4]."""
+    """Areas [A, B] of the intersections of boxes [A, 4] with boxes [B, 4], in float32 at least."""
+    a, b = _wide(a), _wide(b)
     corner = torch.maximum(a[:, None, :2], b[None, :, :2])
     extent = (torch.minimum(a[:, None, 2:], b[None, :, 2:]) - corner).clamp(min=0)
     return extent[..., 0] * extent[..., 1]
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union [A, B] of boxes [A, 4] and [B, 4], in float32 at least, since areas overflow in float16;
-    0 where both are empty."""
-    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    a, b = a.to(wide), b.to(wide)
+    """Intersection over union [A, B] of boxes [A, 4] and [B, 4], in float32 at least; 0 where both are empty."""
     inner = intersection(a, b)
     union = area(a)[:, None] + area(b)[None, :] - inner
     return torch.where(union > 0, inner / union.clamp(min=torch.finfo(inner.dtype).tiny), torch.zeros_like(inner))

@@ -122,7 +122,7 @@ class DeformableConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The convolved map [N, out_channels, H_out, W_out]."""
         device = x.device.type
-        if torch.is_autocast_enabled(device):
+        if not x.is_meta and torch.is_autocast_enabled(device):  # the meta device has none
             x = x.to(torch.get_autocast_dtype(device))
         offset, mask = moves(self.offset(x), self.modulated)
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)

@@ -34,13 +34,18 @@ class FrozenBatchNorm(nn.Module):
     running_var: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
-        """From an affine BatchNorm2d, which may have an activation `act` (timm), or torchvision's FrozenBatchNorm2d."""
+        """From a BatchNorm2d with statistics, which may have an activation `act` (timm), or torchvision's
+        FrozenBatchNorm2d. Raises ValueError for one without."""
         super().__init__()
         self.eps = norm.eps
         self.folded = False
         self.act = getattr(norm, "act", nn.Identity())
+        if norm.running_mean is None:
+            raise ValueError("norm: expected one with running statistics, got one without")
+        plain = {"weight": torch.ones_like(norm.running_mean), "bias": torch.zeros_like(norm.running_mean)}
         for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name).detach().clone())
+            own = getattr(norm, name)  # None for the first two of a norm that is not affine
+            self.register_buffer(name, (plain[name] if own is None else own).detach().clone())
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale [C] and shift [C]."""

@@ -197,7 +197,9 @@ class FusedLinear(nn.Module):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[R, out]."""
+        """[..., out] from [..., in]."""
+        if x.ndim != 2:
+            return self(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], len(self.weight))
         if self.conv is not None and len(x):
             y: Tensor = self.conv(x.contiguous().T[None, :, :, None])  # channels last in memory
             return y[0, :, :, 0].T

@@ -61,9 +61,8 @@ class Matcher:
             is_positive = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
         is_background = ~is_positive & (best < self.background) & (best >= self.background_low)
         if bool(targets.crowd.any()):
-            wide = boxes.to(torch.promote_types(boxes.dtype, torch.float32))  # areas overflow in float16
-            inside = intersection(targets.boxes[targets.crowd].to(wide.dtype), wide).amax(0)
-            is_background &= inside < self.crowd_overlap * area(wide)
+            inside = intersection(targets.boxes[targets.crowd], boxes).amax(0)
+            is_background &= inside < self.crowd_overlap * area(boxes)
         unmatched = torch.where(is_background, BACKGROUND, IGNORED)
         return torch.where(is_positive, match, unmatched)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regio.kernels import nms as module
-from regio.kernels.nms import batched_nms, nms, nms_reference
+from regio.kernels.nms import batched_nms, moved_apart, nms, nms_reference
 
 
 def random_boxes(n: int, seed: int, dtype: torch.dtype = torch.float32, whole: bool = False) -> tuple[Tensor, Tensor]:
@@ -34,6 +34,22 @@ def random_boxes(n: int, seed: int, dtype: torch.dtype = torch.float32, whole: b
 def test_identical_to_torchvision(n: int, seed: int, threshold: float, dtype: torch.dtype, whole: bool) -> None:
     boxes, scores = random_boxes(n, seed, dtype, whole)
     assert torch.equal(nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores.to(dtype), threshold))
+
+
+@pytest.mark.parametrize("far", [1, 100_000])
+def test_groups_that_are_moved_apart_are_suppressed_as_each_alone(far: int) -> None:
+    """As on devices without a kernel of their own: boxes of other groups never meet, and overlaps keep their digits."""
+    for seed in range(30):
+        boxes, scores = random_boxes(200, seed, whole=seed % 2 == 0)
+        group = torch.randint(0, 2, (200,), generator=torch.Generator().manual_seed(seed)) * far
+        boxes -= 300 * (seed % 3)  # left of the image, too
+        found = torchvision.ops.nms(moved_apart(boxes, group), scores.double(), 0.5)
+        expected = batched_nms(boxes, scores, group, 0.5)
+        assert {*found.tolist()} == {*expected.tolist()}
+    boxes = torch.tensor([[0.0, 0, 10, 10], [-11.0, -11, -1, -1]])
+    moved = moved_apart(boxes, torch.tensor([0, far]))
+    assert torchvision.ops.nms(moved, torch.tensor([0.9, 0.8]).double(), 0.5).tolist() == [0, 1]
+    assert moved_apart(boxes[:0], torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
 
 
 def test_many_boxes() -> None:

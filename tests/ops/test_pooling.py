@@ -78,6 +78,28 @@ def test_results_are_contiguous(function: Callable[..., Tensor]) -> None:
         assert function(data, rois(), 2, 0.25).view(len(rois()), -1).shape == (len(rois()), 20)
 
 
+def test_lists_of_boxes_in_low_precision_read_their_own_images() -> None:
+    """The number of an image, 257 for instance, is exact whatever the boxes are."""
+    x = torch.arange(299.0)[:, None, None, None].expand(299, 1, 2, 2).contiguous()
+    for dtype in (torch.bfloat16, torch.float16):
+        boxes = [torch.tensor([[0.0, 0, 2, 2]], dtype=dtype)] * len(x)
+        assert torch.equal(ops.roi_align(x, boxes, 1).flatten(), torch.arange(299.0))
+
+
+@pytest.mark.parametrize("function", [ops.roi_align, ops.roi_pool, ops.prroi_pool])
+def test_large_results_may_be_changed_in_place(function: Callable[..., Tensor]) -> None:
+    x = torch.randn(1, 64, 30, 30, requires_grad=True)
+    boxes = torch.tensor([[0.0, 0, 0, 20, 20]]).repeat(90, 1)
+    torch.relu_(function(x, boxes, 7)).sum().backward()
+    assert x.grad is not None and x.grad.any()
+
+
+@pytest.mark.parametrize("size", [(2.9, 2), 2.5, (1, 2, 3), 0, "7"])
+def test_sizes_are_whole_numbers(size: object) -> None:
+    with pytest.raises((ValueError, TypeError), match="output_size: expected one or two whole numbers"):
+        ops.roi_pool(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), size)  # type: ignore[arg-type]
+
+
 @functions
 def test_no_boxes_and_no_images(function: Callable[..., Tensor]) -> None:
     for images in (0, 2):

@@ -77,6 +77,7 @@ class ExtractorContract:
     bins = (2, 3)  # not square, so that a swap of the axes shows
     box_gradient = True  # boxes receive gradients
     weights_sum_to_one = True  # of a box inside the image
+    in_place = True  # features may be changed in place
     exports_any_number_of_boxes = True  # or only as many as the example has
     tolerance = 1e-4  # float32 against float64, relative and absolute
     low_precision_tolerance = 3e-2  # bfloat16 and float16 against float32
@@ -159,6 +160,32 @@ class ExtractorContract:
             e(x, r).square().sum().backward()
             gradients.append(x.data.grad)
         assert torch.equal(gradients[0], gradients[1])
+
+    def test_features_may_be_changed_in_place(self) -> None:
+        """As by ``nn.ReLU(inplace=True)`` after it."""
+        if not self.in_place:
+            return
+        e, x, r = self.extractor(torch.float32), feature_map(self.in_channels, torch.float32), regions(BOXES * 3)
+        r = Regions(r.boxes.float(), r.image)
+        gradients = []
+        for relu in (torch.relu, torch.relu_):
+            data = x.data.clone().requires_grad_()
+            relu(e(FeatureMap(data, x.stride), r)).sum().backward()
+            gradients.append(data.grad)
+        assert torch.equal(gradients[0], gradients[1])
+
+    def test_a_constant_map_gives_boxes_no_gradient_at_its_border(self) -> None:
+        """Not where a sample lies on the last row or column either: both one-sided derivatives are 0 there."""
+        e, x = self.extractor(), feature_map(self.in_channels)
+        height, width = (4.0 * side for side in x.size)  # cells of four pixels
+        r = regions([[0.0, 0.0, width, height], [width - 4, height - 4, width, height], INSIDE])
+        r.boxes.requires_grad_()
+        out = e(FeatureMap(torch.ones_like(x.data), x.stride), r)
+        if not self.box_gradient or not torch.allclose(out, torch.ones_like(out)):
+            return  # boxes get no gradients, or the map ends in zeros
+        out.sum().backward()
+        if r.boxes.grad is not None:
+            close(r.boxes.grad, torch.zeros_like(r.boxes.grad), 1e-9)
 
     def test_zero_boxes(self) -> None:
         e, x = self.extractor(), feature_map(self.in_channels)

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from regio.config.extractors import RoIAlign as AlignSettings
 from regio.config.extractors import RoIPool as PoolSettings
-from regio.regions import Enlarged, FPNLevels, Levels, RoIAlign, RoIPool
+from regio.regions import (
+    DeformableRoIPool,
+    Enlarged,
+    FPNLevels,
+    LearnedRegionFeatures,
+    Levels,
+    MaskedBins,
+    MaskedRegions,
+    RoIAlign,
+    RoIPool,
+)
 from regio.types import FeatureMap, Regions
 from tests.regions.contract import ExtractorContract, close, feature_map, regions
 
@@ -44,6 +54,37 @@ class TestEnlargedRoIPool(ExtractorContract):
 def test_of_the_same_area_is_the_extractor(inner: torch.nn.Module) -> None:
     x, r = feature_map(), regions()
     assert torch.equal(Enlarged(inner, 1.0)(x, r), inner(x, r))  # type: ignore[arg-type]
+
+
+def test_masks_stay_with_the_boxes() -> None:
+    x, r = feature_map(), regions()
+    masks = torch.rand(len(r.boxes), 2, 2, dtype=torch.float64)
+    with_masks = MaskedRegions(r.boxes, r.image, masks)
+    inner = MaskedBins(RoIAlign(2), None)
+    assert torch.equal(Enlarged(inner, 1.0)(x, with_masks), inner(x, with_masks))
+
+
+def test_what_is_learned_shows_through_it_and_through_masks() -> None:
+    """The samples and parts that are moved, and the terms of the weights: those of the larger box."""
+    torch.manual_seed(0)
+    x, r = feature_map(), regions()
+    deformable = DeformableRoIPool(RoIAlign(2), 3).double()
+    torch.nn.init.normal_(deformable.offset.weight)
+    with_masks = MaskedRegions(r.boxes, r.image, torch.ones(len(r.boxes), 2, 2))
+    for wrapper, own, seen in ((Enlarged(deformable), twice(r), r), (MaskedBins(deformable), r, with_masks)):
+        expected, shifts = deformable.moved_samples(x, own), deformable.part_shifts(x, own)
+        found = wrapper.moved_samples(x, seen)
+        assert found is not None
+        close(found[0].points, expected[0].points, 1e-12)
+        shown = wrapper.part_shifts(x, seen)
+        assert shown is not None and shown.any()
+        close(shown, shifts, 1e-12)
+    learned = LearnedRegionFeatures(3, (2, 2)).double()
+    for wrapper, own, seen in ((Enlarged(learned), twice(r), r), (MaskedBins(learned), r, with_masks)):
+        alone = wrapper.terms_alone()
+        assert list(alone) == list(learned.terms_alone()) != []
+        for name, each in learned.terms_alone().items():
+            close(alone[name](x, seen), each(x, own), 1e-12)
 
 
 def test_a_box_by_hand() -> None:

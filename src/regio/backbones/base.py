@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regio.backbones.chain import Chain, Level
+from regio.evaluate import evaluation_mode
 from regio.frozen_norm import freeze_batch_norm
 from regio.types import FeatureMap
 
@@ -144,11 +145,11 @@ def _dependencies(body: nn.Module, gives: Sequence[Level]) -> list[set[str]]:
     """
     parameters = dict(body.named_parameters())
     required = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    device = next(iter(parameters.values())).device
+    like = next(iter(parameters.values()))
     body.requires_grad_(True)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            outputs = body(torch.zeros(1, 3, 64, 96, device=device))
+        with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(body):  # batch norm learns nothing
+            outputs = body(torch.zeros(1, 3, 64, 96, device=like.device, dtype=like.dtype))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"body: expected a network for images of any size; on one of 64 x 96 it fails: {error}"

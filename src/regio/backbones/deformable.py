@@ -44,8 +44,6 @@ def with_deformable(
     Raises ValueError where the backbone has too few convolutions or a stage has none; where it is deformable already;
     where one is fixed (`frozen`), whose offsets would not learn either; and for one that is of a class of its own.
     """
-    if any(isinstance(each, DeformableConv2d) for each in backbone.modules()):
-        raise ValueError("backbone: expected one without deformable convolutions, got one that has some already")
     by_stage = spatial_convolutions(backbone)
     for stage in stages:
         if not by_stage.get(stage):

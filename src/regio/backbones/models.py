@@ -36,7 +36,7 @@ def efficientnet_lite0(
     """
     body = _timm_features(
         "tf_efficientnet_lite0",
-        out_indices=tuple(range(min(5, max(*levels, frozen)))),
+        out_indices=tuple(range(min(5, max([*levels, frozen])))),
         output_stride=output_stride,
     )
     if pretrained or weights is not None:
@@ -76,7 +76,7 @@ def aligned_inception_resnet(
         raise FileNotFoundError(
             "aligned_inception_resnet has no published weights: give a file of your own, or none for random ones"
         )
-    last = max(*levels, frozen)
+    last = max([*levels, frozen])
     if not 1 <= last <= 5:
         raise ValueError(f"levels: expected levels from 1 to 5, got {list(levels)} and frozen {frozen}")
     layers = stages(last, output_stride=output_stride)
@@ -112,10 +112,8 @@ def timm_backbone(
         raise ValueError(f"name: timm has no model {name!r}; timm.list_models() names them all")
     natural = _timm_features(name)
     numbers = _level_numbers(natural.feature_info.reduction())
-    count = 1 + max((i for i, number in enumerate(numbers) if number <= max(*levels, frozen)), default=0)
-    options: dict[str, Any] = {"out_indices": tuple(range(count))}
-    if output_stride != 32:
-        options["output_stride"] = output_stride
+    count = 1 + max((i for i, number in enumerate(numbers) if number <= max([*levels, frozen])), default=0)
+    options: dict[str, Any] = {"out_indices": tuple(range(count)), "output_stride": output_stride}
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"file": str(existing(Path(weights), f"weights of {name}"))}
     elif pretrained:
@@ -166,13 +164,20 @@ def torchvision_backbone(
     plain = model if output_stride == 32 else torchvision.models.get_model(name, weights=None)
     natural = Chain.of_classifier(copy.deepcopy(plain)).to("meta")
     chain = Chain.of_classifier(model)
-    gives = chain.cut(natural.levels(name, last=max(*levels, frozen)), output_stride)
+    gives = chain.cut(natural.levels(name, last=max([*levels, frozen])), output_stride)
     return Backbone(chain, gives, levels=levels, frozen=frozen, frozen_norm=frozen_norm)
 
 
-def _timm_features(name: str, **options: Any) -> Any:
+def _timm_features(name: str, *, output_stride: int = 32, **options: Any) -> Any:
     """A timm model that gives its maps, with what it says of them in `feature_info`."""
-    return timm.create_model(name, features_only=True, **options)
+    if output_stride not in (4, 8, 16, 32):
+        raise ValueError(f"output_stride: expected 4, 8, 16 or 32, got {output_stride}")
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except AssertionError as error:
+        raise ValueError(f"output_stride: {name} cannot be dilated to {output_stride}") from error
 
 
 def _level_numbers(reductions: Sequence[int]) -> list[int]:

@@ -10,13 +10,18 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from regio.backbones.base import Backbone
+from regio.deformable_conv import DeformableConv2d
 from regio.evaluate import evaluation_mode
 
 __all__ = ["executed", "last_convolutions", "pads_like_tensorflow", "spatial_convolutions"]
 
 
 def spatial_convolutions(backbone: Backbone) -> dict[int, dict[str, nn.Conv2d]]:
-    """Those of each stage with a kernel larger than 1, by their names in the body."""
+    """Those of each stage with a kernel larger than 1, by their names in the body. Raises ValueError where some are
+    deformable already: the convolutions that their offsets come from are no others."""
+    moved = [name for name, each in backbone.body.named_modules() if isinstance(each, DeformableConv2d)]
+    if moved:
+        raise ValueError(f"backbone: expected one without deformable convolutions, got {len(moved)}: {moved[0]}, ...")
     found = executed(backbone, nn.Conv2d)
     return {
         level: {

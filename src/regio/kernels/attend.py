@@ -28,7 +28,7 @@ from torch import Tensor
 
 from regio.kernels.arguments import has_values
 from regio.kernels.attend_tiles import TiledSoftmax
-from regio.kernels.registration import has_kernel
+from regio.kernels.registration import has_kernel, no_view
 
 __all__ = ["attend", "attend_reference", "readable"]
 
@@ -157,7 +157,7 @@ def _attend(
     if cells is None and x.is_cuda and has_kernel(x):
         from regio.kernels.cuda import attend as kernel
 
-        return kernel.forward(x, image, column, row, appearance, support, dtype)
+        return no_view(kernel.forward(x, image, column, row, appearance, support, dtype))
     if cells is None and x.device.type == "cpu":
         out, rest = _listed_boxes(x, image, column, row, appearance, support, dtype).sums()
         if len(rest):
@@ -165,7 +165,7 @@ def _attend(
             out[rest] = some.sums()
     else:
         out = TiledSoftmax(x, image, column, row, appearance, support, cells, dtype).sums()
-    return out.to(x.dtype).transpose(1, 2)
+    return no_view(out.to(x.dtype).transpose(1, 2))
 
 
 def _listed_boxes(*arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from regio.boxes import iou
 from regio.kernels.arguments import check_rows
 
-__all__ = ["batched_nms", "floor_to", "nms", "nms_reference"]
+__all__ = ["batched_nms", "floor_to", "moved_apart", "nms", "nms_reference"]
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -43,8 +43,18 @@ def batched_nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: flo
     if boxes.device.type != "cpu":
         check_rows("boxes", boxes, "finite coordinates", lambda b: ~torch.isfinite(b))
         check_rows("scores", scores, "numbers", torch.isnan)
-        return torchvision.ops.batched_nms(boxes, scores, group, iou_threshold)
+        return torchvision.ops.nms(moved_apart(boxes, group), scores.to(torch.float64), iou_threshold)
     return _nms(boxes.detach(), scores.detach(), group, iou_threshold)
+
+
+def moved_apart(boxes: Tensor, group: Tensor) -> Tensor:
+    """Boxes [R, 4] so moved that those of different groups do not meet, in float64, in which the overlaps of boxes of
+    an image keep the digits that they have in float32 for a billion of groups."""
+    wide = boxes.detach().to(torch.float64)
+    if not len(wide):
+        return wide
+    low = wide.min()
+    return wide - low + ((group - group.min()) * (wide.max() - low + 1))[:, None]
 
 
 def nms_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

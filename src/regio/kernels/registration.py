@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from regio.kernels.arguments import Reads, like_maps
 
-__all__ = ["has_kernel", "map_operation"]
+__all__ = ["has_kernel", "map_operation", "no_view"]
 
 _READS = "Tensor[] maps, Tensor image, Tensor level, Tensor[] arguments, int[] groups"
 _library = torch.library.Library("regio", "FRAGMENT")
@@ -37,6 +37,14 @@ def has_kernel(x: Tensor) -> bool:
     """Whether the operations have a kernel for the device of `x` (on the meta device, that which makes the shape);
     elsewhere their PyTorch references run."""
     return x.device.type in ("cpu", "meta") or (x.device.type == "cuda" and _TRITON)
+
+
+def no_view(x: Tensor) -> Tensor:
+    """`x` as a tensor that is no view of another, in the same memory. Where gradients are taken, the result of an
+    operation that is a view may not be changed in place, as ``nn.ReLU(inplace=True)`` does."""
+    if not x._is_view():
+        return x
+    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
 def map_operation(
@@ -106,5 +114,5 @@ def _kernel(module: str, function: str) -> Callable[..., Any]:
     """The function of a module that is imported at the first call, with the fields of `Reads` as one value."""
     load = cache(lambda: getattr(import_module(module), function))
     if function == "forward":
-        return lambda *fields: load()(Reads(*fields))
+        return lambda *fields: no_view(load()(Reads(*fields)))
     return lambda grad, *fields: load()(grad, Reads(*fields))

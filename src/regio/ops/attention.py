@@ -48,7 +48,7 @@ def ms_deform_attn(
     weights = attention_weights.flatten(0, 1)
     out = locations.new_zeros((len(image), heads, channels))
     for level, (cells, (h, w)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):
-        x = cells.unflatten(1, (h, w)).permute(0, 3, 4, 1, 2)
+        x = cells.to(locations.dtype).unflatten(1, (h, w)).permute(0, 3, 4, 1, 2)
         points = locations[:, :, level] * locations.new_tensor([w, h]) - 0.5
         out = out + sample_points(x, image, points, weights[:, :, level], groups=range(heads)).transpose(1, 2)
     return out.reshape(images, queries, heads * channels).to(value.dtype)

@@ -40,8 +40,8 @@ def check_groups(input: Tensor, groups: tuple[int, int]) -> int:
 
 def pair(name: str, value: int | Sequence[int], least: int = 1) -> tuple[int, int]:
     """`value` as (rows, columns), one number standing for both. Raises ValueError unless both are at least `least`."""
-    numbers = (value, value) if isinstance(value, int) else tuple(value)
-    if len(numbers) != 2 or min(numbers) < least:
+    numbers = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(numbers) != 2 or not all(n == int(n) and n >= least for n in numbers):
         raise ValueError(f"{name}: expected one or two whole numbers, each at least {least}, got {value}")
     return int(numbers[0]), int(numbers[1])
 
@@ -72,7 +72,8 @@ def as_regions(
             raise ValueError(f"{name}: expected a tensor [K, 5] or a tensor [L, 4] for each image, got an empty list")
         for b in boxes:
             _check_boxes(name, b, 4, input)
-        rows = torch.cat([torch.nn.functional.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])
+        wide = coordinate_dtype(input)  # in which the number of an image is exact
+        rows = torch.cat([torch.nn.functional.pad(b.to(wide), (1, 0), value=i) for i, b in enumerate(boxes)])
     if has_values(rows):
         _check_values(name, rows.detach(), len(input))
     scaled = rows[:, 1:].to(coordinate_dtype(input)) * spatial_scale

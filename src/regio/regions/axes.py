@@ -8,7 +8,7 @@ from torch import Tensor
 from regio.kernels.arguments import has_values
 from regio.regions.sampling import SamplePoints
 
-__all__ = ["along_axes", "clamp_to_border", "max_count", "outer_grid"]
+__all__ = ["along_axes", "clamp_to_border", "max_count", "outer_grid", "within"]
 
 
 def along_axes(boxes: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,8 +29,15 @@ def outer_grid(rows: Tensor, row_weight: Tensor, columns: Tensor, column_weight:
 def clamp_to_border(positions: Tensor, weight: Tensor, size: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Positions and weights where a sample up to `margin` cells outside the centres of the first and last cell reads
     that cell, and one further out reads nothing."""
-    inside = torch.minimum(positions.clamp(min=0), size - 1)
+    inside = within(positions, size)
     return inside, weight.where((positions - inside).abs() <= margin, 0)
+
+
+def within(positions: Tensor, size: Tensor) -> Tensor:
+    """Positions clamped to the centres of the first and the last of `size` cells. Their gradient is the derivative from
+    above, as that of the value of a map is: 1 at the first centre, 0 at the last, where `torch.minimum` has 1/2."""
+    low, last = positions.clamp(min=0), size - 1
+    return low.where(low < last, last)
 
 
 def max_count(counts: Tensor, bound: int) -> int:

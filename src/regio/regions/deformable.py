@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.kernels.arguments import coordinate_dtype
+from regio.kernels.arguments import autocast_off, coordinate_dtype
 from regio.regions.axes import clamp_to_border, outer_grid
 from regio.regions.base import RegionExtractor, rows_and_columns
 from regio.regions.convolved import score_layer
@@ -213,7 +213,7 @@ class DeformableRoIPool(_MovedParts):
         if pooled.shape[1] != self.channels:
             raise ValueError(f"x: expected {self.channels} channels a part, got {pooled.shape[1]}")
         dtype = coordinate_dtype(pooled)
-        with torch.autocast(pooled.device.type, enabled=False):
+        with autocast_off(pooled):
             flat = pooled.flatten(1).to(dtype)
             offsets = F.linear(flat, *(p.to(dtype) for p in self.offset.parameters()))
         return offsets.unflatten(1, (2, *self.offset_size))
@@ -299,7 +299,7 @@ class DeformablePositionSensitive(_MovedParts):
         float64 features) also under autocast, as they are coordinates."""
         dtype = coordinate_dtype(maps[0].data)
         weight, bias = (p.to(dtype) for p in self.offset.parameters())
-        with torch.autocast(r.boxes.device.type, enabled=False):
+        with autocast_off(r.boxes):
             fields = [replace(x, data=F.conv2d(x.data.to(dtype), weight, bias)) for x in maps]
         return self.offset_extractor.pyramid(fields, r, level)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from regio.regions.base import RegionExtractor
+from regio.regions.sampling import SamplePoints
 from regio.types import FeatureMap, Regions
 
 __all__ = ["Enlarged"]
@@ -56,7 +58,16 @@ class Enlarged(RegionExtractor):
         """Those of the larger boxes."""
         return self.extractor.whole_cells(maps, self._enlarged(r), level)
 
+    def terms_alone(self) -> dict[str, RegionExtractor]:
+        return {name: Enlarged(each, self.area) for name, each in self.extractor.terms_alone().items()}
+
+    def moved_samples(self, x: FeatureMap, r: Regions) -> tuple[SamplePoints, SamplePoints] | None:
+        return self.extractor.moved_samples(x, self._enlarged(r))
+
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor | None:
+        return self.extractor.part_shifts(x, self._enlarged(r))
+
     def _enlarged(self, r: Regions) -> Regions:
         corner, opposite = r.boxes[:, :2], r.boxes[:, 2:]
         margin = (opposite - corner) * ((math.sqrt(self.area) - 1) / 2)
-        return Regions(torch.cat([corner - margin, opposite + margin], 1), r.image)
+        return replace(r, boxes=torch.cat([corner - margin, opposite + margin], 1))

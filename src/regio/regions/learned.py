@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regio.kernels.arguments import coordinate_dtype, has_values
+from regio.kernels.arguments import autocast_off, coordinate_dtype, has_values
 from regio.kernels.attend import attend, readable
 from regio.regions.base import RegionExtractor
 from regio.regions.embedding import embed, span_of_embeddings
@@ -270,7 +270,7 @@ class LearnedRegionFeatures(RegionExtractor):
         """The weights [R, 1, K, H, W] of Eq. 7, zero outside the support and on cells that are not sampled."""
         support = self.support(x, r)
         inside = readable(support, self.mode.cells(x, r, support), x.size).flatten(1)[:, None]
-        with torch.autocast(x.data.device.type, enabled=False):
+        with autocast_off(x.data):
             logits = self._geometry(x, r) if self.geometry else torch.zeros((), device=x.data.device)
             if self.appearance_weight is not None:
                 logits = logits + self._appearance(x)[r.image]
@@ -290,7 +290,7 @@ class LearnedRegionFeatures(RegionExtractor):
         inner products of Eq. 8 are as precise as `torch.set_float32_matmul_precision` has it; the prior has none.
         table: G for the coordinates of these boxes and others, where it has been made.
         """
-        with torch.autocast(x.data.device.type, enabled=False):
+        with autocast_off(x.data):
             appearance = self._appearance(x) if self.appearance_weight is not None else None
             column, row = self._separable_geometry(x, r, table)
             if self.prior is not None:

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from regio.kernels.arguments import coordinate_dtype
 from regio.regions.base import RegionExtractor
+from regio.regions.sampling import SamplePoints
 from regio.types import FeatureMap, Regions
 
 __all__ = ["MaskedBins", "MaskedRegions"]
@@ -81,6 +82,15 @@ class MaskedBins(RegionExtractor):
 
     def mean_weights(self, x: FeatureMap, r: Regions) -> Tensor:
         return self.extractor.mean_weights(x, r) * self.values(x, r).flatten(1)[:, None, :, None, None]
+
+    def terms_alone(self) -> dict[str, RegionExtractor]:
+        return {name: MaskedBins(each, self.threshold) for name, each in self.extractor.terms_alone().items()}
+
+    def moved_samples(self, x: FeatureMap, r: Regions) -> tuple[SamplePoints, SamplePoints] | None:
+        return self.extractor.moved_samples(x, r)
+
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor | None:
+        return self.extractor.part_shifts(x, r)
 
     def values(self, x: FeatureMap, r: Regions) -> Tensor:
         """The share [R, *bins] of each bin that is kept, 0 to 1."""

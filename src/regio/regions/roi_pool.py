@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regio.regions.axes import max_count, outer_grid
+from regio.regions.axes import max_count, outer_grid, within
 from regio.regions.base import mean_over_channels, rows_and_columns
 from regio.regions.quantisation import Corners, Division, FastRCNNCorners, OverlappingBins, bin_ranges, cell_ranges
 from regio.regions.sampling import CellBlocks, SampleGrid, Samples, SamplingExtractor
@@ -136,4 +136,4 @@ class RoIAveragePool(SamplingExtractor):
         weight = (1 / cells.clamp(min=1)).where(s < reads[..., None], 0)
         if self.count_outside:
             return positions, weight
-        return torch.minimum(positions.clamp(min=0), size[..., None] - 1), weight
+        return within(positions, size[..., None]), weight

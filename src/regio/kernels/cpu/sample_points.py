@@ -142,7 +142,7 @@ def _backward_samples(
 
 
 def forward(reads: Reads) -> Tensor:
-    """Features [R, C, K], a view of [R, K, C]; see `regio.kernels.registration`."""
+    """Features [R, C, K], in memory as [R, K, C]; see `regio.kernels.registration`."""
     boxes, parts = reads.arguments[1].shape[:2]
     out = buffer_pool.empty((boxes, parts, reads.channels), reads.dtype)
     return per_level.features(_forward, out, reads).transpose(1, 2)
