@@ -1,5 +1,7 @@
 """Pictures of weights and samples: what is drawn is what was read."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,12 @@ def test_pictures_of_long_images_keep_their_titles(size: tuple[int, int]) -> Non
     image = torch.zeros(3, *size, dtype=torch.uint8)
     weights = torch.rand(1, 49, size[0] // 8 + 1, size[1] // 8 + 1)
     assert nothing_is_cut(parts_figure(image, weights, (7, 7), 8, (0.0, 0.0, 20.0, 20.0), "a title of some length"))
+
+
+def test_titles_with_dollar_signs_are_shown_as_they_are(tmp_path: Path) -> None:
+    figure = parts_figure(BLACK, torch.zeros(1, 4, 8, 10), (2, 2), 8, BOX, "price_$5_$10.jpg")
+    figure.savefig(tmp_path / "a.png")
+    assert figure.texts[0].get_text() == r"price_\$5_\$10.jpg"
 
 
 def test_weights_of_another_shape_are_refused() -> None:

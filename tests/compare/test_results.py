@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from regio.compare.figures import time_figure
 from regio.compare.papers import published
 from regio.compare.results import Measured, spread, write_results
 from regio.config import SYSTEMS
@@ -73,6 +74,20 @@ def test_files_of_results(tmp_path: Path) -> None:
         ("a", "1", "0.2", ""),
         ("b", "0", "0.1", "0.25"),
     ]
+
+
+def test_every_arm_is_in_the_legend_whatever_its_name_and_what_is_known_of_it(tmp_path: Path) -> None:
+    """Dollar signs are no mathematics, names may begin with an underscore, and one arm could not be timed."""
+    names = ["p$1_$2", "_x", "plain"]
+    measured = [replace(RUN, label=name, seed=seed) for name in names for seed in range(2)]
+    measured += [replace(RUN, label="untimed", seconds_an_image=None)]
+    figure = time_figure(measured, "ap", "AP")
+    figure.savefig(tmp_path / "a.png")
+    (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend() is not None)
+    assert [text.get_text() for text in legend.get_texts()] == [r"p\$1_\$2", " _x", "plain", "untimed"]
+    nothing = time_figure([replace(RUN, seconds_an_image=None)], "ap", "AP")
+    nothing.savefig(tmp_path / "b.png")
+    assert [text.get_text() for text in nothing.axes[1].get_legend().get_texts()] == ["a"]
 
 
 def test_every_milestone_that_is_here_has_its_paper() -> None:

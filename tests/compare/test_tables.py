@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regio.compare.results import Measured, seconds_a_step
-from regio.compare.study import COCO_METRICS, Row, Table
+from regio.compare.study import COCO_METRICS, Row, Table, read_study, study_names
 from regio.compare.tables import pooled_deviation, table_figure, table_result, write_table
 from tests.compare.test_results import RUN
 
@@ -46,7 +46,7 @@ def test_other_metrics_by_hand() -> None:
     shown = result.accuracy()[1]
     assert (shown["mAP@0.5"], shown["mAP@0.5, paper"]) == ("50.0 (50.0 to 50.0)", "64.0")
     assert result.other_metrics()[0] == {"": "aligned", "mAP@0.7": "10.0", "mAP@0.7, paper": "40.0"}
-    assert table_figure(result).axes[0].get_title("left").startswith("mAP@0.5, in percent")
+    assert table_figure(result).axes[0].get_title("left").startswith("mAP@0.5 in percent")
 
 
 def test_the_pooled_deviation_by_hand() -> None:
@@ -137,6 +137,16 @@ def test_the_plot_shows_every_line() -> None:
     assert widths == [1.5, round(2 * math.sqrt(5), 3), 6.0]  # the paper's, a deviation to both sides, ours
     empty = table_figure(table_result("9", TABLE, TABLE.rows, []))
     assert len(empty.axes[0].patches) == 0
+
+
+def test_titles_of_the_studies_tables_do_not_run_into_each_other() -> None:
+    for study in map(read_study, study_names()):
+        for name, table in study.tables.items():
+            measured = [replace(RUN, label=row.arm, seed=seed) for row in table.rows for seed in range(2)]
+            figure = table_figure(table_result(name, table, table.rows, measured))
+            figure.draw_without_rendering()
+            left, right = (axes.title if axes.get_title() else axes._left_title for axes in figure.axes)  # type: ignore[attr-defined]
+            assert left.get_window_extent().x1 < right.get_window_extent().x0, (study.title, name)
 
 
 def test_seconds_of_a_step() -> None:

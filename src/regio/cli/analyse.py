@@ -140,7 +140,7 @@ def analyse(
         console.print(without_offsets_table(worth, len(measured)))
     for name, figure in figures.items():
         figure.savefig(into / name, dpi=dpi)
-    console.print(f"{', '.join([*tables, *figures])} in {into}", highlight=False)
+    console.print(f"{', '.join([*tables, *figures])} in {into}", highlight=False, markup=False)
 
 
 def _require_measurable(folder: Path, trained: Trained, dataset: DetectionDataset) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from regio.config import SYSTEMS, RunConfig
 
@@ -175,13 +176,15 @@ def compare(
     console = Console(soft_wrap=True)
     for arm in plan.arms:
         if arm.left_out:
-            console.print(f"{arm.label}: without {', '.join(arm.left_out)}, which it does not have", highlight=False)
+            line = f"{arm.label}: without {', '.join(arm.left_out)}, which it does not have"
+            console.print(line, highlight=False, markup=False)
     folder = project / name
     failures = run(plan, folder, console, shlex.join(["regio", *sys.argv[1:]]))
-    console.print(f"Results are in [bold]{folder}[/]: report.html, results.csv, results.json", highlight=False)
+    where = escape(str(folder))
+    console.print(f"Results are in [bold]{where}[/]: report.html, results.csv, results.json", highlight=False)
     if failures:
         for who, why in failures.items():
-            console.print(f"[red]failed:[/] {who}: ", end="", highlight=False)
+            console.print(f"[red]failed:[/] {escape(who)}: ", end="", highlight=False)
             console.print(why, highlight=False, markup=False)
         raise typer.Exit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Column, Table
 
 from regio.analysis import FILTER_CLASSES, PUBLISHED_DILATION, OffsetStatistics, Statistic
@@ -18,7 +19,7 @@ def dilation_table(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Tabl
     table = Table(*columns, title="Effective dilation in cells, mean ± deviation of filters on")
     for run, steps in series.items():
         for layer, found in reversed(steps[max(steps)].dilation.items()):
-            table.add_row(run, layer, *(_text(found[name]) for name in FILTER_CLASSES))
+            table.add_row(escape(run), layer, *(_text(found[name]) for name in FILTER_CLASSES))
     table.add_section()
     for layer, published in PUBLISHED_DILATION.items():
         table.add_row("Dai et al. 2017", layer, *("{} ± {}".format(*published[name]) for name in FILTER_CLASSES))
@@ -30,7 +31,7 @@ def length_table(series: Mapping[str, Mapping[int, OffsetStatistics]]) -> Table:
     table = Table("run", Column("layer", no_wrap=True), "mean ± deviation", title="Length of offsets in cells")
     for run, steps in series.items():
         for layer, found in reversed(steps[max(steps)].length.items()):
-            table.add_row(run, layer, _text(found))
+            table.add_row(escape(run), layer, _text(found))
     return table
 
 
@@ -46,7 +47,7 @@ def without_offsets_table(results: Mapping[str, Mapping[str, Mapping[str, float]
     )
     for run, variants in results.items():
         for variant, numbers in variants.items():
-            table.add_row(run, variant, *(f"{numbers[name]:.3f}" if name in numbers else "" for name in names))
+            table.add_row(escape(run), variant, *(f"{numbers[name]:.3f}" if name in numbers else "" for name in names))
     return table
 
 

@@ -34,7 +34,10 @@ def sampled_cells(detector: TwoStageDetector, validation: DetectionDataset) -> d
 
     Means are over the proposals of up to 100 images.
     """
-    (extractor, *more), backbone = extractor_of(detector).extractors, detector.backbone
+    try:
+        (extractor, *more), backbone = extractor_of(detector).extractors, detector.backbone
+    except TypeError:  # no heads, or heads that read no levels
+        return {}
     single = isinstance(backbone, Backbone) and len(backbone.strides) == 1 and not more
     if not isinstance(extractor, LearnedRegionFeatures) or not single:
         return {}

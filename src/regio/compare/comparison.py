@@ -185,7 +185,11 @@ def _speed(
             timed[label] = Timed(trained.ready(place, inference_precision(place)), validation, propose)
         except Exception as error:
             _failed(f"{label}, timing", error, failures, console)
-    return seconds_an_image(timed)
+    try:
+        return seconds_an_image(timed)
+    except Exception as error:  # one of them all: nothing is known of their order then
+        _failed("timing", error, failures, console)
+        return known
 
 
 def _report(
@@ -221,7 +225,7 @@ def _report(
             place = pick_device(plan.arms[0].config.training.device)
             try:
                 learnt = learnt_parts(study.learnt, first, validation, folder, place)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 learnt = [heading(study.learnt.title), paragraph(str(error))]
         tables = StudyReport(study, plan, measured, _analysed(study, plan, first, folder), learnt)
     Report(plan, measured, failures, validation, len(dataset), examples, command, made, tables).write(folder)

@@ -18,6 +18,7 @@ from regio.data import DetectionDataset
 from regio.interchange import detections_from_coco
 from regio.visualize import contact_sheet, draw_class_map, draw_detections, draw_targets, with_legend
 from regio.visualize.plots import INK, line_colour, style_axes
+from regio.visualize.text import literal
 from regio.whole_files import distinct_names
 
 __all__ = ["accuracy_figure", "class_map_sheet", "examples_sheet", "time_figure"]
@@ -74,7 +75,7 @@ def time_figure(measured: Sequence[Measured], field: str, title: str) -> Figure:
             if len(points) > 1:
                 axes.plot(*points.T, "o", color=colour, markersize=3.5, alpha=0.6)
                 axes.vlines(mean[0], points[:, 1].min(), points[:, 1].max(), color=colour, linewidth=1.2)
-            axes.plot(*mean, "o", color=colour, markersize=9, label=label)
+            axes.plot(*mean, "o", color=colour, markersize=9, label=literal(label))
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -85,7 +86,14 @@ def time_figure(measured: Sequence[Measured], field: str, title: str) -> Figure:
         axes.set_xlabel(name, fontsize=9)
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel(title, fontsize=9)
-    panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    known: dict[str, Any] = {}  # an arm whose time for an image is not known is in the first panel alone
+    for axes in panels:
+        handles, names = axes.get_legend_handles_labels()
+        known = dict(zip(names, handles, strict=True)) | known
+    ordered = [name for label in labels if (name := literal(label)) in known]
+    if ordered:
+        where = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        panels[1].legend([known[name] for name in ordered], ordered, fontsize=8, frameon=False, **where)
     return figure
 
 
@@ -143,7 +151,7 @@ def class_map_sheet(folders: Mapping[str, Path], validation: DetectionDataset) -
 def _wrapped(label: str, most: int = 16) -> str:
     """A label in several lines, broken at spaces and hyphens."""
     lines = [""]
-    for word in label.replace("$", r"\$").replace("-", "-\0").replace(" ", " \0").split("\0"):
+    for word in literal(label).replace("-", "-\0").replace(" ", " \0").split("\0"):
         if lines[-1] and len(lines[-1]) + len(word.rstrip()) > most:
             lines.append("")
         lines[-1] += word

@@ -14,6 +14,7 @@ from regio.compare.study import METRICS, Row, Table
 from regio.csv_files import write_csv
 from regio.visualize.page import Cell
 from regio.visualize.plots import FAINT, INK, line_colour, style_axes
+from regio.visualize.text import literal
 
 __all__ = ["Line", "TableResult", "pooled_deviation", "table_figure", "table_result", "write_table"]
 
@@ -169,13 +170,13 @@ def write_table(file: Path, result: TableResult) -> None:
 
 
 def table_figure(result: TableResult) -> Figure:
-    """The first metric of each line, with a line from the lowest to the highest seed and a point for each; and its
+    """The first metric of each line, its mean with a line from the lowest to the highest seed; and its
     difference to the arm it is compared with, here and in the paper."""
     count = len(result.lines)
     figure = Figure(figsize=(10.4, 1.1 + 0.36 * count), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    style_axes(left, f"{result.main}, in percent: mean, lowest and highest seed")
-    style_axes(right, f"difference in {result.main} to the arm it is compared with")
+    style_axes(left, f"{result.main} in percent")
+    style_axes(right, f"difference in {result.main}")
     for place, line in enumerate(result.lines):
         found = line.here[result.table.metrics[0]]
         if found.count:
@@ -203,7 +204,7 @@ def table_figure(result: TableResult) -> Figure:
             label="\N{PLUS-MINUS SIGN}1 deviation of a seed",
         )
     right.axvline(0, color=INK, linewidth=0.8)
-    left.set_yticks(range(count), [line.name.replace("$", r"\$") for line in result.lines], fontsize=8)
+    left.set_yticks(range(count), [literal(line.name) for line in result.lines], fontsize=8)
     left.set_ylim(count - 0.4, -0.6)
     left.margins(x=0.12)
     for axes in (left, right):

@@ -23,6 +23,7 @@ from regio.checkpoints import kept_checkpoints
 from regio.config import load_detector
 from regio.data import DetectionDataset
 from regio.visualize.explain import ReadBox, read_by
+from regio.visualize.text import literal
 from regio.visualize.weights import (
     FAINT,
     INK,
@@ -223,7 +224,7 @@ def _two(bins: tuple[int, int]) -> list[int]:
 def _write(figure: Figure, left: float, top: float, text: str, size: float, **how: Any) -> None:
     """Text whose lower left corner is so many inches from the left and the top."""
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - top / height, text, fontsize=size, color=INK, **how)
+    figure.text(left / width, 1 - top / height, literal(text), fontsize=size, color=INK, **how)
 
 
 def _title(dataset: DetectionDataset, image: int, row: int) -> str:

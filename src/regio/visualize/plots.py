@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from regio.analysis import SIZES, Divergences, OffsetStatistics
 from regio.evaluate import CocoMetrics
 from regio.visualize.colours import class_colour
+from regio.visualize.text import literal
 
 __all__ = [
     "confusion_figure",
@@ -322,8 +323,7 @@ def _words(name: str) -> str:
 
 
 def _short(name: str, most: int = 24) -> str:
-    # A dollar sign would start matplotlib's mathematical mode.
-    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+    return literal(name if len(name) <= most else name[: most - 1] + "…")
 
 
 def _end(name: str, most: int) -> str:

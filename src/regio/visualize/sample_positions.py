@@ -23,6 +23,7 @@ from regio.regions.roi_align import RoIAlign
 from regio.regions.roi_pool import RoIPool
 from regio.regions.sampling import SampleGrid, SamplePoints
 from regio.types import FeatureMap, Regions
+from regio.visualize.text import literal
 from regio.visualize.weights import BESIDE, BOX, INK, outline, show_image
 
 __all__ = ["moved_bins_figure", "offsets_figure", "quantisation_figure"]
@@ -174,8 +175,8 @@ def _zoomed(
     width = max(panels * (side + 0.2) + 0.2, 7.0)
     height = side / aspect + 1.65
     figure = Figure(figsize=(width, height))
-    figure.text(0.2 / width, 1 - 0.16 / height, title, fontsize=15, weight="bold", color=INK, va="top")
-    figure.text(0.2 / width, 1 - 0.46 / height, caption, fontsize=10, color=FAINT, va="top")
+    figure.text(0.2 / width, 1 - 0.16 / height, literal(title), fontsize=15, weight="bold", color=INK, va="top")
+    figure.text(0.2 / width, 1 - 0.46 / height, literal(caption), fontsize=10, color=FAINT, va="top")
     every = []
     for i in range(panels):
         left = width / 2 + (i - panels / 2) * (side + 0.2) + 0.1

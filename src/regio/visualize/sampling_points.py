@@ -18,6 +18,7 @@ from regio.analysis import offsets_in_backbone, stacked_layers, stacked_sampling
 from regio.boxes import area
 from regio.data import DetectionDataset
 from regio.detector import TwoStageDetector
+from regio.visualize.text import literal
 from regio.visualize.weights import FAINT, INK, header, outline, place, show_image
 
 __all__ = [
@@ -177,7 +178,7 @@ def sampling_points_figure(photos: Sequence[PhotoPoints], title: str, caption: s
                 *unit.at, linestyle="", marker="o", markersize=7.5, color=UNIT, markeredgecolor="#ffffff", zorder=7
             )
             name = f"{photo.name}: {unit.title}" if i == 0 else unit.title
-            axes.set_title(name.replace("$", r"\$"), fontsize=10, loc="left", color=INK, pad=5)
+            axes.set_title(literal(name), fontsize=10, loc="left", color=INK, pad=5)
             axes.set_title(f"{len(unit.points)} points", fontsize=9, loc="right", color=FAINT, pad=5)
         top += ROW + height
     marks = (("unit", UNIT, 7.5), ("point that it reads", SAMPLE, 4))

@@ -19,6 +19,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regio.visualize.text import literal
+
 __all__ = [
     "BESIDE",
     "BOX",
@@ -201,8 +203,8 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
 def header(figure: Figure, title: str, caption: str) -> None:
     """The title of a picture, and a line below it, at the top left."""
     width, height = figure.get_size_inches()
-    figure.text(MARGIN / width, 1 - 0.16 / height, title, fontsize=15, weight="bold", color=INK, va="top")
-    figure.text(MARGIN / width, 1 - 0.46 / height, caption, fontsize=10, color=FAINT, va="top")
+    figure.text(MARGIN / width, 1 - 0.16 / height, literal(title), fontsize=15, weight="bold", color=INK, va="top")
+    figure.text(MARGIN / width, 1 - 0.46 / height, literal(caption), fontsize=10, color=FAINT, va="top")
 
 
 def colour_scale(figure: Figure) -> None:
