@@ -1,7 +1,7 @@
 """Detection from image files to boxes, end to end: regio beside torchvision, ONNX Runtime and OpenVINO.
 
-    python benchmarks/detect.py resnet50 ../shared/data/voc2012_100/JPEGImages
-    python benchmarks/detect.py default ../shared/data/coco_s320/val --images 300
+    python benchmarks/detect.py resnet50 voc2012_100/JPEGImages
+    python benchmarks/detect.py default coco_s320/val --images 300
 
 Faster R-CNN with a pyramid, the same random weights for all: torchvision's ResNet-50-FPN at 800 pixels, or regio's
 default detector at its 320 (beside torchvision's code with the same backbone). The class scores are spread so that

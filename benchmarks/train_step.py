@@ -1,6 +1,6 @@
 """Time of a training step: regio's detector with each extractor, and torchvision's code, in turns in one process.
 
-    python benchmarks/train_step.py ../shared/data/coco_s320 [key=value ...]
+    python benchmarks/train_step.py coco_s320 [key=value ...]
 
 A step is forward, losses, backward and the optimizer, on the same batches for all. Settings are those of `regio train`,
 and so is what the command asks of the C library and of oneDNN, for torchvision's code too.

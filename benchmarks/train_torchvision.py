@@ -1,7 +1,7 @@
 """Train torchvision's Faster or Mask R-CNN code exactly as `regio train` trains regio's: same data, order of images,
 flips, backbone weights, optimizer, schedule and number of steps.
 
-    python benchmarks/train_torchvision.py ../shared/data/coco_s320 NAME [model=mask-rcnn] key=value ...
+    python benchmarks/train_torchvision.py coco_s320 NAME [model=mask-rcnn] key=value ...
 
 takes the settings of `regio train`, evaluates with its evaluators, and writes runs/NAME/ like it. Both print how long
 the steps took, without evaluations.

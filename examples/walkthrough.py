@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from regio.backbones import efficientnet_lite0
 from regio.data import Shapes
 from regio.preprocess import Preprocess
-from regio.regions import GridPrior, LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIPool
+from regio.regions import LearnedRegionFeatures, RegionExtractor, RoIAlign, RoIAlignPrior, RoIPool
 from regio.regions.quantisation import DisjointBins, HalfOpenCorners, OverlappingBins
 from regio.types import FeatureMap, Regions
 from regio.visualize.sample_positions import quantisation_figure
@@ -173,7 +173,7 @@ def scene() -> dict[str, Figure]:
     torch.manual_seed(0)
     extractors: dict[str, RegionExtractor] = {
         "RoIAlign": RoIAlign(7),
-        "LearnedRegionFeatures, started as a grid": LearnedRegionFeatures(x.data.shape[1], prior=GridPrior()),
+        "LearnedRegionFeatures, before training": LearnedRegionFeatures(x.data.shape[1], prior=RoIAlignPrior()),
     }
     caption = f"a generated scene, {x.size[1]} x {x.size[0]} cells at stride {x.stride:g}"
     title = "The box, rounded or not, in 7 x 7 bins"

@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images and weights beside the repository; tests that need it skip where it is missing."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    """The folder of real images and weights; tests that need it skip where it is missing."""
+    folder = Path(os.environ.get("REGIO_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"real data not found: expected the folder {folder}")
+        pytest.skip(f"real data not found: expected the folder {folder}, or another that REGIO_TEST_DATA names")
     return folder

@@ -41,8 +41,8 @@ from regio.types import Detections, FeatureMap, Regions
 from regio.weights import TORCHVISION
 from tests.test_cli import regio
 
-onnx = pytest.importorskip("onnx", reason='ONNX is exported with the packages of pip install "regio[export]"')
-pytest.importorskip("onnxscript", reason='ONNX is exported with the packages of pip install "regio[export]"')
+onnx = pytest.importorskip("onnx", reason='ONNX is exported with the packages of pip install ".[export]"')
+pytest.importorskip("onnxscript", reason='ONNX is exported with the packages of pip install ".[export]"')
 onnxruntime = pytest.importorskip("onnxruntime", reason="exported files are run by onnxruntime")
 
 LABELS = ("a", "b", "c", "d")
@@ -780,5 +780,5 @@ def test_the_command_says_what_is_wrong(
     assert regio("export", str(tmp_path / "none.safetensors")) == 2
     assert capsys.readouterr().err.strip() == f"error: {tmp_path / 'none.safetensors'}: no such checkpoint"
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ValueError, match=r'onnxscript: is not installed, .*; pip install "regio\[export\]"'):
+    with pytest.raises(ValueError, match=r'onnxscript: is not installed, .*; pip install "\.\[export\]"'):
         export_onnx(proposals_alone(), tmp_path / "model.onnx")

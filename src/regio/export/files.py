@@ -47,7 +47,9 @@ def export_onnx(detector: TwoStageDetector | SegmentationNetwork, file: Path | s
         import onnx_ir
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f'{error.name}: is not installed, which ONNX needs; pip install "regio[export]"') from error
+        raise ValueError(
+            f'{error.name}: is not installed, which ONNX needs; pip install ".[export]" in the folder of regio'
+        ) from error
     path = _new(file)
     require_onnx_forms(detector)
     own = _own(detector)
