@@ -313,6 +313,9 @@ def test_one_level_of_several_has_all_the_weights() -> None:
     assert levels.assign([wide, x], r).tolist() == [1] * 4
     assert OneLevel(Align((2, 3)), 0).assign([x, wide], r).tolist() == [0] * 4
     assert torch.equal(OneLevel(Align((2, 3)), 0)([x, wide], r), levels([wide, x], r))
+    for call in (OneLevel(Align((2, 3)), 2), OneLevel(Align((2, 3)), 2).weights, OneLevel(Align((2, 3)), -3).assign):
+        with pytest.raises(ValueError, match=r"maps: expected one at (2|-3), got 2 maps"):
+            call([x, wide], r)
 
 
 def test_light_head_by_hand() -> None:

@@ -221,6 +221,15 @@ def test_regions_that_are_all_distinct() -> None:
     assert found is not None and len(found[0]) == len(found[1]) == 0
 
 
+@pytest.mark.parametrize("rule", [FPNLevels(), NearestArea(), NearestScale()])
+def test_the_level_of_large_boxes_in_half_precision(rule: LevelRule) -> None:
+    """Their areas are beyond float16."""
+    boxes = torch.tensor([[0.0, 0, 300, 300], [0, 0, 900, 500], [0, 0, 40, 40]])
+    strides = [4, 8, 16]
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(rule(boxes.to(dtype), strides), rule(boxes.to(dtype).float(), strides))
+
+
 def test_regions_of_no_place_raise() -> None:
     bad = Regions(torch.full((1, 4), torch.nan, dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
     for read in (Levels(RoIPool(2)), Levels(RoIPool(2)).distinct):

@@ -65,8 +65,9 @@ class NearestArea:
     stride: float = 16
 
     def __call__(self, boxes: Tensor, strides: Sequence[float]) -> Tensor:
-        scale = boxes.new_tensor([self.stride / each for each in strides])
-        return (area(boxes)[:, None] * scale**2 - self.size**2).abs().argmin(1)
+        areas = area(boxes)[:, None]
+        scale = areas.new_tensor([self.stride / each for each in strides])
+        return (areas * scale**2 - self.size**2).abs().argmin(1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class NearestScale:
     def __call__(self, boxes: Tensor, strides: Sequence[float]) -> Tensor:
         scales = [self.stride / each for each in strides]
         wanted = (self.size / area(boxes).sqrt()).clamp(max=2 * max(scales))  # infinite where there is no area
-        return (boxes.new_tensor(scales) - wanted[:, None]).abs().argmin(1)
+        return (wanted.new_tensor(scales) - wanted[:, None]).abs().argmin(1)
 
 
 class Levels(nn.Module):
@@ -164,7 +165,7 @@ class OneLevel(Levels):
     """An extractor that reads one of several maps alone, ``maps[level]``: the last one unless another is named.
 
     For heads whose map is not that of the proposals, as in R-FCN (`regio.proposals.RPN` has an argument of this name).
-    The other maps may have other channels.
+    The other maps may have other channels. Raises ValueError, when called, for too few maps.
     """
 
     def __init__(self, extractor: RegionExtractor, level: int = -1) -> None:
@@ -176,15 +177,20 @@ class OneLevel(Levels):
 
     def assign(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
         """The index [R] int64 into `maps`, the same for all boxes."""
-        return torch.full_like(r.image, range(len(maps))[self.level])
+        return torch.full_like(r.image, self._place(maps))
 
     def forward(self, maps: Sequence[FeatureMap], r: Regions) -> Tensor:
         """Region features [R, C, *bins] from ``maps[level]``."""
-        features: Tensor = self.extractors[0](maps[self.level], r)
+        features: Tensor = self.extractors[0](maps[self._place(maps)], r)
         return features
+
+    def _place(self, maps: Sequence[FeatureMap]) -> int:
+        if not -len(maps) <= self.level < len(maps):
+            raise ValueError(f"maps: expected one at {self.level}, got {len(maps)} maps")
+        return range(len(maps))[self.level]
 
     def weights(self, maps: Sequence[FeatureMap], r: Regions) -> list[Tensor]:
         """One tensor a level, [R, 1 or C, K, H_l, W_l], zero on all maps but ``maps[level]``."""
-        own = self.by_level(maps)[0].weights(maps[self.level], r)
-        read = range(len(maps))[self.level]
+        read = self._place(maps)
+        own = self.by_level(maps)[0].weights(maps[read], r)
         return [own if i == read else own.new_zeros((*own.shape[:3], *x.size)) for i, x in enumerate(maps)]
