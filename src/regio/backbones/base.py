@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regio.backbones.chain import Chain, Level
-from regio.evaluate import evaluation_mode
+from regio.evaluation_mode import evaluation_mode
 from regio.frozen_norm import freeze_batch_norm
 from regio.types import FeatureMap
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from regio.backbones.base import Backbone
 from regio.deformable_conv import DeformableConv2d
-from regio.evaluate import evaluation_mode
+from regio.evaluation_mode import evaluation_mode
 
 __all__ = ["executed", "last_convolutions", "pads_like_tensorflow", "spatial_convolutions"]
 

@@ -7,9 +7,10 @@ from regio.evaluate.coco import ClassAP, CocoMetrics, coco_metrics, detections_t
 from regio.evaluate.confusion import confusion_matrix
 from regio.evaluate.instances import MaskEvaluator
 from regio.evaluate.proposals import ProposalRecall, Recalled
-from regio.evaluate.run import Evaluation, Evaluator, Predict, evaluate, evaluation_mode, predict
+from regio.evaluate.run import Evaluation, Evaluator, Predict, evaluate, predict
 from regio.evaluate.segmentation import MeanIoU, Segmented, class_iou, pixel_confusion
 from regio.evaluate.voc import VocClass, VocMetrics, all_point_ap, eleven_point_ap, voc_metrics
+from regio.evaluation_mode import evaluation_mode
 
 __all__ = [
     "BoxEvaluator",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from regio.data.dataset import DetectionDataset, Sample
 from regio.data.loading import Batch, collate
+from regio.evaluation_mode import evaluation_mode
 
-__all__ = ["Evaluation", "Evaluator", "Predict", "evaluate", "evaluation_mode", "predict"]
+__all__ = ["Evaluation", "Evaluator", "Predict", "evaluate", "predict"]
 
 Predict = Callable[..., Sequence[Any]]
 """Images, uint8 [3, H, W] of any sizes, to what is predicted for each, for instance its `Detections`. Proposals of the
@@ -55,19 +56,6 @@ class Evaluation:
 
     numbers: dict[str, float]
     records: list[Any]
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Within, `module` is in evaluation mode: no dropout, no stochastic depth, and batch norm neither uses the batch
-    nor learns from it. Afterwards each submodule is in the mode it was in, also where modes were mixed."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training
 
 
 def predict(
