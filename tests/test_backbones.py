@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from regio.backbones import Backbone, Level, efficientnet_lite0, timm_backbone, torchvision_backbone
@@ -173,18 +174,27 @@ def test_local_file_for_timm(tmp_path: Path) -> None:
     assert torch.equal(backbone.body.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
 
 
+def test_a_file_of_another_network_is_refused_for_timm(tmp_path: Path) -> None:
+    for name, message in (("resnet26", "size mismatch for .*"), ("convnext_atto", r"no tensor for .*, of shape \[")):
+        torch.save(timm.create_model(name).state_dict(), tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=r"other.pth: does not fit resnet18: " + message):
+            timm_backbone("resnet18", weights=tmp_path / "other.pth")
+    model = timm.create_model("convnext_atto")  # whose file timm takes apart by names of its own
+    save_file(model.state_dict(), tmp_path / "mine.safetensors")
+    backbone = timm_backbone("convnext_atto", (4,), weights=tmp_path / "mine.safetensors")
+    assert torch.equal(backbone.body.stem_0.weight, model.stem[0].weight)
+
+
 @pytest.mark.parametrize("make", [efficientnet_lite0, timm_backbone, torchvision_backbone])
 def test_a_bad_file_is_named(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     arguments = () if make is efficientnet_lite0 else ("resnet18",)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         make(*arguments, weights=tmp_path / "nowhere.pth")
-    if make is timm_backbone:
-        return  # timm reads the file itself
     (tmp_path / "note.pth").write_text("not weights")
     with pytest.raises(ValueError, match=r"note\.pth: not a file of weights"):
         make(*arguments, weights=tmp_path / "note.pth")
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth: .*expected shape"):
+    with pytest.raises(ValueError, match=r"other\.pth: .*(expected|no tensor for .* of) shape"):
         make(*arguments, weights=tmp_path / "other.pth")
     torch.save({"epoch": 3}, tmp_path / "run.pth")
     with pytest.raises(ValueError, match=r"run\.pth: expected a state dict"):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from regio.checkpoints import Card, read_card, save
 from regio.cli import main
+from regio.cli.demo import CONFIG
 from regio.cli.main import COMMANDS
 from regio.config import RunConfig, load_detector, model_to_dict, read_config
 from regio.config.extractors import Learned
@@ -435,6 +436,7 @@ def test_options_that_a_resumed_run_contradicts_are_named(
     config = RunConfig("shapes", "other", ("circle", "star"))
     run = here / "runs" / "a"
     (run / "stages").mkdir(parents=True)
+    (run / "stages" / "run.json").write_text("{}")
     (run / "config.yaml").write_text(as_yaml(as_dict(config)))
     words = ["train", "shapes", "--name", "a", "--resume"]
     assert regio(*words, "--classes", "circle, star", "--validation", "other") == 0
@@ -451,7 +453,74 @@ def test_options_that_a_resumed_run_contradicts_are_named(
     assert len(trained_as) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "faster-rcnn"], "name faster-rcnn-fpn, got faster-rcnn"),
+        (["channels=32"], "channels 128, got 32"),
+        (["--proposals", "grid"], "proposals None, got grid"),
+    ],
+)
+def test_a_run_is_resumed_with_its_own_model(
+    here: Path, trained_as: list[RunConfig], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    run = here / "runs" / "a"
+    (run / "weights").mkdir(parents=True)
+    (run / "weights" / "resume.safetensors").write_text("")
+    (run / "config.yaml").write_text(as_yaml(as_dict(RunConfig("shapes"))))
+    assert regio("train", "--name", "a", "--resume", *words) == 2
+    line = capsys.readouterr().err
+    assert f"--resume: the run {Path('runs/a')} can only go on as it was: " in line and message in line
+    assert regio("train", "--name", "a", "--resume", "workers=0") == 0 and len(trained_as) == 1
+
+
+def test_a_folder_has_one_name_with_and_without_a_slash(here: Path, trained_as: list[RunConfig]) -> None:
+    run = here / "runs" / "a"
+    (run / "weights").mkdir(parents=True)
+    (run / "weights" / "resume.safetensors").write_text("")
+    (run / "config.yaml").write_text(as_yaml(as_dict(RunConfig("photos", "others"))))
+    assert regio("train", "photos/", "--name", "a", "--resume", "--validation", f"{here / 'others'}/") == 0
+    assert len(trained_as) == 1
+
+
+def test_epochs_take_the_place_of_the_steps_of_a_file(
+    here: Path, trained_as: list[RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "a.yaml").write_text("data: shapes\ntraining: {steps: 3}\n")
+    for words in (["--epochs", "2"], ["epochs=2"], ["training.epochs=2"]):
+        assert regio("train", "--config", "a.yaml", *words) == 0
+        assert (trained_as[-1].training.steps, trained_as[-1].training.epochs) == (None, 2)
+    assert regio("train", "--config", "a.yaml", "seed=1") == 0
+    assert trained_as[-1].training.steps == 3
+    for words in (["--epochs", "2", "--steps", "3"], ["epochs=2", "steps=3"], ["--epochs", "inf"]):
+        assert regio("train", "shapes", *words) == 2
+    assert capsys.readouterr().err.count("expected either epochs or steps, got both") == 2
+
+
+def test_the_demo_replaces_nothing_but_a_demo(
+    here: Path, trained_as: list[RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = here / "runs" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("")
+    assert regio("demo") == 2
+    assert "expected an earlier demo or no such folder, got something else" in capsys.readouterr().err
+    (folder / "config.yaml").write_text(as_yaml(as_dict(RunConfig("shapes"))))  # a training of that name
+    assert regio("demo") == 2
+    assert (folder / "thesis.txt").is_file() and trained_as == []
+    (folder / "config.yaml").write_text(as_yaml(as_dict(CONFIG)))
+    assert regio("demo") == 0
+    (folder / "config.yaml").unlink()
+    (folder / "thesis.txt").unlink()
+    assert regio("demo") == 0 and len(trained_as) == 2
+
+
 def test_weights_choose_the_model_unless_one_is_named(here: Path, weights: Path, trained_as: list[RunConfig]) -> None:
+    (here / "short.yaml").write_text("data: shapes\ntraining: {steps: 1}\n")
+    (here / "own.yaml").write_text("data: shapes\nmodel: {name: rpn}\n")
+    for file, kind in (("short", FasterRCNNOnFPN), ("own", RPN)):
+        assert regio("train", "--config", f"{file}.yaml", "--weights", str(weights)) == 0
+        assert isinstance(trained_as.pop().model, kind)
     words = ["train", "shapes", "--weights", str(weights)]
     assert regio(*words, "model.score_threshold=0.3") == 0
     assert regio(*words, "model=rpn") == 0

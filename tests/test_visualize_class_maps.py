@@ -9,6 +9,12 @@ from regio.types import IGNORED
 from regio.visualize import class_colour, class_map_image, draw_class_map, legend, with_legend
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (8, 8), (11, 40)])
+def test_narrow_pictures_have_a_legend_too(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", (size[1], size[0]))
+    assert with_legend(picture, [0, 1, 2], ("cat", "dog")).width == size[1]
+
+
 def test_a_palette_image_has_the_labels_and_the_colours() -> None:
     labels = torch.tensor([[0, 1, 2], [80, 254, IGNORED]], dtype=torch.uint8)
     image = class_map_image(labels)

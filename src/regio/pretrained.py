@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 import torchvision
 from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "published_file",
     "published_state",
     "read_state",
+    "require_taken",
     "require_timm_weights",
     "torchvision_classifier",
 ]
@@ -35,10 +39,11 @@ def existing(file: Path, what: str) -> Path:
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        safe = file.suffix == ".safetensors"
+        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler stumbles over
         raise ValueError(f"{file}: not a file of weights that PyTorch can read ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file}: expected a state dict, a mapping of names to tensors")
     return state
 
@@ -75,6 +80,18 @@ def load_by_name(model: nn.Module, file: Path) -> None:
         got = f"shape {list(state[name].shape)}" if name in state else "nothing"
         raise ValueError(f"{file}: {name}: expected shape {list(tensor.shape)}, got {got}")
     model.load_state_dict({name: state[name] for name in own})
+
+
+def require_taken(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Raise ValueError, its message beginning with `what`, unless each parameter of `model` has the numbers of some
+    tensor of `state`, whatever names and shapes a library has given them."""
+    sums: dict[int, list[float]] = {}
+    for value in state.values():
+        sums.setdefault(value.numel(), []).append(float(value.double().sum()))
+    for name, own in model.named_parameters():
+        total = float(own.detach().double().sum())
+        if not any(math.isclose(total, each, rel_tol=1e-6, abs_tol=1e-6) for each in sums.get(own.numel(), ())):
+            raise ValueError(f"{what}: no tensor for {name}, of shape {list(own.shape)}")
 
 
 def read_state(file: Path, what: str) -> dict[str, Tensor]:

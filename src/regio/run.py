@@ -132,8 +132,11 @@ def _begin_from(weights: str, chosen: System, model: nn.Module, class_names: tup
         )
         different = differences(was, now) if was else ""
         raise ValueError(f"{what}: {different}" if different else str(error)) from error
+    same = sorted(theirs) == sorted(class_names)
+    others = "in another order here" if same else f"these are {len(class_names)} others"
+    anew = f"; {', '.join(layers)} start anew" if layers else ""
     console.print(
-        f"{weights}: of {len(theirs)} classes, these are {len(class_names)} others; {', '.join(layers)} start anew",
+        f"{weights}: of {len(theirs)} classes, {others}{anew}",
         highlight=False,
         markup=False,
     )

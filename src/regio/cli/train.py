@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from regio.config import EXTRACTORS, OPTIMIZERS, SCHEDULES, SYSTEMS, RunConfig, TrainConfig, read_config
+from regio.config import EXTRACTORS, OPTIMIZERS, SCHEDULES, SYSTEMS, RunConfig, TrainConfig, model_to_dict, read_config
+from regio.config.run import names_a_model
 from regio.optimisation import SGD, AdamW
-from regio.settings import override
+from regio.settings import dotted, override
 
 __all__ = ["train"]
 
@@ -143,7 +144,7 @@ def train(
             raise ValueError("DATA: expected a data set; see regio train --help")
         chosen = replace(chosen, **own)
         named = model is not None or any(word.partition("=")[0] == "model" for word in words)
-        if weights is not None and config is None and not named:
+        if weights is not None and not named and not (config is not None and names_a_model(config)):
             from regio.weights import system_of
 
             chosen = replace(chosen, model=system_of(weights))
@@ -154,7 +155,10 @@ def train(
         "proposals": proposals,
     }  # fmt: skip
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    chosen = override(chosen, options + words)
+    settled = chosen
+    chosen = override(chosen, _with_a_length(options + words))
+    if resume and name is not None:
+        _require_same_model(project / name, settled, chosen)
 
     from regio.run import run
     from regio.run_folders import locked, new_run
@@ -168,13 +172,37 @@ def _resumed(folder: Path, data: str | None, own: Mapping[str, Any]) -> RunConfi
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder / 'config.yaml'}: no such file: there is no run to go on with")
     config = read_config(folder / "config.yaml")
-    if data is not None and config.data != data:
+    if data is not None and Path(config.data).resolve() != Path(data).resolve():
         raise ValueError(f"--resume: the run {folder} trains on {config.data}, got {data}")
     for option, value in own.items():
         was = getattr(config, option)
-        if was != value:
+        if was != value and not (option == "validation" and was and Path(was).resolve() == Path(value).resolve()):
             expected, got = (", ".join(each) if isinstance(each, tuple) else each for each in (was, value))
             raise ValueError(f"--{option}: expected {expected or 'none'}, as in the run {folder}, got {got}")
     if not (folder / "stages" / "run.json").is_file() and not (folder / "weights" / "resume.safetensors").is_file():
         raise ValueError(f"--resume: {folder} ended before its first save; start it again without --resume")
     return config
+
+
+def _require_same_model(folder: Path, was: RunConfig, now: RunConfig) -> None:
+    """A run goes on with its own model, and the boxes that it was given; ValueError naming what differs. (What else may
+    not differ is compared when the training begins.)"""
+    from regio.identity import differences
+
+    first, second = (
+        dotted({**model_to_dict(each.model), "backbone_weights": None, "proposals": each.proposals})
+        for each in (was, now)
+    )
+    if different := differences(first, second):
+        raise ValueError(f"--resume: the run {folder} can only go on as it was: {different}")
+
+
+def _with_a_length(words: list[str]) -> list[str]:
+    """`words`, of which one that gives epochs takes the place of the steps of a --config. Raises ValueError where both
+    are given."""
+    keys = [word.partition("=")[0].removeprefix("training.") for word in words]
+    if "epochs" not in keys:
+        return words
+    if "steps" in keys:
+        raise ValueError("epochs: expected either epochs or steps, got both")
+    return ["steps=null", *words]

@@ -91,6 +91,8 @@ def val(
     evaluator = trained.system.evaluator(dataset)
     dataset = evaluator.dataset
     print_problems([dataset], console)
+    if output is not None and (output / "weights").is_dir():
+        raise ValueError(f"--output: expected a folder that is not that of a training, got {output}")
     folder = new_folder(project, "val") if output is None else output
     about = f"{path} on {len(dataset)} images of {data}, {split}, {len(dataset.class_names)} classes, in {chosen}"
     console.print(about, highlight=False, markup=False)

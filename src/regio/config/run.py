@@ -63,6 +63,11 @@ def model_from_dict(values: Mapping[str, Any]) -> System:
     return from_dict(_Model, {"model": dict(values)}).model
 
 
+def names_a_model(path: Path) -> bool:
+    """Whether the YAML file of `read_config` says which model is trained."""
+    return "model" in (yaml.safe_load(path.read_text()) or {})
+
+
 def read_config(path: Path) -> RunConfig:
     """The settings of a YAML file, those it leaves out at their defaults.
 

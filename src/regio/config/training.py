@@ -23,13 +23,13 @@ class TrainConfig:
     In Python, optimizer and schedule can be any objects of these protocols, frozen dataclasses for exact resuming.
     """
 
-    epochs: float = setting(12.0, "passes over the data", gt=0)
+    epochs: float = setting(12.0, "passes over the data", gt=0, allow_inf_nan=False)
     steps: int | None = setting(None, "optimizer steps, instead of epochs", ge=1)
     batch_size: int = setting(4, "images read at once by each process", ge=1)
     accumulate: int = setting(1, "such batches of each process that make one optimizer step", ge=1)
     optimizer: OptimizerSpec = setting(AdamW(), "what changes the weights", choices=OPTIMIZERS)
     schedule: Schedule = setting(Cosine(), "factor on the learning rate", choices=SCHEDULES)
-    clip_norm: float | None = setting(10.0, "largest norm of the gradient; null for any", gt=0)
+    clip_norm: float | None = setting(10.0, "largest norm of the gradient; null for any", gt=0, allow_inf_nan=False)
     ema: float = setting(
         0.0, "decay of a moving average of the weights, which is then evaluated and saved; 0 for none", ge=0, lt=1
     )

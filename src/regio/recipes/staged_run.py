@@ -92,6 +92,8 @@ class StagedRun:
         with together(self.fabric):
             if begun.is_file() and not self.resume:
                 raise ValueError(f"{self.folder}: expected a folder without stages for a run that is not resumed")
+            if not begun.is_file() and (self.folder / "weights").is_dir():
+                raise ValueError(f"{self.folder}: expected a run of stages, got one that was trained in one piece")
             if begun.is_file() and start.is_file():
                 load_exactly(model, read_weights(start), f"{start}: does not fit this model")
             elif self.fabric.is_global_zero:

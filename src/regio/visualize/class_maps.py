@@ -61,7 +61,7 @@ def legend(labels: Sequence[int], class_names: Sequence[str], width: int) -> Ima
     for label in labels:
         name = {0: "background", IGNORED: "not known"}.get(label) or class_names[label - 1]
         extent = chip_size(name, TEXT)
-        extent = min(extent[0], width - 2 * GAP), extent[1]
+        extent = min(extent[0], max(width - 2 * GAP, 1)), extent[1]  # cut, where the picture is narrow
         if left > GAP and left + extent[0] + GAP > width:
             left, top = GAP, top + extent[1] + GAP
         place = (left, top, left + extent[0], top + extent[1])

@@ -33,7 +33,10 @@ class Published(System):
         """What the detector is made of. Raises ValueError for a name that the library does not have."""
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
-        """Its weights are random: those of the library are loaded by `regio.weights`."""
+        """Its weights are random: those of the library are loaded by `regio.weights`. Raises ValueError for
+        `pretrained`."""
+        if pretrained:
+            raise ValueError("--weights: expected torchvision:NAME or detectron2:NAME, which this model begins with")
         made = self.architecture().build(classes + 1)
         self.adjust(made)
         return made
