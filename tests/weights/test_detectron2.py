@@ -191,7 +191,9 @@ def test_files_and_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.Mon
 def test_its_system_trains() -> None:
     system = Detectron2("mask_rcnn_R_50_C4_1x", short_side=64, long_side=96)
     torch.manual_seed(0)
-    detector = system.build(3)
+    detector = system.build(3, pretrained=False)
+    with pytest.raises(ValueError, match="--weights: expected torchvision:NAME or detectron2:NAME"):
+        system.build(3)
     assert detector.roi_heads[0].class_logits.out_features == 4  # type: ignore[union-attr]
     masks = torch.zeros(1, 60, 80, dtype=torch.bool)
     masks[0, 10:40, 10:50] = True
