@@ -85,6 +85,13 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         read_resume(tmp_path / "whole.safetensors", {}, torch.optim.SGD(model().parameters()), {})
 
 
+@pytest.mark.parametrize("entry", ["{", "[1]", '{"card": {}}', '{"version": "2", "card": {}}'])
+def test_a_damaged_entry(tmp_path: Path, entry: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {"regio": entry})
+    with pytest.raises(ValueError, match=r"bad\.safetensors: damaged, its 'regio' entry"):
+        read_card(tmp_path / "bad.safetensors")
+
+
 def test_a_newer_format(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors", {"regio": json.dumps({"version": 99, "card": {}})})
     with pytest.raises(ValueError, match="format 99, this version of regio reads up to 2"):

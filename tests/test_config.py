@@ -168,6 +168,11 @@ def test_settings_that_do_not_fit_each_other() -> None:
         FasterRCNNOnFPN(anchor_sizes=(32.0,)).build(2)
     with pytest.raises(ValueError, match="backbone: expected one of efficientnet_lite0, .*, got 'resnet'"):
         RPN(backbone="resnet:50").build(2)
+    for name in ("timm", "timm:", "torchvision"):
+        with pytest.raises(ValueError, match=r"^backbone: expected (timm|torchvision):NAME, .*, got "):
+            RPN(backbone=name).build(2)
+    with pytest.raises(ValueError, match="^backbone: expected efficientnet_lite0 alone, got efficientnet_lite0:b1"):
+        RPN(backbone="efficientnet_lite0:b1").build(2)
 
 
 def test_missing_weights_name_the_setting() -> None:

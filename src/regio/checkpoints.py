@@ -106,8 +106,12 @@ def _read_header(path: Path, kind: str) -> dict[str, Any]:
         raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
     if "regio" not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not written by regio (no 'regio' entry in its metadata)")
-    header: dict[str, Any] = json.loads(metadata["regio"])
-    if header["version"] > FORMAT:
+    try:
+        header: dict[str, Any] = json.loads(metadata["regio"])
+        newer = header["version"] > FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged, its 'regio' entry is not one that regio writes ({error!r})") from error
+    if newer:
         raise ValueError(f"{path}: format {header['version']}, this version of regio reads up to {FORMAT}")
     if kind not in header:
         raise ValueError(f"{path}: expected a file with a '{kind}' entry, got one with {sorted(header)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Literal
 
 from regio.config.systems.base import System
@@ -62,11 +63,15 @@ class OnBackbone(System):
     long_side: int = setting(480, "at most, of the scaled image, in pixels", ge=1)
 
     def make_backbone(self, levels: Sequence[int], output_stride: int, *, pretrained: bool) -> Backbone:
-        """The backbone, which gives these levels."""
+        """The backbone, which gives these levels. Raises ValueError for a `backbone` that names none."""
         from regio import backbones
 
         kind, _, variant = self.backbone.partition(":")
         make = getattr(backbones, named(BACKBONES, kind, "backbone"))
+        of_a_library = "name" in signature(make).parameters
+        if of_a_library != bool(variant):
+            expected = f"{kind}:NAME, the name of a model of {kind}" if of_a_library else f"{kind} alone"
+            raise ValueError(f"backbone: expected {expected}, got {self.backbone}")
         given = pretrained and self.backbone_weights != "none"
         try:
             made: Backbone = make(
