@@ -579,3 +579,6 @@ def test_a_box_far_away_costs_no_table() -> None:
     far = Regions(boxes, torch.zeros(201, dtype=torch.int64))
     assert e._table([x], r, 8) is not None and e._table([x], far, 8) is None
     assert torch.isfinite(e(x, far)).all()
+    few = LearnedRegionFeatures(4, 3, 8, 6)  # dimensions that any interval spans
+    assert few._table([x], r, 8) is None and few._table([x], far, 8) is None
+    assert torch.isfinite(few(x, far)).all()

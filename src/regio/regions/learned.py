@@ -357,7 +357,8 @@ class LearnedRegionFeatures(RegionExtractor):
 
     def _table(self, maps: Sequence[FeatureMap], r: Regions, stride: float | Tensor) -> GeometryTable | None:
         """The table for boxes on one or more levels; stride: of the map of each box. None where it costs more than the
-        inner products, on a GPU, to which these are little, and in graphs, which are to hold for other boxes."""
+        inner products or spans no fewer dimensions, so that a box far away costs none; on a GPU, to which these are
+        little; and in graphs, which are to hold for other boxes."""
         if not self.geometry or not has_values(r.boxes) or r.boxes.device.type != "cpu" or len(r) == 0:
             return None
         dtype, parts = coordinate_dtype(maps[0].data), prod(self.bins)
@@ -365,7 +366,9 @@ class LearnedRegionFeatures(RegionExtractor):
         numbers = self._box_coordinates(stride, r, dtype).detach()
         last = max(max(x.size) * x.stride / (self.unit or x.stride) for x in maps)
         low, high = floor(min(0.0, float(numbers.min())) / 16), ceil(max(last, float(numbers.max())) / 16)
-        count, positions = min(16 * (high - low) / pi + 14, c_e), max(sum(x.size) for x in maps)
+        count, positions = 16 * (high - low) / pi + 14, max(sum(x.size) for x in maps)
+        if count >= c_e:
+            return None
         with_table = 2 * count * parts * (c_e * (c_g + 4 * count) + 4 * count * boxes)  # multiplications
         without = 4 * boxes * c_e**2 + parts * min(positions * c_e * (c_g + boxes), boxes * c_g * (c_e + positions))
         if with_table > without:
