@@ -126,6 +126,9 @@ def test_the_command_finds_measures_and_draws(tmp_path: Path, capsys: pytest.Cap
     assert numbers["new/ss.safetensors"] == recall.measure(records)
     assert numbers["grid"]["recall50_2000"] == 1.0  # boxes of 0.6 of a side in the middle
     assert [path.name.rpartition("-")[0] for path in Path("runs/proposals").glob("*.safetensors")] == ["data-val"]
+    assert regio("proposals", source, "--method", "grid") == 0
+    assert [path.name for path in Path("runs/proposals").glob("*.png")] == ["recall-data-val.png"]
+    capsys.readouterr()
     assert regio("proposals", source, "--out", "new/ss.safetensors") == 0
     assert "of 3 images, found before" in capsys.readouterr().out
     assert Path("new/ss.safetensors").stat().st_mtime_ns == before

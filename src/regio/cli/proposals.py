@@ -39,7 +39,7 @@ def proposals(
     ] = None,
     device: Annotated[str, typer.Option(help="Of a proposal network: cpu, cuda, cuda:1, mps or auto.")] = "auto",
     plot: Annotated[
-        Path | None, typer.Option(help="Picture of recall against the number of boxes (default: recall.png beside).")
+        Path | None, typer.Option(help="Picture of recall against the number of boxes (default: beside the boxes).")
     ] = None,
     project: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the recall as JSON, and nothing else.")] = False,
@@ -88,7 +88,8 @@ def proposals(
     for word, own in results.items():
         console.print(f"\n{word}", highlight=False, markup=False, style="bold")
         own.show(console)
-    picture = plot or (out.with_suffix(".png") if out is not None else project / "proposals" / "recall.png")
+    name = f"recall-{data_name(data, split)}.png" if out is None else f"{out.stem}.png"
+    picture = plot or (project / "proposals" if out is None else out.parent) / name
     picture.parent.mkdir(parents=True, exist_ok=True)
     curves = {word: recall.curves(each.records) for word, each in results.items()}
     recall_comparison_figure(curves).savefig(picture, dpi=150)
