@@ -36,7 +36,7 @@ from regio.data import SHAPE_CLASSES, Shapes
 from regio.data.records import Record
 from regio.deformable_conv import DeformableConv2d
 from regio.detector import TwoStageDetector
-from regio.regions import DeformableRoIPool, RoIAlign
+from regio.regions import DeformablePrior, DeformableRoIPool, LearnedRegionFeatures, RegionExtractor, RoIAlign
 from regio.regions.deformable import DeformablePositionSensitive
 from regio.regions.position_sensitive import PositionSensitive
 from regio.systems import faster_rcnn
@@ -46,10 +46,10 @@ SCENES = Shapes(3, seed=1)
 POOLING = "roi_heads.0.extractor"
 
 
-def pooling_detector() -> TwoStageDetector:
+def pooling_detector(extractor: RegionExtractor | None = None) -> TwoStageDetector:
     torch.manual_seed(0)
     backbone = efficientnet_lite0(levels=(3,), output_stride=8, pretrained=False)
-    pool = DeformableRoIPool(RoIAlign(2), 8)
+    pool = DeformableRoIPool(RoIAlign(2), 8) if extractor is None else extractor
     return faster_rcnn(7, backbone, pool, channels=8, hidden=16, short_side=160, long_side=400).eval()
 
 
@@ -153,6 +153,23 @@ def test_lengths_by_hand() -> None:
     expected = torch.cat(sides) @ torch.tensor([0.3, 0.4]) / 2
     assert found.length[POOLING].count == len(expected) and not found.dilation
     assert found.length[POOLING].mean == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_shifts_of_learned_region_features() -> None:
+    """The parts of a deformable prior are counted as bins are, and set back with them."""
+    prior = DeformablePrior(8, 2)
+    detector = pooling_detector(LearnedRegionFeatures(8, 2, 16, 8, prior=prior))
+    assert has_offsets(detector) and list(offset_variants(detector)) == ["as trained", "no offsets of pooling"]
+    with torch.no_grad():
+        prior.offset.bias.copy_(torch.tensor([3.0, 0.0, 3.0, 0.0, 0.0, 4.0, 0.0, 4.0]))
+    bins = pooling_detector()
+    pool = next(each for each in bins.modules() if isinstance(each, DeformableRoIPool))
+    with torch.no_grad():
+        pool.offset.bias.copy_(torch.tensor([3.0, 3.0, 0.0, 0.0, 0.0, 0.0, 4.0, 4.0]))
+    expected = offsets_of_detector(bins, SCENES).length[POOLING]
+    found = offsets_of_detector(detector, SCENES).length[POOLING]
+    assert found.count == expected.count and found.mean == pytest.approx(expected.mean, rel=1e-5)
+    assert offsets_of_detector(without_offsets(detector), SCENES).length[POOLING].mean == 0
 
 
 def test_maps_that_no_box_is_read_from_may_have_other_channels() -> None:

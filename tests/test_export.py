@@ -439,6 +439,13 @@ def deformable_scores(classes: int) -> regions.RegionExtractor:
     return made
 
 
+def learned_with_moved_parts() -> regions.RegionExtractor:
+    """With offsets that are not zero."""
+    prior = regions.DeformablePrior(16)
+    nn.init.normal_(prior.offset.weight, std=0.1)
+    return regions.LearnedRegionFeatures(16, 7, 64, 32, prior=prior)
+
+
 EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     "roi-align, adaptive": lambda: regions.RoIAlign(7, samples=0),
     "roi-align, not aligned": lambda: regions.RoIAlign((5, 7), aligned=False),
@@ -467,6 +474,7 @@ EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     "deformable-roi-pool": lambda: regions.DeformableRoIPool(regions.RoIAlign(7), 16),
     "learned": lambda: regions.LearnedRegionFeatures(16, 7, 64, 32, prior=regions.GridPrior()),
     "learned, in the box": lambda: regions.LearnedRegionFeatures(16, 7, 64, 32, support=regions.BoxSupport(2.0)),
+    "learned, moved parts": learned_with_moved_parts,
     "learned, dense": lambda: regions.LearnedRegionFeatures(
         16, 3, 64, 32, mode=regions.Dense(), prior=regions.GridPrior()
     ),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from regio.optimisation import SGD, AdamW, Cosine, Schedule, Step
-from regio.regions import DeformableRoIPool, Enlarged, LearnedRegionFeatures, RoIAlign, RoIAlignPrior
+from regio.regions import DeformablePrior, DeformableRoIPool, Enlarged, LearnedRegionFeatures, RoIAlign, RoIAlignPrior
 from regio.types import FeatureMap, Regions
 
 
@@ -88,6 +88,9 @@ def test_learned_region_features_may_learn_at_a_rate_of_their_own() -> None:
     groups = AdamW(0.1).build(model).param_groups
     assert [group["lr"] for group in groups] == pytest.approx([0.1, 0.03])
     assert [id(p) for p in groups[1]["params"]] == [id(p) for p in slow.parameters()]
+    moved = LearnedRegionFeatures(4, 3, 8, 8, prior=DeformablePrior(4, 3), rate=0.3)
+    groups = AdamW(0.1).build(moved).param_groups
+    assert {len(group["params"]): group["lr"] for group in groups} == pytest.approx({4: 0.03, 2: 0.005})
     torch.manual_seed(0)
     x = FeatureMap(torch.randn(1, 4, 6, 8), 16)
     r = Regions(torch.tensor([[3.0, 5.0, 70.0, 60.0], [20.0, 1.0, 120.0, 90.0]]), torch.zeros(2, dtype=torch.int64))

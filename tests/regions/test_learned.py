@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regio.optimisation import AdamW
-from regio.regions.base import RegionExtractor
+from regio.regions.base import RegionExtractor, contract
 from regio.regions.embedding import span_of_embeddings
 from regio.regions.learned import (
     Dense,
@@ -26,7 +26,7 @@ from regio.regions.learned import (
     embed,
 )
 from regio.regions.levels import FPNLevels, Levels
-from regio.regions.priors import GaussianPrior, GridPrior, RoIAlignPrior
+from regio.regions.priors import DeformablePrior, GaussianPrior, GridPrior, Prior, RoIAlignPrior
 from regio.regions.roi_align import RoIAlign
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.types import FeatureMap, Regions
@@ -63,6 +63,7 @@ def nested_loops(e: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
     support = e.support(x, r).tolist()
     listed = e.mode.cells(x, r, e.support(x, r))
     out = x.data.new_zeros(len(r), x.data.shape[1], math.prod(e.bins))
+    shifts = shifts_by_hand(e.prior, x, r) if isinstance(e.prior, DeformablePrior) else None
     here = {}
     if e.geometry:
         at = {z: x.data.new_tensor(position(z + 0.5, e.embedding_channels)) for z in range(max(x.size))}
@@ -81,16 +82,35 @@ def nested_loops(e: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
             if e.appearance_weight is not None:
                 logits += features @ e.appearance_weight[k]
             if e.prior is not None:
-                logits += logits.new_tensor([gaussian(e.prior, box / x.stride, k, e.bins, c) for c in cells])
+                prior, moved = (e.prior, (0.0, 0.0)) if shifts is None else (e.prior.prior, shifts[i][k])
+                logits += logits.new_tensor([gaussian(prior, box / x.stride, k, e.bins, c, moved) for c in cells])
             w = (logits - logits.max()).exp()
             out[i, :, k] = (w / w.sum()) @ features
     return out.unflatten(2, e.bins)
 
 
-def gaussian(prior: GaussianPrior, box: Tensor, part: int, bins: tuple[int, int], cell: tuple[int, int]) -> float:
+def shifts_by_hand(prior: DeformablePrior, x: FeatureMap, r: Regions) -> list[list[tuple[float, float]]]:
+    """By box and part, (x, y) in cells."""
+    read = contract(RoIAlign((3, 3), samples=2).weights(x, r), x, r).flatten(1)
+    offsets = (read @ prior.offset.weight.t() + prior.offset.bias).tolist()
+    sides = ((r.boxes[:, 2:] - r.boxes[:, :2]) / x.stride).tolist()
+    return [
+        [(0.1 * dx * w, 0.1 * dy * h) for dx, dy in zip(row[::2], row[1::2], strict=True)]
+        for row, (w, h) in zip(offsets, sides, strict=True)
+    ]
+
+
+def gaussian(
+    prior: GaussianPrior,
+    box: Tensor,
+    part: int,
+    bins: tuple[int, int],
+    cell: tuple[int, int],
+    shift: tuple[float, float],
+) -> float:
     x1, y1, x2, y2 = box.tolist()
     width, height = (x2 - x1) / bins[1], (y2 - y1) / bins[0]
-    u, v = x1 + (part % bins[1] + 0.5) * width, y1 + (part // bins[1] + 0.5) * height
+    u, v = x1 + (part % bins[1] + 0.5) * width + shift[0], y1 + (part // bins[1] + 0.5) * height + shift[1]
     if isinstance(prior, GridPrior):
         across = down = prior.sigma**2
     else:
@@ -129,6 +149,15 @@ class TestGridPrior(LearnedContract):
 
 class TestRoIAlignPrior(LearnedContract):
     options: ClassVar = {"prior": RoIAlignPrior()}
+
+
+class TestDeformablePrior(LearnedContract):
+    def make(self, channels: int, bins: tuple[int, int]) -> RegionExtractor:
+        made = learned(channels, bins, prior=DeformablePrior(channels, bins))
+        assert isinstance(made.prior, DeformablePrior)
+        torch.nn.init.normal_(made.prior.offset.weight, std=0.3)
+        torch.nn.init.normal_(made.prior.offset.bias)
+        return made
 
 
 class TestAppearance(LearnedContract):
@@ -450,6 +479,47 @@ def test_all_parameters_learn_beside_the_grid_prior() -> None:
     assert all(g is not None and torch.isfinite(g).all() and g.any() for g in gradients)
 
 
+def test_parts_that_are_not_moved_are_those_of_the_prior() -> None:
+    """A new layer moves none; nor does one whose offsets are set to zero. Parameters of the prior keep their start."""
+    x, r = feature_map(), regions()
+    made, plain = (learned(prior=p).double() for p in (DeformablePrior(3, (2, 3)), RoIAlignPrior()))
+    assert isinstance(made.prior, DeformablePrior)
+    assert torch.equal(made(x, r), plain(x, r))
+    torch.nn.init.normal_(made.prior.offset.weight)
+    assert (made(x, r) - plain(x, r)).abs().max() > 0.01
+    made.prior.zero_offsets()
+    assert torch.equal(made(x, r), plain(x, r))
+
+
+def test_a_part_goes_where_its_offset_says() -> None:
+    """Offsets (2, -1) in tenths of the sides of the box move the weights of every part by as many cells."""
+    x = FeatureMap(torch.randn(1, 4, 40, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 8)
+    r = Regions(torch.tensor([[160.0, 120, 320, 200]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
+    e = LearnedRegionFeatures(4, 7, appearance=False, prior=DeformablePrior(4)).double()
+    assert isinstance(e.prior, DeformablePrior)
+    with torch.no_grad():
+        e.part_weight.zero_()
+        before = e.weights(x, r)
+        e.prior.offset.bias.view(7, 7, 2)[:] = torch.tensor([2.0, -1.0])
+        shifts = e.part_shifts(x, r)
+        after = e.weights(x, r)
+    assert shifts is not None
+    close(shifts, torch.tensor([4.0, -1.0], dtype=torch.float64).expand(1, 1, 7, 7, 2), 1e-12)  # of 20 x 10 cells
+    close(after[..., :-1, 4:], before[..., 1:, :-4], 1e-10)
+    assert LearnedRegionFeatures(4, 7, prior=RoIAlignPrior()).part_shifts(x, r) is None
+
+
+def test_errors_of_the_deformable_prior() -> None:
+    x, r = feature_map(), regions()
+    for arguments in ((0,), (3, 0)):
+        with pytest.raises(ValueError, match=r"^(channels|bins): expected (a )?positive number"):
+            DeformablePrior(*arguments)
+    with pytest.raises(ValueError, match="^x: expected 4 channels, got 3"):
+        learned(prior=DeformablePrior(4, (2, 3))).double()(x, r)
+    with pytest.raises(ValueError, match=r"^bins: expected \(7, 7\), those of the prior, got \(2, 3\)"):
+        learned(prior=DeformablePrior(3)).double()(x, r)
+
+
 @pytest.fixture(params=["highest", "medium"])
 def matmul_precision(request: pytest.FixtureRequest) -> Iterator[str]:
     """The switch that allows products of float32 in bfloat16 on a CPU, and in TF32 on a GPU."""
@@ -489,9 +559,9 @@ def test_the_grid_prior_keeps_its_precision(
 
 
 @pytest.mark.parametrize("mode", [Exact(), Sampled(), Dense()])
-@pytest.mark.parametrize("prior", [GridPrior(), RoIAlignPrior(), None])
+@pytest.mark.parametrize("prior", [GridPrior(), RoIAlignPrior(), DeformablePrior(16, 3), None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_in_every_mode(mode: Mode, prior: GaussianPrior | None, dtype: torch.dtype) -> None:
+def test_low_precision_in_every_mode(mode: Mode, prior: Prior | None, dtype: torch.dtype) -> None:
     """Features of the dtype, and float32 features under its autocast, beside float64; peaked weights and flat ones."""
     torch.manual_seed(0)
     e = LearnedRegionFeatures(16, (3, 3), 64, 32, mode=mode, prior=prior)

@@ -26,7 +26,7 @@ from regio.csv_files import write_csv
 from regio.data import DetectionDataset
 from regio.deformable_conv import DeformableConv2d
 from regio.detector import TwoStageDetector
-from regio.regions import Levels
+from regio.regions import DeformablePrior, Levels
 from regio.regions.deformable import DeformablePositionSensitive, DeformableRoIPool
 from regio.types import FeatureMap, Regions
 
@@ -52,7 +52,7 @@ PUBLISHED_DILATION = {
 
 CONVOLUTIONS = (DeformableConv2d,)
 M = TypeVar("M", bound=nn.Module)
-POOLING = (DeformableRoIPool, DeformablePositionSensitive)
+POOLING = (DeformableRoIPool, DeformablePositionSensitive, DeformablePrior)
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def _part_shifts(detector: nn.Module, maps: list[FeatureMap], r: Regions) -> Ite
             continue
         level = levels.assign(maps, r) if len(maps) > 1 else torch.zeros_like(r.image)
         for i, (extractor, x) in enumerate(zip(levels.by_level(maps), maps, strict=True)):
-            if isinstance(extractor, POOLING):
+            if has_offsets(extractor):
                 own = r[(level == i).nonzero()[:, 0]]
-                none = own.boxes.new_zeros(0, 1, *extractor.bins, 2)
-                yield name, extractor.part_shifts(x, own) if len(own) else none
+                shifts = extractor.part_shifts(x, own) if len(own) else None
+                yield name, own.boxes.new_zeros(0, 1, *extractor.bins, 2) if shifts is None else shifts
 
 
 def _statistic(values: Tensor) -> Statistic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -209,10 +210,11 @@ class Learned(Bins):
     mode: Literal["exact", "sampled", "dense"] = setting("exact", "all cells, the paper's samples, or all and slowly")
     inside: int = setting(196, "samples in the box at most, if sampled", ge=1)
     outside: int = setting(196, "samples outside the box at most, if sampled", ge=1)
-    prior: Literal["roi-align", "grid", "none"] = setting(
+    prior: Literal["roi-align", "deformable", "grid", "none"] = setting(
         "roi-align",
-        "roi-align: parts begin where RoIAlign's bins are, as Gaussians as wide as these; grid: all half a cell wide; "
-        "none: anywhere, as in the paper, which takes long trainings",
+        "roi-align: parts begin where RoIAlign's bins are, as Gaussians as wide as these; deformable: these, each "
+        "moved by an offset that is found in the box; grid: all half a cell wide; none: anywhere, as in the paper, "
+        "which takes long trainings",
     )
     scale: float | None = setting(None, "factor on the geometric term; null for 1 / sqrt(C_g); 1 is the paper's", gt=0)
     rate: float = setting(1.0, "factor on the learning rate of the weights; 0 leaves them where they begin", ge=0)
@@ -228,7 +230,12 @@ class Learned(Bins):
             "sampled": regions.Sampled(self.inside, self.outside),
             "dense": regions.Dense(),
         }
-        priors = {"roi-align": regions.RoIAlignPrior(), "grid": regions.GridPrior(), "none": None}
+        priors: dict[str, Callable[[], regions.Prior | None]] = {
+            "roi-align": regions.RoIAlignPrior,
+            "deformable": lambda: regions.DeformablePrior(channels, self.bins),
+            "grid": regions.GridPrior,
+            "none": lambda: None,
+        }
         return regions.LearnedRegionFeatures(
             channels,
             self.bins,
@@ -238,7 +245,7 @@ class Learned(Bins):
             appearance=self.terms != "geometry",
             support=supports[self.support],
             mode=modes[self.mode],
-            prior=priors[self.prior],
+            prior=priors[self.prior](),
             scale=self.scale,
             rate=self.rate,
         )

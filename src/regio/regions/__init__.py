@@ -10,7 +10,7 @@ from regio.regions.levels import FPNLevels, LevelRule, Levels, NearestArea, Near
 from regio.regions.masked import MaskedBins, MaskedRegions
 from regio.regions.position_sensitive import PositionSensitive, RFCNAveragePool, TorchvisionAveragePool, vote
 from regio.regions.precise_roi_pool import PreciseRoIPool
-from regio.regions.priors import GaussianPrior, GridPrior, RoIAlignPrior
+from regio.regions.priors import DeformablePrior, GaussianPrior, GridPrior, Prior, RoIAlignPrior
 from regio.regions.quantisation import (
     DisjointBins,
     FastRCNNCorners,
@@ -35,6 +35,7 @@ __all__ = [
     "CentreFeature",
     "Convolved",
     "DeformablePositionSensitive",
+    "DeformablePrior",
     "DeformableRoIPool",
     "Dense",
     "DisjointBins",
@@ -56,6 +57,7 @@ __all__ = [
     "OverlappingBins",
     "PositionSensitive",
     "PreciseRoIPool",
+    "Prior",
     "RFCNAveragePool",
     "RegionExtractor",
     "RoIAlign",

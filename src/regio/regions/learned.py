@@ -25,7 +25,7 @@ from regio.kernels.arguments import autocast_off, coordinate_dtype, has_values
 from regio.kernels.attend import attend, readable
 from regio.regions.base import RegionExtractor
 from regio.regions.embedding import embed, span_of_embeddings
-from regio.regions.priors import GaussianPrior
+from regio.regions.priors import DeformablePrior, Prior
 from regio.regions.support import BoxSupport, Support, WholeImage
 from regio.rows import joined_rows, rows_of_levels
 from regio.types import FeatureMap, Regions
@@ -175,7 +175,7 @@ class LearnedRegionFeatures(RegionExtractor):
     channels: of the map. bins: (rows, columns) of parts, K in all; nothing but a `prior` gives them a place.
     embedding_channels: of one coordinate (C_E, a multiple of 2). key_channels: C_g. geometry, appearance: which terms
     of Eq. 7 there are. support: the cells that a box may read. mode: `Exact`, `Sampled` or `Dense`. prior: terms that
-    are added to the logits and not learned; None, as in the paper, for none.
+    are added to the logits, see `regio.regions.priors`; None, as in the paper, for none.
 
     The paper leaves open which four numbers of a box are embedded, and in what unit. box_encoding: `corners` (default)
     or `centre_and_size`. unit: image pixels per unit of all embedded coordinates; None is the stride of the map, so
@@ -205,7 +205,7 @@ class LearnedRegionFeatures(RegionExtractor):
         appearance: bool = True,
         support: Support = WholeImage(),  # noqa: B008  (it is frozen)
         mode: Mode = Exact(),
-        prior: GaussianPrior | None = None,
+        prior: Prior | None = None,
         scale: float | None = None,
         rate: float = 1.0,
         box_encoding: Callable[[Tensor], Tensor] = corners,
@@ -238,12 +238,13 @@ class LearnedRegionFeatures(RegionExtractor):
             self.box_weight = nn.Parameter(torch.empty(embedding_channels, 4 * embedding_channels))  # V
             self.part_weight = nn.Parameter(torch.empty(parts, key_channels, embedding_channels))  # W_k_box = this V
         self.appearance_weight = nn.Parameter(torch.empty(parts, channels)) if appearance else None  # W_app
-        for parameter in self.parameters():
+        for parameter in self.parameters(recurse=False):
             nn.init.normal_(parameter, std=0.01)
 
     def extra_repr(self) -> str:
         terms = f"geometry={self.geometry}, appearance={self.appearance_weight is not None}, scale={self.scale:g}"
-        return f"bins={self.bins}, {terms}, support={self.support}, mode={self.mode}, prior={self.prior}"
+        prior = "with the prior below" if isinstance(self.prior, nn.Module) else f"prior={self.prior}"
+        return f"bins={self.bins}, {terms}, support={self.support}, mode={self.mode}, {prior}"
 
     def forward(self, x: FeatureMap, r: Regions) -> Tensor:
         r.check(x)
@@ -257,6 +258,13 @@ class LearnedRegionFeatures(RegionExtractor):
         parts = [self.mode(self, x, r[i], table) for x, i in zip(maps, rows, strict=True)]
         by_part = joined_rows([each.mT for each in parts], rows)  # [R, K, C], as it is stored
         return by_part.mT.unflatten(2, self.bins)
+
+    def part_shifts(self, x: FeatureMap, r: Regions) -> Tensor | None:
+        """By how much a `DeformablePrior` moves the parts, [R, 1, *bins, 2] as (x, y) in cells; None for another."""
+        if not isinstance(self.prior, DeformablePrior):
+            return None
+        r.check(x)
+        return self.prior.shifts(x, r)[:, None]
 
     def terms_alone(self) -> dict[str, RegionExtractor]:
         """With the geometric term alone (and the prior), and with the appearance term alone."""
