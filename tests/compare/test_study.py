@@ -33,7 +33,7 @@ def extractor(arm: Arm) -> Any:
 
 def test_studies_by_name() -> None:
     assert study_names() == ("deformable-convnets", "region-features")
-    assert tuple(STUDY.tables) == ("2", "3", "4", "5", "start", "rate")
+    assert tuple(STUDY.tables) == ("2", "3", "4", "5", "start", "rate", "moved")
 
 
 def test_all_arms_of_the_short_form_train_the_same_head_on_the_same_maps_and_proposals() -> None:
@@ -144,6 +144,8 @@ def test_arms_of_table_4_5_the_start_and_the_rate() -> None:
         "ours": Learned(),
         "rate-3": Learned(rate=3.0),
     }
+    _, found = arms(["moved"])
+    assert [extractor(arm) for arm in found.values()] == [*kinds[1:], Learned(prior="deformable")] * 2
 
 
 @pytest.mark.slow
@@ -274,7 +276,7 @@ def test_unknown_names() -> None:
         ValueError, match=r"--study: expected deformable-convnets, region-features, or a file, got 'region'"
     ):
         read_study("region")
-    with pytest.raises(ValueError, match=r"--tables: expected one of 2, 3, 4, 5, start, rate, got '7'"):
+    with pytest.raises(ValueError, match=r"--tables: expected one of 2, 3, 4, 5, start, rate, moved, got '7'"):
         STUDY.chosen_tables(["2", "7"])
     with pytest.raises(ValueError, match=r"<none>: expected one of rpn, rpn-fpn"):
         arms(["4"], ["proposals=<none>"])
