@@ -21,7 +21,7 @@ from rich.console import Console
 import regio
 import regio.cli  # sets the process up
 from regio.config import RunConfig
-from regio.config.extractors import Learned, RoIAlign, RoIPool
+from regio.config.extractors import DeformableRoIPool, Learned, RoIAlign, RoIPool
 from regio.run import open_splits
 from regio.settings import override
 from torchvision_peer import TorchvisionDetector
@@ -29,8 +29,9 @@ from torchvision_peer import TorchvisionDetector
 EXTRACTORS = {
     "roi-align": RoIAlign(),
     "roi-pool": RoIPool(),
+    "deformable-roi-pool": DeformableRoIPool(),
     "learned": Learned(),
-    "learned, grid": Learned(prior="grid"),
+    "learned, moved": Learned(prior="deformable"),
 }
 WARM_UP, ROUNDS = 3, 15
 
