@@ -189,7 +189,7 @@ class LearnedRegionFeatures(RegionExtractor):
     that do not lie on the object. The paper's optimizer is SGD, whose step shrinks with the gradient of G.
 
     Parameters start as N(0, 0.01), as in the paper. rate: factor on their learning rate, for the optimizers of
-    `regio.optimisation`; with 0 the weights stay where they begin.
+    `regio.optimisation`; with 0 the weights stay where they begin. A `DeformablePrior` has a rate of its own.
 
     Raises ValueError for sizes and factors that are not positive, a negative rate, and where neither term is wanted.
     """
