@@ -5,8 +5,8 @@ differs from box to box.
 
 The place of a part is the mean of the positions of its cells by their weights, from the centre of its bin, in bins. At
 the annotated boxes of the validation images, by the size of the object; root mean square, along x and y: over the
-parts, of the mean over boxes, which a head can learn; and over boxes and parts, of what is left, which it is not told. Of
-learned region features also for the geometric term alone; for comparison RoIAlign on the same maps.
+parts, of the mean over boxes, which a head can learn; and over boxes and parts, of what is left, which it is not told.
+Of learned region features also for the geometric term alone; for comparison RoIAlign on the same maps.
 """
 
 from __future__ import annotations
