@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from regio.checkpoints import Card, load_weights, read_card, read_resume, save, save_resume
-from regio.config import load_detector, model_from_dict
-from regio.config.extractors import Learned
-from regio.config.systems import FasterRCNNOnFPN
+from regio.config import load_detector, model_from_dict, model_to_dict
+from regio.config.extractors import Learned, RoIAlign
+from regio.config.systems import FasterRCNN, FasterRCNNOnFPN
+from regio.regions.learned import as_given
 from regio.types import FeatureMap, Regions
 from regio.whole_files import write_json
 
@@ -94,7 +95,7 @@ def test_a_damaged_entry(tmp_path: Path, entry: str) -> None:
 
 def test_a_newer_format(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors", {"regio": json.dumps({"version": 99, "card": {}})})
-    with pytest.raises(ValueError, match="format 99, this version of regio reads up to 2"):
+    with pytest.raises(ValueError, match="format 99, this version of regio reads up to 3"):
         read_card(tmp_path / "new.safetensors")
 
 
@@ -211,7 +212,7 @@ def test_a_resume_file_of_an_earlier_version(tmp_path: Path) -> None:
 def test_format_1_is_read(tmp_path: Path) -> None:
     """Before there were RoI heads, the extractor and the one head were parts of the detector; the geometric term of
     learned region features had no factor, and their grid was a start of the parameters."""
-    settings = FasterRCNNOnFPN(channels=16, hidden=32, extractor=Learned(prior="none"))
+    settings = FasterRCNNOnFPN(channels=16, hidden=32, extractor=Learned(prior="none", feature_encoding="as-given"))
     detector = settings.build(2)
     own = detector.state_dict()
     old = {
@@ -243,3 +244,22 @@ def test_format_1_is_read(tmp_path: Path) -> None:
     save_file(old, tmp_path / "mixed.safetensors", {"regio": json.dumps(header)})
     with pytest.raises(ValueError, match="is missing"):
         load_weights(tmp_path / "mixed.safetensors", detector)
+
+
+@torch.no_grad()
+def test_format_2_is_read(tmp_path: Path) -> None:
+    """The appearance term of learned region features read features as they are."""
+    was = FasterRCNNOnFPN(channels=16, hidden=32, extractor=Learned(feature_encoding="as-given"))
+    detector = was.build(2)
+    card = {"class_names": ["cat", "dog"], "category_ids": [1, 2], "model": model_to_dict(was)}
+    del card["model"]["extractor"]["feature_encoding"]
+    header = {"version": 2, "card": card}
+    state = {name: tensor.contiguous().clone() for name, tensor in detector.state_dict().items()}
+    save_file(state, tmp_path / "old.safetensors", {"regio": json.dumps(header)})
+    assert model_from_dict(read_card(tmp_path / "old.safetensors").model) == was
+    other, _ = load_detector(tmp_path / "old.safetensors")
+    assert other.roi_heads[0].extractor.extractors[0].feature_encoding is as_given
+    aligned = FasterRCNN(extractor=RoIAlign())
+    header = {"version": 2, "card": card | {"model": model_to_dict(aligned)}}
+    save_file(state, tmp_path / "aligned.safetensors", {"regio": json.dumps(header)})
+    assert model_from_dict(read_card(tmp_path / "aligned.safetensors").model) == aligned

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from regio import format_1
+from regio import format_1, format_2
 from regio.identity import differences
 from regio.state_dicts import load_exactly
 from regio.whole_files import write_whole
@@ -41,7 +41,7 @@ __all__ = [
     "save_resume",
 ]
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,10 @@ def read_card(path: Path | str) -> Card:
     """The card of a checkpoint. Raises FileNotFoundError or ValueError naming the file and what is wrong with it."""
     header = _read_header(Path(path), "card")
     fields = header["card"]
-    if header["version"] == 1:
+    if header["version"] < 2:
         fields["model"] = format_1.settings(fields.get("model", {}))
+    if header["version"] < 3:
+        fields["model"] = format_2.settings(fields.get("model", {}))
     fields["class_names"] = tuple(fields["class_names"])
     fields["category_ids"] = tuple(fields["category_ids"])
     return Card(**fields)

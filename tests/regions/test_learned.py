@@ -21,9 +21,11 @@ from regio.regions.learned import (
     LearnedRegionFeatures,
     Mode,
     Sampled,
+    as_given,
     centre_and_size,
     corners,
     embed,
+    normalised,
 )
 from regio.regions.levels import FPNLevels, Levels
 from regio.regions.priors import DeformablePrior, GaussianPrior, GridPrior, Prior, RoIAlignPrior
@@ -80,7 +82,10 @@ def nested_loops(e: LearnedRegionFeatures, x: FeatureMap, r: Regions) -> Tensor:
                 query = e.scale * e.part_weight[k] @ (e.box_weight @ code)
                 logits += torch.stack([query @ here[cell] for cell in cells])
             if e.appearance_weight is not None:
-                logits += features @ e.appearance_weight[k]
+                read = features
+                if e.feature_encoding is normalised:
+                    read = torch.stack([f / (f.square().mean() + 1e-6).sqrt() for f in features])
+                logits += read @ e.appearance_weight[k]
             if e.prior is not None:
                 prior, moved = (e.prior, (0.0, 0.0)) if shifts is None else (e.prior.prior, shifts[i][k])
                 logits += logits.new_tensor([gaussian(prior, box / x.stride, k, e.bins, c, moved) for c in cells])
@@ -163,6 +168,10 @@ class TestDeformablePrior(LearnedContract):
 class TestAppearance(LearnedContract):
     options: ClassVar = {"geometry": False}
     box_gradient = False
+
+
+class TestFeaturesAsGiven(LearnedContract):
+    options: ClassVar = {"feature_encoding": as_given}
 
 
 @pytest.mark.parametrize("support", [BoxSupport(), BoxSupport(area=2), WholeImage()])
@@ -338,6 +347,55 @@ def test_box_encoding() -> None:
     with_centre = learned(box_encoding=centre_and_size).double()
     close(with_centre(x, r), learned(box_encoding=centre_and_size, mode=Dense()).double()(x, r), 1e-10)
     assert not torch.allclose(with_centre(x, r), learned().double()(x, r))
+
+
+def test_normalised_features_by_hand() -> None:
+    data = torch.tensor([[3.0, 0.0], [4.0, 0.0]]).reshape(1, 2, 1, 2)  # cells (3, 4) and (0, 0)
+    expected = torch.tensor([[3 / math.sqrt(12.5), 0.0], [4 / math.sqrt(12.5), 0.0]]).reshape(1, 2, 1, 2)
+    close(normalised(data), expected, 1e-6)
+    assert as_given(data) is data
+
+
+@given(factor=st.floats(0.1, 1e3), prior=st.sampled_from([None, RoIAlignPrior()]))
+@settings(deadline=None, max_examples=20)
+def test_weights_do_not_depend_on_how_large_features_are(factor: float, prior: Prior | None) -> None:
+    x, r = feature_map(), regions()
+    larger = FeatureMap(x.data * factor, x.stride)
+    e = learned(prior=prior).double()
+    close(e.weights(larger, r), e.weights(x, r), 1e-3)
+    close(e(larger, r), factor * e(x, r), 1e-3 * factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_of_half_precision_maps_as_large_as_those_of_a_pyramid(dtype: torch.dtype) -> None:
+    """Squares of features of thousands are beyond float16: they are taken in float32."""
+    x, r = feature_map(3, torch.float32), regions(dtype=torch.float32)
+    large = FeatureMap((x.data * 3e3).to(dtype), x.stride)
+    e = learned()
+    close(e.weights(large, r), e.weights(FeatureMap(large.data.double(), x.stride), r).float(), 1e-4)
+    assert torch.isfinite(e(large, r)).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_of_adam_changes_the_appearance_little_on_large_features(seed: int) -> None:
+    """Of cells as long as those of a pyramid, 150: by default; as the equation is printed, by more than 0.3 nats."""
+    torch.manual_seed(seed)
+    x = FeatureMap(torch.randn(1, 128, 12, 16) * 150 / math.sqrt(128), 8)
+    r, wanted = random_boxes(32, 16 * 8, 12 * 8), torch.randn(32, 128, 7, 7)
+    change, start = {}, {}
+    for encoding in (normalised, as_given):
+        e = LearnedRegionFeatures(128, prior=RoIAlignPrior(), feature_encoding=encoding)
+        optimizer = AdamW().build(e)
+        before = e.terms(x, r)[2]
+        assert before is not None
+        start[encoding] = float(before.detach().std())
+        (e(x, r) * wanted).sum().backward()
+        optimizer.step()
+        after = e.terms(x, r)[2]
+        assert after is not None
+        change[encoding] = float((after - before).detach().abs().max())
+    assert start[normalised] < 0.15 and start[as_given] > 1.0
+    assert change[normalised] < 0.05 and change[as_given] > 0.3
 
 
 def test_levels_share_one_module() -> None:

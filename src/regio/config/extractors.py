@@ -216,6 +216,11 @@ class Learned(Bins):
         "moved by an offset that is found in the box; grid: all half a cell wide; none: anywhere, as in the paper, "
         "which takes long trainings",
     )
+    feature_encoding: Literal["normalised", "as-given"] = setting(
+        "normalised",
+        "normalised: the appearance term reads the features of a cell divided by their root mean square; as-given: as "
+        "they are, as in the paper",
+    )
     scale: float | None = setting(None, "factor on the geometric term; null for 1 / sqrt(C_g); 1 is the paper's", gt=0)
     rate: float = setting(1.0, "factor on the learning rate of the weights; 0 leaves them where they begin", ge=0)
     embedding_channels: int = setting(512, "of one coordinate, even", ge=2)
@@ -223,6 +228,7 @@ class Learned(Bins):
 
     def build(self, channels: int) -> LearnedRegionFeatures:
         from regio import regions
+        from regio.regions.learned import as_given, normalised
 
         supports = {"box": regions.BoxSupport(), "2x": regions.BoxSupport(2.0), "image": regions.WholeImage()}
         modes = {
@@ -236,6 +242,7 @@ class Learned(Bins):
             "grid": regions.GridPrior,
             "none": lambda: None,
         }
+        encodings = {"normalised": normalised, "as-given": as_given}
         return regions.LearnedRegionFeatures(
             channels,
             self.bins,
@@ -248,6 +255,7 @@ class Learned(Bins):
             prior=priors[self.prior](),
             scale=self.scale,
             rate=self.rate,
+            feature_encoding=encodings[self.feature_encoding],
         )
 
 

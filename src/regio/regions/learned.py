@@ -3,7 +3,7 @@
     y_k(b) = sum over p in Omega_b of w_k(b, p, x) x(p)              (Eq. 2)
     w_k(b, p, x) = softmax over p of G_k(b, p) + A_k(x, p)           (Eq. 7)
     G_k(b, p) = <W_k_box E(b), W_im E(p)> / sqrt(C_g)                (Eq. 8, see `scale`)
-    A_k(x, p) = W_k_app x(p)                                         (Eq. 9)
+    A_k(x, p) = W_k_app x(p)                                         (Eq. 9, see `feature_encoding`)
 
 E(p) is the embedding of the column u next to that of the row v, and W_im is linear, so G is a term of u plus a term
 of v. That is exact, and the reason why the whole image costs little: see `regio.kernels.attend`.
@@ -36,9 +36,11 @@ __all__ = [
     "LearnedRegionFeatures",
     "Mode",
     "Sampled",
+    "as_given",
     "centre_and_size",
     "corners",
     "embed",
+    "normalised",
 ]
 
 
@@ -51,6 +53,18 @@ def centre_and_size(boxes: Tensor) -> Tensor:
     """Boxes [R, 4] as (centre x, centre y, width, height)."""
     corner, opposite = boxes[:, :2], boxes[:, 2:]
     return torch.cat([(corner + opposite) / 2, opposite - corner], 1)
+
+
+def as_given(features: Tensor) -> Tensor:
+    """Features [N, C, H, W] as they are."""
+    return features
+
+
+def normalised(features: Tensor) -> Tensor:
+    """Features [N, C, H, W], those of a cell divided by their root mean square over the channels (plus 1e-6 under the
+    root, so that a cell of zeros stays one). Law: the result is that of ``c * features`` for every c > 0, up to the
+    1e-6."""
+    return features * features.square().mean(1, keepdim=True).add(1e-6).rsqrt()
 
 
 @dataclass(frozen=True)
@@ -188,6 +202,11 @@ class LearnedRegionFeatures(RegionExtractor):
     gradient: with a factor of 1 and a rate of 4e-4 it changes by nats in one step, and the parts end on single cells
     that do not lie on the object. The paper's optimizer is SGD, whose step shrinks with the gradient of G.
 
+    feature_encoding: what the appearance term reads of the features of a cell: `normalised` (default), so that it does
+    not depend on how large they are, or `as_given`, which is Eq. 9 as it is printed. The cells of a feature pyramid
+    have lengths of 100 to 200: with these, W_app = N(0, 0.01) moves logits by more than a nat before anything is
+    learned, and a step of Adam by half of one. What is summed (Eq. 2) are the features as they are.
+
     Parameters start as N(0, 0.01), as in the paper. rate: factor on their learning rate, for the optimizers of
     `regio.optimisation`; with 0 the weights stay where they begin. A `DeformablePrior` has a rate of its own.
 
@@ -209,6 +228,7 @@ class LearnedRegionFeatures(RegionExtractor):
         scale: float | None = None,
         rate: float = 1.0,
         box_encoding: Callable[[Tensor], Tensor] = corners,
+        feature_encoding: Callable[[Tensor], Tensor] = normalised,
         unit: float | None = None,
     ) -> None:
         super().__init__()
@@ -229,7 +249,7 @@ class LearnedRegionFeatures(RegionExtractor):
         parts = prod(self.bins)
         self.embedding_channels, self.key_channels = embedding_channels, key_channels
         self.support, self.mode, self.prior = support, mode, prior
-        self.box_encoding, self.unit = box_encoding, unit
+        self.box_encoding, self.feature_encoding, self.unit = box_encoding, feature_encoding, unit
         self.scale = 1 / sqrt(key_channels) if scale is None else scale
         self.rate_factors = {"": rate}  # see `regio.optimisation.rate_groups`
         self.geometry = geometry
@@ -347,7 +367,7 @@ class LearnedRegionFeatures(RegionExtractor):
     def _appearance(self, x: FeatureMap) -> Tensor:
         """A [N, K, H, W] (Eq. 9)."""
         assert self.appearance_weight is not None
-        data = x.data.to(coordinate_dtype(x.data))
+        data = self.feature_encoding(x.data.to(coordinate_dtype(x.data)))
         return F.conv2d(data, self.appearance_weight.to(data.dtype)[:, :, None, None])
 
     def _box_code(self, x: FeatureMap, r: Regions) -> Tensor:
