@@ -27,13 +27,18 @@ def arms(
     return {arm.label: arm for arm in first}, {arm.label: arm for arm in found}
 
 
+def as_in_eq_9(**options: Any) -> Learned:
+    """With an appearance term of the features as they are."""
+    return Learned(feature_encoding="as-given", **options)
+
+
 def extractor(arm: Arm) -> Any:
     return arm.config.model.extractor  # type: ignore[attr-defined]
 
 
 def test_studies_by_name() -> None:
     assert study_names() == ("deformable-convnets", "region-features")
-    assert tuple(STUDY.tables) == ("2", "3", "4", "5", "start", "rate", "moved")
+    assert tuple(STUDY.tables) == ("2", "3", "4", "5", "start", "rate", "moved", "normalised")
 
 
 def test_all_arms_of_the_short_form_train_the_same_head_on_the_same_maps_and_proposals() -> None:
@@ -69,9 +74,9 @@ def test_arms_of_table_2(words: Sequence[str]) -> None:
         "regular-2x": RoIPool(support="2x"),
         "aligned": RoIAlign(),
         "aligned-2x": RoIAlign(support="2x"),
-        "ours": Learned(support="image", mode="exact", prior="roi-align"),
-        "ours-box": Learned(support="box"),
-        "ours-2x": Learned(support="2x"),
+        "ours": as_in_eq_9(support="image", mode="exact", prior="roi-align"),
+        "ours-box": as_in_eq_9(support="box"),
+        "ours-2x": as_in_eq_9(support="2x"),
     }
 
 
@@ -117,35 +122,47 @@ def test_arms_of_table_4_5_the_start_and_the_rate() -> None:
         "regular": RoIPool(),
         "aligned": RoIAlign(),
         "deformable": DeformableRoIPool(gamma=0.1),
-        "ours": Learned(),
+        "ours": as_in_eq_9(),
         "geometry": Learned(terms="geometry"),
-        "appearance": Learned(terms="appearance", prior="none", support="box"),
+        "appearance": as_in_eq_9(terms="appearance", prior="none", support="box"),
     }
     first, found = arms(["5"])
     assert list(first) == ["rpn", "rpn-fpn"]
-    kinds = [RoIPool(), RoIAlign(), DeformableRoIPool(), Learned()]
+    kinds = [RoIPool(), RoIAlign(), DeformableRoIPool(), as_in_eq_9()]
     assert [extractor(arm) for arm in found.values()] == kinds * 2
     assert [type(arm.config.model).__name__ for arm in found.values()] == ["FastRCNN"] * 4 + ["FastRCNNOnFPN"] * 4
     _, found = arms(["start"])
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "aligned": RoIAlign(),
-        "ours": Learned(),
-        "half-cell": Learned(prior="grid"),
-        "no-grid": Learned(prior="none"),
-        "printed": Learned(prior="none", scale=1.0),
-        "printed-sgd": Learned(prior="none", scale=1.0),
+        "ours": as_in_eq_9(),
+        "half-cell": as_in_eq_9(prior="grid"),
+        "no-grid": as_in_eq_9(prior="none"),
+        "printed": as_in_eq_9(prior="none", scale=1.0),
+        "printed-sgd": as_in_eq_9(prior="none", scale=1.0),
         "aligned-sgd": RoIAlign(),
     }
     _, found = arms(["rate"])
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "aligned": RoIAlign(),
-        "rate-0": Learned(rate=0.0),
-        "rate-third": Learned(rate=0.3),
-        "ours": Learned(),
-        "rate-3": Learned(rate=3.0),
+        "rate-0": as_in_eq_9(rate=0.0),
+        "rate-third": as_in_eq_9(rate=0.3),
+        "ours": as_in_eq_9(),
+        "rate-3": as_in_eq_9(rate=3.0),
     }
     _, found = arms(["moved"])
-    assert [extractor(arm) for arm in found.values()] == [*kinds[1:], Learned(prior="deformable")] * 2
+    assert [extractor(arm) for arm in found.values()] == [*kinds[1:], as_in_eq_9(prior="deformable")] * 2
+    _, found = arms(["normalised"])
+    one_map = {
+        "aligned": RoIAlign(),
+        "ours": as_in_eq_9(),
+        "normalised": Learned(),
+        "normalised-moved": Learned(prior="deformable"),
+    }
+    assert {label: extractor(arm) for label, arm in found.items()} == {
+        "geometry": Learned(terms="geometry"),
+        **one_map,
+        **{f"fpn-{label}": own for label, own in one_map.items()},
+    }
 
 
 @pytest.mark.slow
@@ -276,7 +293,7 @@ def test_unknown_names() -> None:
         ValueError, match=r"--study: expected deformable-convnets, region-features, or a file, got 'region'"
     ):
         read_study("region")
-    with pytest.raises(ValueError, match=r"--tables: expected one of 2, 3, 4, 5, start, rate, moved, got '7'"):
+    with pytest.raises(ValueError, match=r"--tables: expected one of 2, .*, rate, moved, normalised, got '7'"):
         STUDY.chosen_tables(["2", "7"])
     with pytest.raises(ValueError, match=r"<none>: expected one of rpn, rpn-fpn"):
         arms(["4"], ["proposals=<none>"])
