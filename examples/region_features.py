@@ -39,6 +39,7 @@ from regio.regions import (
     RoIPool,
     RoIWarp,
 )
+from regio.regions.learned import as_given
 from regio.types import FeatureMap, Regions
 from regio.visualize.weights import outline, show_image
 
@@ -67,8 +68,10 @@ def main() -> None:
     seen, unseen = read_scenes(arguments.scenes, seed=0), read_scenes(min(60, arguments.scenes), seed=1)
     torch.manual_seed(0)
     align, deformable = Reader(RoIAlign(BINS)), Reader(DeformableRoIPool(RoIAlign(BINS), CHANNELS))
-    plain = Reader(LearnedRegionFeatures(CHANNELS, BINS, 128, 64))
-    prior = Reader(LearnedRegionFeatures(CHANNELS, BINS, 128, 64, prior=GridPrior(sigma=1.0)))
+    # Equation 9 as it is printed
+    plain = Reader(LearnedRegionFeatures(CHANNELS, BINS, 128, 64, feature_encoding=as_given))
+    with_prior = LearnedRegionFeatures(CHANNELS, BINS, 128, 64, prior=GridPrior(sigma=1.0), feature_encoding=as_given)
+    prior = Reader(with_prior)
     readers = {"RoIAlign": align, "deformable": deformable, "learned": plain, "learned, grid prior": prior}
     for reader in readers.values():
         reader.map(shown[0].x)  # gives the lazy layers their sizes, and their start
