@@ -6,7 +6,9 @@ differs from box to box.
 The place of a part is the mean of the positions of its cells by their weights, from the centre of its bin, in bins. At
 the annotated boxes of the validation images, by the size of the object; root mean square, along x and y: over the
 parts, of the mean over boxes, which a head can learn; and over boxes and parts, of what is left, which it is not told.
-Of learned region features also for the geometric term alone; for comparison RoIAlign on the same maps.
+Of learned region features also for the geometric term alone; for comparison RoIAlign on the same maps. And by map, the
+mean length of the features of a cell, and the standard deviation over the cells of an image of the appearance term, the
+mean over parts and images.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from regio.analysis.trained import weights_by_level
 from regio.data import DetectionDataset, open_dataset
 from regio.detector import TwoStageDetector
 from regio.regions import Levels, RoIAlign
-from regio.types import Regions
+from regio.types import FeatureMap, Regions
 from regio.weights import load_trained
 
 
@@ -67,21 +69,46 @@ def measured(detector: TwoStageDetector, images: DetectionDataset) -> dict[tuple
     return {key: torch.stack(each) for key, each in found.items()}
 
 
+@torch.no_grad()
+def lengths(detector: TwoStageDetector, images: DetectionDataset) -> list[tuple[float, float]]:
+    """Of each map of the pyramid: the mean length of a cell, and the deviation of the appearance term (0 where there is
+    none)."""
+    (own,) = extractor_of(detector).extractors
+    found: list[list[tuple[float, float]]] = []
+    for index in range(len(images)):
+        _, maps = detector.features([images[index].image])
+        found.append([])
+        for x in maps:
+            height, width = x.extents[0]
+            cropped = FeatureMap(x.data[..., :height, :width], x.stride)
+            term = own.terms(cropped, Regions.from_list([torch.zeros(0, 4)]))[2] if hasattr(own, "terms") else None
+            deviation = 0.0 if term is None else float(term.flatten(2).std(2).mean())
+            found[-1].append((float(cropped.data.norm(dim=1).mean()), deviation))
+    return [(float(a), float(b)) for a, b in torch.tensor(found).mean(0)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--images", type=int, help="of the validation images (default: all)")
     options = parser.parse_args(arguments)
-    print("| checkpoint | extractor | objects | boxes | of the part, x and y | from box to box |")
-    print("|---|---|---|---|---|---|")
+    print("| checkpoint | map | length of a cell | deviation of the appearance term |")
+    print("|---|---|---|---|")
+    opened = {}
     for path in options.checkpoints:
         trained = load_trained(path)
         assert isinstance(trained.detector, TwoStageDetector)
         images = open_dataset(options.data, "val").keep_classes(trained.labels)
         if options.images is not None:
             images = images.subset(range(min(options.images, len(images))))
-        for (name, size), each in sorted(measured(trained.detector.eval(), images).items()):
+        opened[path] = trained.detector.eval(), images
+        for index, (length, deviation) in enumerate(lengths(*opened[path])):
+            print(f"| {path} | {index} | {length:.1f} | {deviation:.2f} |", flush=True)
+    print("\n| checkpoint | extractor | objects | boxes | of the part, x and y | from box to box |")
+    print("|---|---|---|---|---|---|")
+    for path, (detector, images) in opened.items():
+        for (name, size), each in sorted(measured(detector, images).items()):
             mean = each.mean(0)
             shared, left = mean.square().mean(0).sqrt(), (each - mean).square().mean((0, 1)).sqrt()
             numbers = " | ".join(f"{a:.2f} {b:.2f}" for a, b in (shared.tolist(), left.tolist()))
