@@ -27,9 +27,9 @@ def arms(
     return {arm.label: arm for arm in first}, {arm.label: arm for arm in found}
 
 
-def as_in_eq_9(**options: Any) -> Learned:
-    """With an appearance term of the features as they are."""
-    return Learned(feature_encoding="as-given", **options)
+def learned(**options: Any) -> Learned:
+    """As all arms have it that say nothing else."""
+    return Learned(**{"feature_encoding": "as-given", "prior": "roi-align", **options})
 
 
 def extractor(arm: Arm) -> Any:
@@ -74,9 +74,9 @@ def test_arms_of_table_2(words: Sequence[str]) -> None:
         "regular-2x": RoIPool(support="2x"),
         "aligned": RoIAlign(),
         "aligned-2x": RoIAlign(support="2x"),
-        "ours": as_in_eq_9(support="image", mode="exact", prior="roi-align"),
-        "ours-box": as_in_eq_9(support="box"),
-        "ours-2x": as_in_eq_9(support="2x"),
+        "ours": learned(support="image", mode="exact"),
+        "ours-box": learned(support="box"),
+        "ours-2x": learned(support="2x"),
     }
 
 
@@ -122,44 +122,44 @@ def test_arms_of_table_4_5_the_start_and_the_rate() -> None:
         "regular": RoIPool(),
         "aligned": RoIAlign(),
         "deformable": DeformableRoIPool(gamma=0.1),
-        "ours": as_in_eq_9(),
-        "geometry": Learned(terms="geometry"),
-        "appearance": as_in_eq_9(terms="appearance", prior="none", support="box"),
+        "ours": learned(),
+        "geometry": learned(terms="geometry"),
+        "appearance": learned(terms="appearance", prior="none", support="box"),
     }
     first, found = arms(["5"])
     assert list(first) == ["rpn", "rpn-fpn"]
-    kinds = [RoIPool(), RoIAlign(), DeformableRoIPool(), as_in_eq_9()]
+    kinds = [RoIPool(), RoIAlign(), DeformableRoIPool(), learned()]
     assert [extractor(arm) for arm in found.values()] == kinds * 2
     assert [type(arm.config.model).__name__ for arm in found.values()] == ["FastRCNN"] * 4 + ["FastRCNNOnFPN"] * 4
     _, found = arms(["start"])
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "aligned": RoIAlign(),
-        "ours": as_in_eq_9(),
-        "half-cell": as_in_eq_9(prior="grid"),
-        "no-grid": as_in_eq_9(prior="none"),
-        "printed": as_in_eq_9(prior="none", scale=1.0),
-        "printed-sgd": as_in_eq_9(prior="none", scale=1.0),
+        "ours": learned(),
+        "half-cell": learned(prior="grid"),
+        "no-grid": learned(prior="none"),
+        "printed": learned(prior="none", scale=1.0),
+        "printed-sgd": learned(prior="none", scale=1.0),
         "aligned-sgd": RoIAlign(),
     }
     _, found = arms(["rate"])
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "aligned": RoIAlign(),
-        "rate-0": as_in_eq_9(rate=0.0),
-        "rate-third": as_in_eq_9(rate=0.3),
-        "ours": as_in_eq_9(),
-        "rate-3": as_in_eq_9(rate=3.0),
+        "rate-0": learned(rate=0.0),
+        "rate-third": learned(rate=0.3),
+        "ours": learned(),
+        "rate-3": learned(rate=3.0),
     }
     _, found = arms(["moved"])
-    assert [extractor(arm) for arm in found.values()] == [*kinds[1:], as_in_eq_9(prior="deformable")] * 2
+    assert [extractor(arm) for arm in found.values()] == [*kinds[1:], learned(prior="deformable")] * 2
     _, found = arms(["normalised"])
     one_map = {
         "aligned": RoIAlign(),
-        "ours": as_in_eq_9(),
-        "normalised": Learned(),
-        "normalised-moved": Learned(prior="deformable"),
+        "ours": learned(),
+        "normalised": learned(feature_encoding="normalised"),
+        "normalised-moved": learned(feature_encoding="normalised", prior="deformable"),
     }
     assert {label: extractor(arm) for label, arm in found.items()} == {
-        "geometry": Learned(terms="geometry"),
+        "geometry": learned(terms="geometry"),
         **one_map,
         **{f"fpn-{label}": own for label, own in one_map.items()},
     }
