@@ -1,7 +1,7 @@
 """What learned region features read after a short training on generated scenes: by where their parts begin, by the
 factor on their geometric term, and by whether their appearance term reads normalised features.
 
-    python benchmarks/learned_start.py --steps 400 --seeds 0 1 --variants align prior as-given grid default printed
+    python benchmarks/learned_start.py --steps 400 --seeds 0 1 --variants align moved prior as-given grid default
 
 For each variant and seed: AP on 100 scenes that were not seen; and of 24 of these, before and after training, the mean
 KL between parts (nats) and the share of a part's weight on the cells that the box covers.
@@ -23,7 +23,16 @@ from regio.data import DetectionDataset, HorizontalFlip, Shapes
 from regio.detector import TwoStageDetector
 from regio.evaluate import BoxEvaluator
 from regio.kernels.attend import readable
-from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, Levels, RegionExtractor, RoIAlign, RoIAlignPrior
+from regio.regions import (
+    BoxSupport,
+    DeformablePrior,
+    GridPrior,
+    LearnedRegionFeatures,
+    Levels,
+    RegionExtractor,
+    RoIAlign,
+    RoIAlignPrior,
+)
 from regio.regions.learned import as_given
 from regio.settings import override
 from regio.train import train
@@ -35,6 +44,7 @@ VARIANTS: dict[str, Callable[[int], RegionExtractor]] = {
     "printed": lambda channels: LearnedRegionFeatures(channels, scale=1),
     "grid": lambda channels: LearnedRegionFeatures(channels, prior=GridPrior()),
     "prior": lambda channels: LearnedRegionFeatures(channels, prior=RoIAlignPrior()),
+    "moved": lambda channels: LearnedRegionFeatures(channels, geometry=False, prior=DeformablePrior(channels)),
     "as-given": lambda channels: LearnedRegionFeatures(channels, prior=RoIAlignPrior(), feature_encoding=as_given),
 }
 SIZE = (128, 128)

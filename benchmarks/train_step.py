@@ -31,7 +31,7 @@ EXTRACTORS = {
     "roi-pool": RoIPool(),
     "deformable-roi-pool": DeformableRoIPool(),
     "learned": Learned(),
-    "learned, moved": Learned(prior="deformable"),
+    "learned, not moved": Learned(prior="roi-align"),
 }
 WARM_UP, ROUNDS = 3, 15
 

@@ -193,7 +193,7 @@ def test_divergence_over_the_steps_of_a_training(tmp_path: Path) -> None:
     settings = {"channels": 8, "hidden": 16, "short_side": 64, "long_side": 96}
     small = {"embedding_channels": 8, "key_channels": 4}
     for step, prior in ((0, "none"), (7, "grid")):
-        system = FasterRCNNOnFPN(**settings, extractor=Learned(prior=prior, **small))
+        system = FasterRCNNOnFPN(**settings, extractor=Learned(terms="both", prior=prior, **small))
         card = Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(system), step=step)
         made = uniform(system.build(6, pretrained=False))
         save(tmp_path / "weights" / ("last.safetensors" if step else "step-00000.safetensors"), made, card)

@@ -28,7 +28,7 @@ from regio.config import (
 from regio.config.extractors import DeformableRoIPool, Learned, RoIAlign, RoIPool
 from regio.config.systems import RPN, FasterRCNN, FasterRCNNOnFPN
 from regio.optimisation import SGD, AdamW, Step
-from regio.regions import BoxSupport, GridPrior, LearnedRegionFeatures, RoIAlignPrior, Sampled
+from regio.regions import BoxSupport, DeformablePrior, GridPrior, LearnedRegionFeatures, RoIAlignPrior, Sampled
 from regio.settings import UnknownSetting, as_dict, from_dict, override, settings_of
 from regio.yaml_text import as_yaml
 
@@ -187,8 +187,15 @@ def test_fields_reach_the_extractor() -> None:
     assert isinstance(made, LearnedRegionFeatures)
     assert (made.bins, made.support, made.mode) == ((3, 5), BoxSupport(2.0), Sampled(49, 100))
     assert (made.prior, made.geometry, made.scale) == (None, False, 1.0)
-    assert Learned().build(16).prior == RoIAlignPrior()
+    moved = Learned(bins=(3, 5)).build(16).prior
+    assert isinstance(moved, DeformablePrior) and (moved.bins, moved.prior) == ((3, 5), RoIAlignPrior())
+    assert moved.offset.in_features == 9 * 16 and not moved.offset.weight.any()
+    assert Learned(prior="roi-align").build(16).prior == RoIAlignPrior()
     assert Learned(prior="grid").build(16).prior == GridPrior()
+    assert not Learned().build(16).geometry and Learned(terms="both", prior="none").build(16).geometry
+    assert Learned(prior="none", support="box").build(16).prior is None
+    with pytest.raises(ValueError, match="the appearance alone over the whole image, which is the same for every box"):
+        Learned(prior="none").build(16)
     pool = DeformableRoIPool(bins=(3, 3), samples=4, offsets=(1, 1), gamma=0.5).build(16)
     assert (pool.bins, pool.extractor.samples, pool.offset_size, pool.gamma) == ((3, 3), 4, (1, 1), 0.5)
     assert repr(RoIAlign((2, 3), 1, False).build(8)) == "RoIAlign(bins=(2, 3), samples=1, aligned=False)"

@@ -29,7 +29,7 @@ def arms(
 
 def learned(**options: Any) -> Learned:
     """As all arms have it that say nothing else."""
-    return Learned(**{"feature_encoding": "as-given", "prior": "roi-align", **options})
+    return Learned(**{"terms": "both", "feature_encoding": "as-given", "prior": "roi-align", **options})
 
 
 def extractor(arm: Arm) -> Any:
@@ -157,6 +157,7 @@ def test_arms_of_table_4_5_the_start_and_the_rate() -> None:
         "ours": learned(),
         "normalised": learned(feature_encoding="normalised"),
         "normalised-moved": learned(feature_encoding="normalised", prior="deformable"),
+        "moved-appearance": learned(terms="appearance", feature_encoding="normalised", prior="deformable"),
     }
     assert {label: extractor(arm) for label, arm in found.items()} == {
         "geometry": learned(terms="geometry"),

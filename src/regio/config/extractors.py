@@ -206,15 +206,19 @@ class Learned(Bins):
     """Learned region features: each cell's weight in each part is learned."""
 
     support: Literal["box", "2x", "image"] = setting("image", "cells that a box may read: its own, twice the area, all")
-    terms: Literal["both", "geometry", "appearance"] = setting("both", "what the weights depend on")
+    terms: Literal["both", "geometry", "appearance"] = setting(
+        "appearance",
+        "what the weights learn to depend on: the coordinates of cell and box (geometry), the features of the cell "
+        "(appearance), or both, as in the paper",
+    )
     mode: Literal["exact", "sampled", "dense"] = setting("exact", "all cells, the paper's samples, or all and slowly")
     inside: int = setting(196, "samples in the box at most, if sampled", ge=1)
     outside: int = setting(196, "samples outside the box at most, if sampled", ge=1)
-    prior: Literal["roi-align", "deformable", "grid", "none"] = setting(
-        "roi-align",
-        "roi-align: parts begin where RoIAlign's bins are, as Gaussians as wide as these; deformable: these, each "
-        "moved by an offset that is found in the box; grid: all half a cell wide; none: anywhere, as in the paper, "
-        "which takes long trainings",
+    prior: Literal["deformable", "roi-align", "grid", "none"] = setting(
+        "deformable",
+        "where parts begin; roi-align: at RoIAlign's bins, as Gaussians as wide as these; deformable: there, each "
+        "moved by an offset that is found in the box; grid: at the bins, half a cell wide; none: anywhere, as in the "
+        "paper, which takes terms=both and long trainings",
     )
     feature_encoding: Literal["normalised", "as-given"] = setting(
         "normalised",
@@ -222,7 +226,9 @@ class Learned(Bins):
         "they are, as in the paper",
     )
     scale: float | None = setting(None, "factor on the geometric term; null for 1 / sqrt(C_g); 1 is the paper's", gt=0)
-    rate: float = setting(1.0, "factor on the learning rate of the weights; 0 leaves them where they begin", ge=0)
+    rate: float = setting(
+        1.0, "factor on the learning rate of the weights; 0 leaves them where they begin, but for moved parts", ge=0
+    )
     embedding_channels: int = setting(512, "of one coordinate, even", ge=2)
     key_channels: int = setting(256, "of the geometric term (C_g)", ge=1)
 
@@ -230,6 +236,11 @@ class Learned(Bins):
         from regio import regions
         from regio.regions.learned import as_given, normalised
 
+        if (self.terms, self.prior, self.support) == ("appearance", "none", "image"):
+            raise ValueError(
+                "extractor: expected terms=both, a prior or a support of the box, got the appearance alone over the "
+                "whole image, which is the same for every box"
+            )
         supports = {"box": regions.BoxSupport(), "2x": regions.BoxSupport(2.0), "image": regions.WholeImage()}
         modes = {
             "exact": regions.Exact(),

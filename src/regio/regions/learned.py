@@ -287,8 +287,8 @@ class LearnedRegionFeatures(RegionExtractor):
         return self.prior.shifts(x, r)[:, None]
 
     def terms_alone(self) -> dict[str, RegionExtractor]:
-        """With the geometric term alone (and the prior), and with the appearance term alone."""
-        if not self.geometry or self.appearance_weight is None:
+        """With the geometric term and the prior alone, and with the appearance term alone."""
+        if not (self.geometry or self.prior is not None) or self.appearance_weight is None:
             return {}
         geometry, appearance = copy.deepcopy(self), copy.deepcopy(self)
         geometry.appearance_weight, appearance.geometry, appearance.prior = None, False, None
