@@ -212,7 +212,8 @@ def test_a_resume_file_of_an_earlier_version(tmp_path: Path) -> None:
 def test_format_1_is_read(tmp_path: Path) -> None:
     """Before there were RoI heads, the extractor and the one head were parts of the detector; the geometric term of
     learned region features had no factor, and their grid was a start of the parameters."""
-    settings = FasterRCNNOnFPN(channels=16, hidden=32, extractor=Learned(prior="none", feature_encoding="as-given"))
+    extractor = Learned(terms="both", prior="none", feature_encoding="as-given")
+    settings = FasterRCNNOnFPN(channels=16, hidden=32, extractor=extractor)
     detector = settings.build(2)
     own = detector.state_dict()
     old = {

@@ -31,7 +31,7 @@ def settings(model: Mapping[str, Any]) -> dict[str, Any]:
     neck, levels = model.get("neck", "fpn"), model.get("levels", [3, 4, 5])
     extractor = {"name": model.get("extractor", "roi-align")}
     if extractor["name"].startswith("learned"):
-        extractor = {"name": "learned", "prior": "none"}
+        extractor = {"name": "learned", "terms": "both", "prior": "none"}
     return {
         "name": names[neck],
         **new,
