@@ -123,5 +123,8 @@ def contract(weights: Tensor, x: FeatureMap, r: Regions) -> Tensor:
     dtype: float16 does not hold the small weights of a large map."""
     cells = x.data[r.image].to(weights.dtype)
     with autocast_off(x.data):
-        y = torch.einsum("rckhw,rchw->rck", weights.expand(-1, cells.shape[1], -1, -1, -1), cells)
+        if weights.shape[1] == 1:  # one product a box for all channels
+            y = torch.einsum("rkhw,rchw->rck", weights[:, 0], cells)
+        else:
+            y = torch.einsum("rckhw,rchw->rck", weights, cells)
     return y.to(x.data.dtype)
