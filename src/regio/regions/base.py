@@ -124,7 +124,7 @@ def contract(weights: Tensor, x: FeatureMap, r: Regions) -> Tensor:
     cells = x.data[r.image].to(weights.dtype)
     with autocast_off(x.data):
         if weights.shape[1] == 1:  # one product a box for all channels
-            y = torch.einsum("rkhw,rchw->rck", weights[:, 0], cells)
+            y = cells.flatten(2) @ weights[:, 0].flatten(2).mT
         else:
             y = torch.einsum("rckhw,rchw->rck", weights, cells)
     return y.to(x.data.dtype)
