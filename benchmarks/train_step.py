@@ -31,7 +31,8 @@ EXTRACTORS = {
     "roi-pool": RoIPool(),
     "deformable-roi-pool": DeformableRoIPool(),
     "learned": Learned(),
-    "learned, not moved": Learned(prior="roi-align"),
+    "learned, both terms": Learned(terms="both"),
+    "learned, both terms, not moved": Learned(terms="both", prior="roi-align"),
 }
 WARM_UP, ROUNDS = 3, 15
 
@@ -64,7 +65,7 @@ def main() -> None:
     peer = statistics.median(times["torchvision RoIAlign"][WARM_UP:])
     for name, values in times.items():
         low, middle, high = statistics.quantiles(values[WARM_UP:], n=4)
-        print(f"{name:24} {middle * 1e3:7.0f}  ({low * 1e3:.0f} to {high * 1e3:.0f})  {peer / middle:5.2f} x as fast")
+        print(f"{name:37} {middle * 1e3:7.0f}  ({low * 1e3:.0f} to {high * 1e3:.0f})  {peer / middle:5.2f} x as fast")
 
 
 if __name__ == "__main__":

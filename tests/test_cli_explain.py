@@ -75,9 +75,8 @@ def test_learned_features_have_their_terms_drawn(photo: str) -> None:
     weights = checkpoint("learned")
     assert regio("explain", photo, "--box", "20,10,70,80", "--weights", weights, "--dpi", "50") == 0
     assert regio("explain", photo, "--box", "20,10,70,80", "--weights", weights, "--dpi", "50") == 0
-    assert (
-        written("runs/explain") == written("runs/explain-2") == {"weights.png", "rounding.png", "terms.png", "bins.png"}
-    )
+    pictures = {"weights.png", "rounding.png", "terms.png", "bins.png"}
+    assert written("runs/explain") == written("runs/explain-2") == pictures
 
 
 def test_deformable_layers_have_their_points_drawn(photo: str, capsys: pytest.CaptureFixture[str]) -> None:

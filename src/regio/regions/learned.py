@@ -288,7 +288,7 @@ class LearnedRegionFeatures(RegionExtractor):
 
     def terms_alone(self) -> dict[str, RegionExtractor]:
         """With the geometric term and the prior alone, and with the appearance term alone."""
-        if not (self.geometry or self.prior is not None) or self.appearance_weight is None:
+        if (not self.geometry and self.prior is None) or self.appearance_weight is None:
             return {}
         geometry, appearance = copy.deepcopy(self), copy.deepcopy(self)
         geometry.appearance_weight, appearance.geometry, appearance.prior = None, False, None
