@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from regio.augmented import AugmentedDetector, BoxVoting, IterativeBoxes, _Candidates, vote_boxes
 from regio.boxes import clip, iou
 from regio.config.extractors import RoIAlign
+from regio.config.systems import RCNN, ClassAwareRPN, FasterRCNN, FastRCNN, MaskRCNN, SPPNet
 from regio.config.systems import RPN as ProposalsAlone
-from regio.config.systems import ClassAwareRPN, FasterRCNN, FastRCNN, MaskRCNN, SPPNet
 from regio.detector import TwoStageDetector
 from regio.export import export_torch
 from regio.postprocess import Postprocess
+from regio.preprocess import ShrinkingPreprocess
 from regio.proposals import ClassAwareRPN as Network
 from regio.ready import ReadyDetector
 from regio.roi_heads import BoxHead, SVMHead
@@ -100,6 +101,30 @@ def test_the_mirror_image_has_the_mirrored_boxes(system: Any) -> None:
     assert_same([replace(each, boxes=mirrored(each.boxes, w)) for each, w in zip(again, widths, strict=True)], found)
     without = AugmentedDetector.of(built(system), scales=(64, 48))(images(), *given(system))
     assert any(len(a) != len(b) or not torch.equal(a.scores, b.scores) for a, b in zip(found, without, strict=True))
+
+
+@torch.no_grad()
+def test_scales_above_the_photo_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a detector that reads crops of the photo itself, which is never enlarged."""
+    torch.manual_seed(0)
+    detector = RCNN(crop=32, context=2, hidden=16, short_side=64, long_side=96).build(4, pretrained=False).eval()
+    head: Any = detector.roi_heads[0]
+    nn.init.zeros_(head.class_logits.bias)  # as if fitted
+    photo, proposals = torch.rand(3, 60, 80), boxes()[:1]
+    looked: list[tuple[int, int]] = []
+    prepare = ShrinkingPreprocess.prepare
+
+    def counted(self: ShrinkingPreprocess, image: Tensor) -> Tensor:
+        looked.append((self.short_side, image.shape[2]))
+        return prepare(self, image)
+
+    monkeypatch.setattr(ShrinkingPreprocess, "prepare", counted)
+    found = AugmentedDetector.of(detector, scales=(64, 96, 300))([photo], proposals)
+    assert len(looked) == 1
+    once = AugmentedDetector.of(detector, scales=(96,))([photo], proposals)
+    assert_same(found, once, 0)
+    AugmentedDetector.of(detector, scales=(64, 96, 30))([photo], proposals)
+    assert len(looked) == 4
 
 
 def mirrored(some: Tensor, width: int) -> Tensor:

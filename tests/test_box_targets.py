@@ -113,12 +113,14 @@ def of_annotations(annotations: list[Annotation]) -> DetectionDataset:
     return DetectionDataset(("cat", "dog"), (1, 2), [Record.of(1, Path("a"), "a", (100, 100), annotations)])
 
 
-def test_crowds_and_classes_without_a_proposal() -> None:
-    box = (10.0, 10.0, 50.0, 50.0)
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3])
+def test_crowds_and_classes_without_a_proposal(fraction: float) -> None:
+    box = (10 + fraction, 10 + fraction, 50 + fraction, 50 + fraction)  # a proposal in float32 is not quite there
     crowd = of_annotations([Annotation(1, box, 1, 1600), Annotation(2, (0, 0, 90, 90), 2, 8100, crowd=True)])
-    boxes = np.array([[12, 10, 50, 50], [0, 0, 90, 90]], dtype=np.float32)
+    boxes = np.array([[12 + fraction, *box[1:]], [0, 0, 90, 90]], dtype=np.float32)
     found = target_statistics(crowd.with_proposals({1: boxes}))
     assert found.count.tolist() == [0, 2, 0]  # the proposal and the object itself
+    assert found.known.tolist() == [False, False, False]
     coder = ClassBoxCoder(3)
     coder.set(found)
     torch.testing.assert_close(coder.std[2], torch.tensor([0.1, 0.1, 0.2, 0.2]))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regio.checkpoints import Card, read_card, save
 from regio.config import RunConfig, model_to_dict
+from regio.config.proposals import method_of_settings
 from regio.config.systems import FastRCNN
 from regio.data import SHAPE_CLASSES, Shapes, open_dataset, write_proposals
 from regio.data.proposals import read_scored_proposals
@@ -264,6 +265,8 @@ def test_a_proposal_network_finds_boxes_for_another(tmp_path: Path) -> None:
     assert detector.proposals.test_filter.post_nms_top_n == 300  # type: ignore[union-attr]  # its own is as it was
     card = {"method": method_settings(source.origin), "per_image": 10}
     assert torch.equal(source_for("w", card).boxes(image), boxes[:10])
+    few = replace(source.origin, number=7)
+    assert len(method_of_settings(method_settings(few))(image)[0]) == 7
     with torch.no_grad():
         detector.proposals.objectness.bias.add_(1.0)  # type: ignore[union-attr, operator]
     save(path, detector, Card(SHAPE_CLASSES, tuple(range(1, 7)), model_to_dict(model)))

@@ -66,6 +66,15 @@ def test_the_largest_scale_is_the_batch_itself() -> None:
     assert maps[1].stride == 32 and maps[1].data.shape == (1, 8, 3, 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_in_half_precision(dtype: torch.dtype) -> None:
+    """Scaled in single precision, and rounded once."""
+    pyramid, images = ImagePyramid(Means(), (80, 60), divisor=8), torch.rand(1, 3, 80, 96).to(dtype)
+    scaled = pyramid.scaled(images, 0.75)
+    assert scaled.dtype == dtype and scaled.shape == (1, 3, 64, 72)
+    assert torch.equal(scaled, pyramid.scaled(images.float(), 0.75).to(dtype))
+
+
 def test_training_draws_one_scale() -> None:
     pyramid, images = ImagePyramid(Means(), (40, 60, 80), divisor=8), ramp(80, 80)
     torch.manual_seed(0)

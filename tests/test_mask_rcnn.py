@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regio.checkpoints import load_all_but_classes
 from regio.config.systems import MaskRCNN
 from regio.data import HorizontalFlip, Shapes, open_dataset
 from regio.evaluate import MaskEvaluator, coco_metrics, evaluate
@@ -108,6 +109,16 @@ def _regions(found: Detections):  # type: ignore[no-untyped-def]
     from regio.types import Regions
 
     return Regions.from_list([found.boxes])
+
+
+def test_masks_of_no_class_are_kept_for_other_classes() -> None:
+    one_for_all = SigmoidMasks(class_agnostic=True)
+    four, two = head(one_for_all, 4), head(one_for_all, 2)
+    nn.init.normal_(four.mask_logits.weight)
+    assert load_all_but_classes(four.state_dict(), two, "four") == []
+    assert torch.equal(two.mask_logits.weight, four.mask_logits.weight)
+    assert load_all_but_classes(head(classes=4).state_dict(), head(classes=2), "four") == ["mask_logits"]
+    assert head(SoftmaxMasks()).class_layers == ("mask_logits",)
 
 
 def test_masks_of_another_resolution_are_scaled_to_the_boxes() -> None:

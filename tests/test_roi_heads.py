@@ -126,6 +126,25 @@ def test_hard_examples_take_part_in_a_head() -> None:
     assert float(few["class"].detach() + few["box"].detach()) > float(mean["class"].detach() + mean["box"].detach())
 
 
+@pytest.mark.parametrize(("box_weight", "learnt"), [(0.0, 1), (1.0, 0)])
+def test_the_hardest_are_so_by_the_weighted_losses(box_weight: float, learnt: int) -> None:
+    """Of two objects the first has a bad box, the second a wrong class: without a box loss the second is harder."""
+    head = small_head(reduction=HardExamples(1), box_weight=box_weight)
+    output = BoxOutput(torch.tensor([[0.0, 3, 0], [0.0, 0, 3]], requires_grad=True), torch.zeros(2, 3, 4))
+    r = Regions(torch.tensor([[0.0, 0, 10, 10], [0, 0, 40, 40]]), torch.zeros(2, dtype=torch.int64))
+    losses = head.compare(output, r, torch.tensor([1, 1]), torch.tensor([[8.0, 8, 40, 40], [0, 0, 40, 40]]))
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert output.logits.grad is not None
+    assert output.logits.grad.abs().sum(1).nonzero()[:, 0].tolist() == [learnt]
+    assert (float(losses["box"].detach()) == 0) == (box_weight == 0)
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_boxes_of_no_class_are_kept_for_other_classes(class_agnostic: bool) -> None:
+    layers = ("class_logits", "coder") if class_agnostic else ("class_logits", "box_deltas", "coder")
+    assert small_head(class_agnostic=class_agnostic).class_layers == layers
+
+
 class SideBySide(BoxHead):
     """A head put together by hand: it finds each region to be class 1 with certainty, and a whole width beside it."""
 

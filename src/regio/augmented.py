@@ -112,8 +112,11 @@ class AugmentedDetector(TwoStageDetector):
     """A detector that is run on each image at several scales, and on its mirror image, and whose scored boxes are
     merged before one suppression. Made by `of` from a detector, whose modules it has.
 
-    It is for inference: it has no losses, and no parts of it are detectors. Law: at its own scale alone, without mirror
-    images and with one round, it is the detector.
+    It is for inference: it has no losses, and no parts of it are detectors. Scales at which all images have the same
+    pixels, as those above the photo's own have with `ShrinkingPreprocess`, are looked at once: candidates given twice
+    change nothing. Law: at its own scale alone, without mirror images and with one round, it is the detector. (A
+    `min_kept_size` of its rule is of pixels of the photo here, not of the batch, since boxes of all scales are merged
+    there.)
     """
 
     def __init__(
@@ -179,7 +182,11 @@ class AugmentedDetector(TwoStageDetector):
         """What is in each of `images`, best first; see `TwoStageDetector.forward`."""
         every: list[list[Detections]] = [[] for _ in images]
         widths = [image.shape[2] for image in images]
-        for preprocess in self.scaled:
+        by_sizes = {
+            tuple(preprocess.size_of((image.shape[1], image.shape[2])) for image in images): preprocess
+            for preprocess in self.scaled
+        }
+        for preprocess in by_sizes.values():
             detector = self._candidates(preprocess)
             runs = [detector(images, proposals)]
             if self.flip:

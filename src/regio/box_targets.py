@@ -16,6 +16,8 @@ __all__ = ["ClassBoxCoder", "TargetStatistics", "target_statistics"]
 
 TYPICAL = (0.1, 0.1, 0.2, 0.2)
 """Standard deviations in py-faster-rcnn, whose proposals come from a network and are not known beforehand."""
+ROUNDING = 1e-4
+"""Of targets, which are parts of the side of a box: a hundredth of a pixel where a side is 100."""
 
 
 class ClassBoxCoder(nn.Module):
@@ -51,7 +53,7 @@ class ClassBoxCoder(nn.Module):
         return self.plain.decode(raw, reference)
 
     def set(self, statistics: TargetStatistics) -> None:
-        """Take mean and standard deviation of each class. A class whose targets do not vary keeps what it has.
+        """Take mean and standard deviation of each class. A class that is not `known` keeps what it has.
 
         Raises ValueError for another number of classes.
         """
@@ -59,7 +61,7 @@ class ClassBoxCoder(nn.Module):
             raise ValueError(
                 f"statistics: expected {len(self.mean)} classes with the background, got {len(statistics.mean)}"
             )
-        known = (statistics.std > 0).all(1)
+        known = statistics.known
         self.mean[known] = statistics.mean[known].to(self.mean)
         self.std[known] = statistics.std[known].to(self.std)
 
@@ -74,6 +76,11 @@ class TargetStatistics:
     mean: Tensor
     std: Tensor
     count: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """Of which classes [C] each of the four targets varies, bool: by more than the rounding of float32 boxes."""
+        return (self.std > ROUNDING).all(1)
 
 
 def target_statistics(dataset: DetectionDataset, positive: float = 0.5) -> TargetStatistics:

@@ -68,7 +68,9 @@ class ImagePyramid(nn.Module):
         # By the scale, not by a size, so that pixels lie where the stride says. A hair more, since the size is rounded
         # down, and 1200 * (576 / 1200) may be less than 576.
         factor = scale * (1 + 1e-9)
-        small = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
+        # In float32 at least: PyTorch has no antialiasing in half precision on a CPU.
+        precise = images.to(torch.promote_types(images.dtype, torch.float32))
+        small = F.interpolate(precise, scale_factor=factor, mode="bilinear", antialias=True).to(images.dtype)
         height, width = small.shape[2:]
         below, right = (math.ceil(side / self.divisor) * self.divisor - side for side in (height, width))
         return F.pad(small, (0, right, 0, below))

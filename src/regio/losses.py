@@ -25,7 +25,8 @@ class Reduction(Protocol):
     """Makes the two losses of a head from those of its regions."""
 
     def __call__(self, of_class: Tensor, of_box: Tensor, image: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Scalars from the class losses [R], the box losses [R] (0 for background) and the image [R] of each region."""
+        """Scalars from the class losses [R], the weighted box losses [R] (0 for background) and the image [R] of each
+        region."""
         ...
 
 

@@ -66,7 +66,7 @@ def method_of_settings(settings: Mapping[str, Any]) -> ProposalMethod:
         path = values["weights"]
         if not Path(path).is_file():
             raise ValueError(f"its boxes are those of the proposal network {path}, which is not there")
-        network = _network(path)
+        network = _network(path, values["number"])
         if method_settings(network)["detector"] != values["detector"]:
             raise ValueError(f"its boxes are those of the proposal network {path}, which is another one now")
         return network
@@ -76,11 +76,11 @@ def method_of_settings(settings: Mapping[str, Any]) -> ProposalMethod:
     return kinds[name](**values)
 
 
-def _network(path: str) -> ProposalMethod:
+def _network(path: str, number: int = 2000) -> ProposalMethod:
     from regio.config import load_detector
     from regio.proposals import ProposalNetwork
 
     detector, _ = load_detector(path)
     if detector.proposals is None:
         raise ValueError(f"{path}: expected a detector with a proposal network, got one whose boxes are given")
-    return ProposalNetwork(detector, weights=path)
+    return ProposalNetwork(detector, number, weights=path)

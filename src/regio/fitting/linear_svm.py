@@ -95,8 +95,10 @@ class HardNegativeMining:
                 negative = ((of_image.overlap < self.negative_iou) & ~of_image.crowd).numpy()
                 scores = features @ np.stack([m.weight for m in machines], 1).astype(np.float32)
                 for label, machine in learnt:
-                    hard = (scores[:, label] + machine.bias > self.hard) | ~machine.fitted
-                    rows = np.flatnonzero(negative[:, label] & hard)
+                    hard = negative[:, label]
+                    if machine.fitted:
+                        hard = hard & (scores[:, label] + machine.bias > self.hard)
+                    rows = np.flatnonzero(hard)
                     found += machine.add(features[rows], layer.offsets[image] + rows)
             for _, machine in learnt:
                 machine.finish()

@@ -36,7 +36,8 @@ class ClassAwareRPN(AnchorNetwork):
     the anchor, times these weights; a 1 x 1 convolution computes it for all anchors at once.
 
     Law: with one class, `Sigmoid` scores and the same weights, its losses are those of `RPN`, and on one map its
-    detections are the proposals of `RPN` with the same thresholds.
+    detections are the proposals of `RPN` with the same thresholds, where no two scores are equal: anchors are ranked by
+    scores here and by logits there, and a sigmoid in float32 is 1 for any logit above 17.
 
     Raises ValueError for fewer than two classes, for a negative box_weight and for a pre_nms_top_n under 1.
     """
@@ -116,11 +117,11 @@ class ClassAwareRPN(AnchorNetwork):
             wanted = self.coder.encode(objects[positive], reference[positive])
             loss = smooth_l1(refined[positive], wanted, self.beta)
             of_class.append(self.scores.losses(output.logits, labels))
-            of_box.append(loss.new_zeros(len(rows)).index_put((positive,), loss))
+            of_box.append(loss.new_zeros(len(rows)).index_put((positive,), loss * self.box_weight))
             image.append(torch.full_like(rows, i))
             boxes.append(clip(self.coder.decode(refined.detach(), reference), sizes[i]))
         class_loss, box_loss = self.reduction(torch.cat(of_class), torch.cat(of_box), torch.cat(image))
-        return boxes, {"rpn_class": class_loss, "rpn_box": box_loss * self.box_weight}
+        return boxes, {"rpn_class": class_loss, "rpn_box": box_loss}
 
     def predict(self, maps: Sequence[FeatureMap]) -> tuple[list[Tensor], list[Tensor]]:
         """For each map, class outputs [N, H * W * A, L], see `regio.roi_heads.scores`, and deltas [N, H * W * A, 1 or

@@ -22,7 +22,9 @@ class ProposalNetwork:
 
     detector: an RPN alone, or a whole detector of which the rest is not used; it is put into evaluation mode. number:
     of boxes at most, in place of what the network's own filter gives (2000 in the 4-step training of Faster R-CNN; a
-    detector by itself uses 300 or 1000). weights: where the detector was read from, for whoever wants to read it again.
+    detector by itself uses 300 or 1000). What that filter takes of a map before suppression stays (6000 for one map;
+    the 4-step training has no such limit, see `regio.recipes`), so there may be fewer. weights: where the detector was
+    read from, for whoever wants to read it again.
     Raises ValueError for a detector without a proposal network, and for a class-aware one.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,10 @@ class BoxHead(nn.Module, ABC):
         deltas = output.deltas_of(rows, labels[rows])
         wanted = self.coder.encode(objects[rows].to(deltas.dtype), r.boxes[rows].to(deltas.dtype), labels[rows])
         of_boxes = output.logits.new_zeros(len(r)).index_put((rows,), smooth_l1(deltas, wanted, self.beta))
-        of_class, of_box = self.reduction(self.scores.losses(output.logits, labels), of_boxes, r.image)
-        return {"class": of_class, "box": of_box * self.box_weight}
+        of_class, of_box = self.reduction(
+            self.scores.losses(output.logits, labels), of_boxes * self.box_weight, r.image
+        )
+        return {"class": of_class, "box": of_box}
 
 
 class FastRCNNHead(BoxHead):
@@ -116,7 +118,7 @@ class FastRCNNHead(BoxHead):
     Raises ValueError for fewer than two classes.
     """
 
-    class_layers: ClassVar[tuple[str, ...]] = ("class_logits", "box_deltas", "coder")  # new for other classes
+    class_layers: tuple[str, ...]  # new for other classes
 
     def __init__(
         self,
@@ -149,6 +151,7 @@ class FastRCNNHead(BoxHead):
         self.trunk = trunk
         self.class_logits = nn.Linear(width, scores.outputs(num_classes))
         self.box_deltas = nn.Linear(width, 4 if class_agnostic else num_classes * 4)
+        self.class_layers = ("class_logits", "coder") if class_agnostic else ("class_logits", "box_deltas", "coder")
         nn.init.normal_(self.class_logits.weight, std=0.01)
         nn.init.normal_(self.box_deltas.weight, std=0.001)
         nn.init.zeros_(self.class_logits.bias)

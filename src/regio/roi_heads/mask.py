@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +105,7 @@ class MaskHead(nn.Module):
     Boxes without an annotated mask are not trained on. The loss `mask` is the mean over the boxes that are.
     """
 
-    class_layers: ClassVar[tuple[str, ...]] = ("mask_logits",)  # new for other classes
+    class_layers: tuple[str, ...]  # new for other classes
 
     def __init__(
         self,
@@ -127,6 +126,8 @@ class MaskHead(nn.Module):
         self.extractor, self.trunk = extractor, trunk
         self.output, self.matcher, self.pasting = output, matcher, pasting
         self.mask_logits = nn.Conv2d(width, output.outputs(num_classes), 1)
+        of_classes = output.outputs(num_classes) != output.outputs(num_classes + 1)
+        self.class_layers = ("mask_logits",) if of_classes else ()
         nn.init.normal_(self.mask_logits.weight, std=0.001)
         assert self.mask_logits.bias is not None
         nn.init.zeros_(self.mask_logits.bias)

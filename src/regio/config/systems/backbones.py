@@ -131,8 +131,8 @@ class OnBackbone(System):
 class SplitBackbone(OnBackbone):
     """Those of the systems that may take over the fully connected layers of a classifier."""
 
-    level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
-    output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
+    level: int = setting(5, "of the backbone that the map comes from, where fc is new", ge=2, le=5)
+    output_stride: int = setting(16, "of that map at most, by dilation, where fc is new", ge=1)
     fc: Literal["new", "backbone"] = setting(
         "new",
         "layers fc6 and fc7: new ones of width hidden, or those of a torchvision AlexNet or VGG as the backbone, whose "

@@ -53,7 +53,7 @@ class BoxHead(Detecting):
 class FullyConnectedHead(BoxHead):
     """Those of the second stage of Fast R-CNN."""
 
-    hidden: int = setting(512, "width of the two layers of the box head, fc6 and fc7", ge=1)
+    hidden: int = setting(512, "width of the two layers of the box head, fc6 and fc7, where they are new", ge=1)
     fc6_rank: int | None = setting(
         None, "of fc6 in two layers by truncated SVD, which regio convert --svd makes; null for one layer", ge=1
     )

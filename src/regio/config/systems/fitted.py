@@ -25,8 +25,8 @@ class Fitted(SplitBackbone):
     shown_score: ClassVar[float] = -0.5  # margins: those of most regions are near -1
     weak_score: ClassVar[float] = -1.1
 
-    output_stride: int = setting(32, "of the map at most, by dilation", ge=1)
-    hidden: int = setting(512, "width of new layers fc6 and fc7", ge=1)
+    output_stride: int = setting(32, "of the map at most, by dilation, where fc is new", ge=1)
+    hidden: int = setting(512, "width of fc6 and fc7, where fc is new", ge=1)
     layer: Literal["pool5", "fc6", "fc7"] = setting("fc7", "what the SVMs read")
     box_regression: bool = setting(True, "whether boxes are refined, from pool5")
     fine_tune: bool = setting(True, "whether the network is trained on the regions before the SVMs are fitted")
@@ -90,7 +90,7 @@ class RCNN(Fitted):
     crop: int = setting(227, "side of the warped crops, in pixels", ge=1)
     context: int = setting(16, "pixels of it on each side that show what is around the box", ge=0)
     square: bool = setting(False, "whether crops keep their aspect ratio: the tightest square around the box")
-    bins: int = setting(3, "along a side of what new layers fc6 and fc7 read of the last map", ge=1)
+    bins: int = setting(3, "along a side of what fc6 and fc7 read of the last map, where fc is new", ge=1)
     chunk: int = setting(32, "crops that are read at once", ge=1)
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
@@ -120,6 +120,7 @@ class SPPNet(Fitted):
     output_stride: int = setting(16, "of the map at most, by dilation", ge=1)
     pyramid: tuple[int, ...] = setting((6, 3, 2, 1), "bins along a side of each grid of the spatial pyramid")
     corners: Literal["paper", "released"] = setting("paper", "how a box becomes cells: the appendix, or the code")
+    short_side: int = setting(320, "of no effect: sides are the short sides", ge=1)
     sides: tuple[int, ...] = setting((480, 576, 688, 864, 1200), "short sides to which the image is scaled")
     long_side: int = setting(2000, "at most, at the largest of them, in pixels", ge=1)
     classify: tuple[int, ...] = setting(

@@ -65,7 +65,7 @@ class FastRCNN(FullyConnectedHead, SplitBackbone):
             return []
         found = target_statistics(dataset)
         coder.set(found)
-        few = [name for name, std in zip(dataset.class_names, found.std[1:], strict=True) if not bool(std.all())]
+        few = [name for name, known in zip(dataset.class_names, found.known[1:], strict=True) if not known]
         what = "too few proposals to normalise box targets by"
         return [f"{what}: {', '.join(few)} (fixed numbers instead)"] if few else []
 
