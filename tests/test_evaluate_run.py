@@ -56,6 +56,20 @@ def test_a_perfect_detector_has_ap_one(dataset: DetectionDataset) -> None:
     assert predict(detect, boxes, batch_size=1) == found.records
 
 
+def test_wide_and_tall_images_are_not_in_a_batch_as_far_as_that_goes(dataset: DetectionDataset) -> None:
+    seen: list[list[tuple[int, ...]]] = []
+
+    def noted(images: list[Tensor]) -> list[Detections]:
+        seen.append([tuple(image.shape[1:]) for image in images])
+        return detect(images)
+
+    boxes = BoxEvaluator(dataset)
+    records = predict(noted, boxes, batch_size=2)
+    assert seen == [[(40, 60), (20, 20)], [(50, 30)]]
+    assert [row["image_id"] for row in boxes.rows(records)] == [7, 8]  # in the order of the data
+    assert records == predict(detect, boxes, batch_size=1)
+
+
 def test_results_without_an_object_are_null(dataset: DetectionDataset) -> None:
     empty = BoxEvaluator(dataset.subset([2]))
     results = BoxResults(empty, predict(detect, empty)).to_json()

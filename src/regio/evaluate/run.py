@@ -68,7 +68,8 @@ def predict(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Any]:
-    """The evaluator's records of what `model` predicts for its images, in their order.
+    """The evaluator's records of what `model` predicts for its images, in their order. It is given the wide images
+    first, then the tall ones: a batch of both is padded to a square.
 
     share: the indices of the images to predict for; default all. batch_size: images a call. workers: processes that
     read images ahead. device: where images are put before the call. progress: called with (images done, images) after
@@ -79,7 +80,9 @@ def predict(
     dataset = evaluator.dataset.without_masks()
     if share is not None:
         dataset = dataset.subset(share)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=_with_batch)
+    tall = [height > width for height, width in dataset.sizes]
+    order = sorted(range(len(tall)), key=tall.__getitem__)
+    loader = DataLoader(dataset.subset(order), batch_size=batch_size, num_workers=workers, collate_fn=_with_batch)
     records: list[Any] = []
     with torch.no_grad(), evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext():
         for samples, batch in loader:
@@ -90,7 +93,7 @@ def predict(
             records += [evaluator.record(*each) for each in zip(samples, found, strict=True)]
             if progress is not None:
                 progress(len(records), len(dataset))
-    return records
+    return [record for _, record in sorted(zip(order, records, strict=True), key=lambda each: each[0])]
 
 
 def _with_batch(samples: list[Sample]) -> tuple[list[Sample], Batch]:
