@@ -465,6 +465,9 @@ EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     ),
     "position-sensitive, rfcn": lambda: regions.PositionSensitive(regions.RFCNAveragePool((2, 4))),
     "position-sensitive, largest": lambda: regions.PositionSensitive(regions.RoIPool((2, 4))),
+    "position-sensitive, spatial pyramid": lambda: regions.PositionSensitive(
+        regions.SpatialPyramidPool((2, 1)), (2, 1)
+    ),
     "score maps": lambda: regions.Convolved(nn.Conv2d(16, 18, 1), regions.PositionSensitive(regions.RoIAlign((2, 3)))),
     "a layer first": lambda: regions.Convolved(nn.Conv2d(16, 5, 3, padding=1), regions.RoIAlign(7)),
     "deformable, position-sensitive": lambda: deformable_scores(classes=3),
@@ -472,6 +475,9 @@ EXTRACTORS: dict[str, Callable[[], regions.RegionExtractor]] = {
     "centre": regions.CentreFeature,
     "triangular": regions.TriangularBins,
     "deformable-roi-pool": lambda: regions.DeformableRoIPool(regions.RoIAlign(7), 16),
+    "deformable, as many samples as a box has cells": lambda: regions.DeformableRoIPool(regions.PreciseRoIPool(3), 16),
+    "warped crop": lambda: regions.WarpedCrop((9, 8), 2),
+    "warped crop, not rounded": lambda: regions.WarpedCrop((9, 8), 2, rounded=False),
     "learned": lambda: regions.LearnedRegionFeatures(16, 7, 64, 32, prior=regions.GridPrior()),
     "learned, in the box": lambda: regions.LearnedRegionFeatures(16, 7, 64, 32, support=regions.BoxSupport(2.0)),
     "learned, moved parts": learned_with_moved_parts,
@@ -485,6 +491,8 @@ ROUNDING = {
     "spatial-pyramid",
     "rfcn-average-pool",
     "position-sensitive, rfcn",
+    "warped crop",
+    "position-sensitive, spatial pyramid",
 }
 """Those that divide a box into whole cells. Dividing, OpenVINO multiplies by the reciprocal and finds other cells."""
 

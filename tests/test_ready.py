@@ -194,3 +194,17 @@ def test_precision_is_what_the_processor_is_fast_in(
 def test_an_unknown_precision() -> None:
     with pytest.raises(ValueError, match="precision: expected 32-true or bf16-mixed, got 'half'"):
         inference_precision(torch.device("cpu"), "half")
+
+
+@pytest.mark.parametrize("name", ["faster", "one map, RoIPool"])
+@torch.no_grad()
+def test_a_copy_of_one_that_was_used_finds_the_same(name: str) -> None:
+    """Its layouts are made anew, and its activations are still what they were."""
+    torch.manual_seed(0)
+    made = ReadyDetector(realistic(DETECTORS[name]()), precision="32-true")
+    images = [torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)]
+    (found,) = made(images)
+    (again,) = copy.deepcopy(made)(images)
+    assert len(found) > 3
+    for column in ("boxes", "scores", "labels"):
+        assert torch.equal(getattr(found, column), getattr(again, column))

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["BoxCoder", "Coder", "area", "clip", "intersection", "iou", "resize_boxes", "sides"]
+__all__ = ["BoxCoder", "Coder", "area", "clip", "intersection", "iou", "precise", "resize_boxes", "sides"]
 
 
 def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,11 +24,12 @@ def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def area(boxes: Tensor) -> Tensor:
     """Areas [R] of boxes [R, 4], in square pixels; in float32 at least, since float16 ends at 255 x 257."""
-    width, height = sides(_wide(boxes))
+    width, height = sides(precise(boxes))
     return width * height
 
 
-def _wide(boxes: Tensor) -> Tensor:
+def precise(boxes: Tensor) -> Tensor:
+    """`boxes` in float32 at least: bfloat16 has no odd numbers above 256."""
     return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
@@ -50,7 +51,7 @@ def resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> T
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Areas [A, B] of the intersections of boxes [A, 4] with boxes [B, 4], in float32 at least."""
-    a, b = _wide(a), _wide(b)
+    a, b = precise(a), precise(b)
     corner = torch.maximum(a[:, None, :2], b[None, :, :2])
     extent = (torch.minimum(a[:, None, 2:], b[None, :, 2:]) - corner).clamp(min=0)
     return extent[..., 0] * extent[..., 1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
@@ -108,6 +108,10 @@ class FusedConv(nn.Module):
         self.layouts: dict[bytes, Tensor] = {}
         self.layout_of: dict[tuple[int, ...], Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own layouts: oneDNN's tensors cannot be copied."""
+        return {**self.__dict__, "layouts": {}, "layout_of": {}}
+
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """[N, out, H', W'] from x [N, in, H, W]. `added`, of the result's shape and dtype, is overwritten by it."""
         if x.dtype != self.dtype:
@@ -123,7 +127,7 @@ class FusedConv(nn.Module):
             if added is None:
                 return torch.ops.mkldnn._convolution_pointwise(x, *where, *then)
             return torch.ops.mkldnn._convolution_pointwise_.binary(
-                added, x, *where, "add", 1.0, "relu" if self.activation is _RELU else None, [], None
+                added, x, *where, "add", 1.0, "relu" if self.activation.name == "relu" else None, [], None
             )
         with torch.autocast(x.device.type, enabled=False):
             y = F.conv2d(x, self.weight, self.bias, self.where[0], padding, *self.where[1:])
@@ -194,7 +198,20 @@ class FusedLinear(nn.Module):
             conv.weight, conv.bias = nn.Parameter(self.weight[:, :, None, None], requires_grad=False), linear.bias
             self.conv = FusedConv(conv, dtype, activation)
         else:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1000)
+            self.packed = self._laid_out()
+
+    def _laid_out(self) -> Tensor:
+        """The weight as oneDNN wants it, for a thousand regions."""
+        weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1000)
+        return weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own layout: oneDNN's tensors cannot be copied."""
+        return {**self.__dict__, "packed": self.packed is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = self._laid_out() if state["packed"] else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., out] from [..., in]."""

@@ -86,7 +86,8 @@ class ReadyDetector(_Placed):
 
     Norms are folded into convolutions, activations and sums fused with them, weights cast and laid out for the device,
     all once. precision: None is `inference_precision`. What it finds differs from what `detector` finds by rounding;
-    `forward` has the same arguments and result, and records nothing for gradients.
+    `forward` has the same arguments and result, and records nothing for gradients: its tensors are those of PyTorch's
+    inference mode, which are cloned before they are changed in place.
     """
 
     def __init__(

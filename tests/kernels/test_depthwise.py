@@ -67,6 +67,27 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda *a: depthwise_conv(*a, None, (1, 1), (2, 2)), (x, weight))
 
 
+@pytest.mark.parametrize("case", [CASES[0], CASES[6]])
+def test_gradients_have_gradients(case) -> None:  # type: ignore[no-untyped-def]
+    """Also of constant incoming gradients, where those of the input depend on the weight alone."""
+    channels, size, kernel, *options = case
+    torch.manual_seed(0)
+    x, weight = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((1, channels, *size), (channels, 1, *kernel))
+    )
+
+    def penalties(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        of_x, of_weight = torch.autograd.grad(y.sum(), [x, weight], create_graph=True)
+        both = of_x.square().sum() + of_weight.square().sum()
+        return torch.autograd.grad(both, [x, weight])
+
+    ours = penalties(depthwise_conv(x, weight, None, *options))
+    for a, b in zip(ours, penalties(F.conv2d(x, weight, None, *options, groups=channels)), strict=True):
+        torch.testing.assert_close(a, b)
+        assert float(b.abs().max()) > 1
+
+
 def test_only_what_is_asked_for() -> None:
     x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 5, 5)
     assert not depthwise_conv(x, weight, None).requires_grad

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from regio.kernels import attend, depthwise, nms, pool_max, sample_grid, sample_points  # noqa: F401 (they register)
+from regio.kernels import (  # noqa: F401 (they register)
+    attend,
+    deform_conv,
+    depthwise,
+    nms,
+    pool_max,
+    sample_grid,
+    sample_points,
+)
 
 pytestmark = [
     pytest.mark.slow,  # each compiles a forward and a backward pass

@@ -236,16 +236,6 @@ def test_registration_of_grid(groups: list[int], order: str) -> None:
     check_backward("sample_grid", torch.randn(5, 2 if any(groups) else 6, 6), x, image, level, axes, groups)
 
 
-def test_gradients_have_no_gradients() -> None:
-    """Differentiable once: a second time raises instead of giving zeros."""
-    image, points, weight, level = random_samples()
-    x = [m.requires_grad_() for m in maps()]
-    y = sample_points(x, image, points, weight, level)
-    (grad,) = torch.autograd.grad(y.square().sum(), x[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def check_backward(
     name: str, grad: Tensor, x: list[Tensor], image: Tensor, level: Tensor, arguments: list[Tensor], groups: list[int]
 ) -> None:
@@ -279,3 +269,41 @@ def test_bad_arguments_raise(change: dict[str, object], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         sample_points(**(arguments | change))
+
+
+@pytest.mark.parametrize("name", ["sample_points", "sample_grid"])
+@pytest.mark.parametrize("asked_of", ["maps", "places"])
+def test_gradients_of_gradients_are_refused(name: str, asked_of: str) -> None:
+    """Not lost: neither where the incoming gradient is recorded nor where it is a constant."""
+    x = [each.requires_grad_() for each in maps()]
+    if name == "sample_points":
+        image, place, weight, level = random_samples()
+        place.requires_grad_()
+        y = sample_points(x, image, place, weight, level)
+    else:
+        image, place, columns, row_weight, column_weight, level = random_grid()
+        place.requires_grad_()
+        y = sample_grid(x, image, place, columns, row_weight, column_weight, level)
+    leaf = x[0] if asked_of == "maps" else place
+    (constant,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
+    (recorded,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+    torch.testing.assert_close(constant, torch.autograd.grad(y.sum(), leaf, retain_graph=True)[0])
+    for gradient in (constant, recorded):
+        with pytest.raises(RuntimeError, match="gradients of reading feature maps cannot be differentiated again"):
+            gradient.square().sum().backward(retain_graph=True)
+
+
+def test_a_position_that_is_no_number_has_no_gradient() -> None:
+    x = torch.randn(1, 2, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.tensor([[[float("nan"), 1.2]]], dtype=torch.float64)
+    columns = torch.tensor([[[2.3, 3.1]]], dtype=torch.float64)
+    found = []
+    for form in (sample_grid, sample_grid_reference):
+        leaves = [t.clone().requires_grad_() for t in (rows, columns, torch.ones_like(rows), torch.ones_like(rows))]
+        image = torch.zeros(1, dtype=torch.int64)
+        form([x], image, *leaves, image).sum().backward()
+        found.append([t.grad for t in leaves])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours is not None and theirs is not None and bool(ours.isfinite().all())
+        close(ours, theirs)
+    assert found[0][0] is not None and float(found[0][0][0, 0, 0]) == 0 != float(found[0][0][0, 0, 1])

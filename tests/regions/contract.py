@@ -107,6 +107,13 @@ class ExtractorContract:
             assert out.shape == (len(BOXES), self.channels, *self.bins)
             assert out.dtype == dtype
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_boxes_of_half_precision_are_read_as_they_are(self, dtype: torch.dtype) -> None:
+        """What is computed from them is not rounded to their precision."""
+        e, x, r = self.extractor(torch.float32), feature_map(self.in_channels, torch.float32), regions(dtype=dtype)
+        close(e(x, r), e(x, Regions(r.boxes.float(), r.image)), 1e-6)
+        close(e.weights(x, r), e.weights(x, Regions(r.boxes.float(), r.image)), 1e-6)
+
     def test_forward_is_the_contraction_of_weights(self) -> None:
         e, x, r = self.extractor(), feature_map(self.in_channels), regions()
         close(e(x, r), self.contraction(e, x, r).unflatten(2, self.bins), 1e-10)

@@ -710,3 +710,31 @@ def test_a_box_far_away_costs_no_table() -> None:
     few = LearnedRegionFeatures(4, 3, 8, 6)  # dimensions that any interval spans
     assert few._table([x], r, 8) is None and few._table([x], far, 8) is None
     assert torch.isfinite(few(x, far)).all()
+
+
+class Columns:
+    """A prior whose terms broadcast to all parts: it differs along x alone."""
+
+    def __call__(self, x: FeatureMap, r: Regions, bins: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        left, _, right, _ = (r.boxes / x.stride).unbind(1)
+        step = torch.arange(bins[1], dtype=x.data.dtype) + 0.5
+        centre = left[:, None] + ((right - left) / bins[1])[:, None] * step
+        across = torch.arange(x.size[1], dtype=x.data.dtype) + 0.5 - centre[..., None]
+        return -across[:, None].square(), x.data.new_zeros(len(r), 1, 1, x.size[0])
+
+
+@pytest.mark.parametrize("bins", [(2, 3), (3, 3), (1, 3), (3, 1)])
+@pytest.mark.parametrize("mode", [Exact(), Dense()])
+def test_a_prior_may_broadcast(bins: tuple[int, int], mode: Mode) -> None:
+    e = learned(bins=bins, prior=Columns(), mode=mode, geometry=False).double()
+    x, r = feature_map(), regions()
+    w = e.weights(x, r)
+    assert w.shape[2] == math.prod(bins)
+    close(contract(w, x, r).unflatten(2, bins), e(x, r), 1e-10)
+
+
+@pytest.mark.parametrize("box", [[math.nan, 0.0, 4.0, 4.0], [5.0, 0.0, 4.0, 4.0]])
+def test_weights_of_boxes_that_are_none_are_refused(box: list[float]) -> None:
+    r = Regions(torch.tensor([box], dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="boxes: expected finite x1 <= x2"):
+        learned().double().weights(feature_map(), r)

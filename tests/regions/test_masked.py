@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from regio.boxes import precise
 from regio.regions.base import RegionExtractor
 from regio.regions.levels import FPNLevels, Levels
 from regio.regions.masked import MaskedBins, MaskedRegions
@@ -25,8 +26,9 @@ class MaskOfTheBox(RegionExtractor):
         self.masked, self.bins = masked, masked.bins
 
     def mask(self, r: Regions) -> Regions:
-        cells = torch.arange(20.0).unflatten(0, (5, 4)).to(r.boxes)
-        return with_masks(r, (0.5 + 0.5 * torch.sin(r.boxes.detach().sum(1)[:, None, None] + cells)))
+        boxes = precise(r.boxes.detach())
+        cells = torch.arange(20.0).unflatten(0, (5, 4)).to(boxes)
+        return with_masks(r, 0.5 + 0.5 * torch.sin(boxes.sum(1)[:, None, None] + cells))
 
     def forward(self, x: FeatureMap, r: Regions) -> Tensor:
         return self.masked(x, self.mask(r))

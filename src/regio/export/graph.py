@@ -99,9 +99,9 @@ class SizedMap(FeatureMap):
     table: Tensor | None = None
 
     @property
-    def extents(self) -> list[tuple[int, int]]:
-        """Not known when a graph is made."""
-        raise ValueError("extents: the sizes of images are not known when a graph is exported")
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Not known when a graph is made, nor are the `extents` that follow from them. Raises ValueError."""
+        raise ValueError("image_sizes: the sizes of images are not known when a graph is exported; see extents_of")
 
     def extents_of(self, image: Tensor) -> Tensor:
         assert self.table is not None

@@ -219,9 +219,9 @@ def _sample_points(
             inside = near & (column >= 0) & (column < width) & (row >= 0) & (row < height)
             product = (weight * column_part * row_part).where(inside, 0)
             cell = (begin + row.to(torch.int64) * width + column.to(torch.int64)).where(inside, 0)
-            read = table.index_select(0, cell.flatten()).view(boxes * parts, samples, -1)
+            read = table.index_select(0, cell.flatten()).view(boxes * parts, samples, table.shape[1])
             y = y + product.view(boxes * parts, 1, samples) @ read
-    return y.view(boxes, parts, -1).transpose(1, 2).to(maps[0].dtype)
+    return y.view(boxes, parts, table.shape[1]).transpose(1, 2).to(maps[0].dtype)
 
 
 def _sample_grid(

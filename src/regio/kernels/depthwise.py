@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = ["depthwise_conv"]
@@ -32,8 +31,8 @@ def depthwise_conv(
     """``F.conv2d(x, weight, bias, stride, padding, dilation, groups=C)``: `x` [N, C, H, W], `weight` [C, 1, Kh, Kw].
 
     Where PyTorch's own backward pass is fast this is that function: with up to nine taps side by side, in reduced
-    precision with a stride of 1, and on other devices. Elsewhere it is differentiable once, and gradients in reduced
-    precision, also under autocast, are those in float32, rounded.
+    precision with a stride of 1, and on other devices. Elsewhere gradients in reduced precision, also under autocast,
+    are those in float32, rounded; and gradients that are to have gradients themselves are PyTorch's.
     """
     if x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
         if torch.is_autocast_enabled("cpu"):
@@ -60,14 +59,13 @@ class _DepthwiseConv(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
         precise = torch.promote_types(grad.dtype, torch.float32)
         grad, x, weight = (each.to(precise) for each in (grad, *given))
         stride, padding, dilation = ctx.options
         grad_x: Tensor | None = None
-        if _nine_taps_at_most(weight, dilation):
+        if torch.is_grad_enabled() or _nine_taps_at_most(weight, dilation):
             wanted = ctx.needs_input_grad[0], True
             grad_x, grad_weight = _gradients(grad, x, weight, stride, padding, dilation, wanted)
         else:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from regio.kernels.arguments import Reads, like_maps
 
@@ -76,14 +75,16 @@ def map_operation(
                 return forward(tensors[:levels], image, level, tensors[levels:], groups)
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             image, level, *tensors = ctx.saved_tensors  # once: under checkpointing they can be asked for only once
             maps, arguments = tensors[: ctx.levels], tensors[ctx.levels :]
             needed = ctx.needs_input_grad[4:]
             reads = Reads(maps, image, level, arguments, ctx.groups)
-            to_maps = backward_maps(grad, *reads) if any(needed[: ctx.levels]) else [None] * len(maps)
-            to_arguments = backward_arguments(grad, *reads) if any(needed[ctx.levels :]) else [None] * len(arguments)
+            call = _gradient if torch.is_grad_enabled() else _called
+            to_maps = call(backward_maps, grad, reads) if any(needed[: ctx.levels]) else [None] * len(maps)
+            to_arguments = (
+                call(backward_arguments, grad, reads) if any(needed[ctx.levels :]) else [None] * len(arguments)
+            )
             return None, None, None, None, *to_maps, *to_arguments
 
     def with_autograd(
@@ -99,6 +100,35 @@ def map_operation(
     forward = _register(name, "forward", f"({_READS}) -> Tensor", lambda *fields: like(Reads(*fields)))
     _library.impl(name, with_autograd, "Autograd")
     return forward
+
+
+class _Once(Function):
+    """A gradient that has none itself. Asking for one raises RuntimeError; `once_differentiable` raises for incoming
+    gradients that are recorded, and loses what maps and arguments do."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backward: Any, groups: Sequence[int], levels: int, grad: Tensor, image: Tensor, level: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        return tuple(backward(grad, tensors[:levels], image, level, tensors[levels:], groups))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("regio: the gradients of reading feature maps cannot be differentiated again")
+
+
+def _gradient(backward: Any, grad: Tensor, reads: Reads) -> Sequence[Tensor]:
+    """What `backward` gives, as a step of a graph of gradients."""
+    gradients: tuple[Tensor, ...] = _Once.apply(
+        backward, reads.groups, len(reads.maps), grad, reads.image, reads.level, *reads.maps, *reads.arguments
+    )
+    return gradients
+
+
+def _called(backward: Any, grad: Tensor, reads: Reads) -> Sequence[Tensor]:
+    gradients: Sequence[Tensor] = backward(grad, *reads)
+    return gradients
 
 
 def _register(module: str, function: str, schema: str, like: Callable[..., Any]) -> Any:

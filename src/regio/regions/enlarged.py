@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from regio.boxes import precise
 from regio.regions.base import RegionExtractor
 from regio.regions.sampling import SamplePoints
 from regio.types import FeatureMap, Regions
@@ -68,6 +69,7 @@ class Enlarged(RegionExtractor):
         return self.extractor.part_shifts(x, self._enlarged(r))
 
     def _enlarged(self, r: Regions) -> Regions:
-        corner, opposite = r.boxes[:, :2], r.boxes[:, 2:]
+        boxes = precise(r.boxes)
+        corner, opposite = boxes[:, :2], boxes[:, 2:]
         margin = (opposite - corner) * ((math.sqrt(self.area) - 1) / 2)
         return replace(r, boxes=torch.cat([corner - margin, opposite + margin], 1))

@@ -296,6 +296,7 @@ class LearnedRegionFeatures(RegionExtractor):
 
     def weights(self, x: FeatureMap, r: Regions) -> Tensor:
         """The weights [R, 1, K, H, W] of Eq. 7, zero outside the support and on cells that are not sampled."""
+        r.check(x)
         support = self.support(x, r)
         inside = readable(support, self.mode.cells(x, r, support), x.size).flatten(1)[:, None]
         with autocast_off(x.data):
@@ -304,7 +305,8 @@ class LearnedRegionFeatures(RegionExtractor):
                 logits = logits + self._appearance(x)[r.image]
             if self.prior is not None:
                 across, down = self.prior(x, r, self.bins)
-                logits = logits + (across[..., None, :] + down[..., None]).flatten(1, 2)
+                prior = across[..., None, :] + down[..., None]  # [R, *bins, H, W], or what broadcasts to it
+                logits = logits + prior.expand(-1, *self.bins, -1, -1).flatten(1, 2)
         logits = logits.expand(r.boxes.shape[0], -1, *x.size).flatten(2).masked_fill(~inside, -torch.inf)
         return logits.softmax(2).masked_fill(~inside, 0.0).unflatten(2, x.size)[:, None]
 

@@ -18,6 +18,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from regio.boxes import precise
 from regio.regions.base import rows_and_columns
 from regio.regions.quantisation import Corners, Division, HalfOpenCorners, OverlappingBins, round_half_away
 from regio.regions.roi_pool import RoIAveragePool
@@ -171,7 +172,7 @@ class PositionSensitive(SamplingExtractor):
 
 def whole_pixels(r: Regions) -> Regions:
     """Boxes rounded to whole pixels, halves away from zero, that hold the pixels of both corners. No gradient."""
-    corners = round_half_away(r.boxes.detach())
+    corners = round_half_away(precise(r.boxes.detach()))
     return Regions(torch.cat([corners[:, :2], corners[:, 2:] + 1], 1), r.image)
 
 

@@ -161,7 +161,8 @@ class DeformablePrior(nn.Module):
         with autocast_off(x.data):
             weight, bias = (p.to(dtype) for p in self.offset.parameters())
             offsets = F.linear(read.to(dtype), weight, bias).unflatten(1, (*self.bins, 2))
-        sides = (r.boxes[:, 2:] - r.boxes[:, :2]).to(dtype) / x.stride
+        boxes = r.boxes.to(dtype)
+        sides = (boxes[:, 2:] - boxes[:, :2]) / x.stride
         return self.gamma * offsets * sides[:, None, None]
 
     def forward(self, x: FeatureMap, r: Regions, bins: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import cast
 
@@ -86,5 +87,5 @@ class JoinedSamples(Samples):
         return torch.cat([samples.weights(x, image) for samples in self.samples], 2)
 
     def _split(self, groups: Sequence[int]) -> list[list[int]]:
-        ends = torch.tensor(self.parts).cumsum(0).tolist()
+        ends = accumulate(self.parts)
         return [list(groups[end - n : end]) for end, n in zip(ends, self.parts, strict=True)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regio.boxes import precise
 from regio.types import FeatureMap, Regions
 
 __all__ = ["BoxSupport", "Support", "WholeImage"]
@@ -53,7 +54,7 @@ class BoxSupport(Support):
             raise ValueError(f"area: expected a positive number, got {self.area}")
 
     def __call__(self, x: FeatureMap, r: Regions) -> Tensor:
-        boxes, size = r.boxes.detach(), x.extents_of(r.image).flip(1)
+        boxes, size = precise(r.boxes.detach()), x.extents_of(r.image).flip(1)
         corner, opposite = boxes[:, :2], boxes[:, 2:]
         margin = (opposite - corner) * ((math.sqrt(self.area) - 1) / 2)
         start = ((corner - margin) / x.stride).floor().clamp(min=0).minimum(size - 1)

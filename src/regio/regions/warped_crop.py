@@ -81,10 +81,9 @@ class WarpedCrop(SamplingExtractor):
         """Where the samples lie; see `SamplingExtractor.sampling`. Raises ValueError for a shift."""
         if shift is not None:
             raise ValueError("shift: expected None, the pixels of a crop cannot be moved one by one")
-        boxes, size = boxes_in_cells(maps, r, level)
-        if any(x.sizes is not None for x in maps):  # images smaller than the batch
-            extents = torch.tensor([x.extents for x in maps], dtype=boxes.dtype, device=boxes.device)
-            size = extents[level, r.image]
+        boxes, _ = boxes_in_cells(maps, r, level)
+        extents = torch.stack([x.extents_of(r.image) for x in maps], 1).to(boxes.dtype)  # images end before the batch
+        size = extents.gather(1, level[:, None, None].expand(-1, 1, 2))[:, 0]
         if self.rounded:
             boxes = boxes.detach().clamp(-(2**30), 2**30)  # so that no side overflows
         low, high, size = along_axes(boxes, size)

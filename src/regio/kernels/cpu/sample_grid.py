@@ -96,7 +96,7 @@ def _axis_gradients(
             p = positions[k, s]
             for m in range(n[k]):
                 distance = cells[k, m] - p
-                if distance > 1 or distance <= -1:
+                if not -1 < distance <= 1:  # nor where it is not a number
                     continue
                 grad_weight[k, s] += slope[k, m] * (1 - abs(distance))
                 if distance > 0:
