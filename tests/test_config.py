@@ -275,4 +275,7 @@ def test_an_unknown_setting_is_an_error_of_its_own() -> None:
     assert failed.value.key == "chanels"
     with pytest.raises(ValueError, match="seed") as other:
         override(RunConfig(), ["seed=-1"])
+    for word in ("seed=9223372036854775808", "evaluate_every=.inf"):
+        with pytest.raises(ValueError, match=f"{word.split('=')[0]}: expected"):
+            override(RunConfig(), [word])
     assert not isinstance(other.value, UnknownSetting)

@@ -116,6 +116,16 @@ def test_equals_pycocotools_on_noisy_detections_with_crowds_ties_and_many_boxes(
     assert_equal_to_reference(truth, detections)
 
 
+@pytest.mark.parametrize("shift", [-(10**9), 2**62])
+def test_ids_of_images_may_be_any_numbers(shift: int, real: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    truth, detections = copy.deepcopy(real)
+    for row in truth["images"]:
+        row["id"] += shift
+    for row in truth["annotations"] + detections:
+        row["image_id"] += shift
+    assert coco_metrics(truth, detections).summary() == pytest.approx(coco_metrics(*real).summary())
+
+
 def test_masks_equal_pycocotools(shared_data: Path) -> None:
     truth = json.loads((shared_data / "coco_s320" / "annotations" / "masks_val.json").read_text())
     truth["images"] = truth["images"][:40]

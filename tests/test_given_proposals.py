@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,30 @@ def test_boxes_from_files(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps([rows[0] | {"image_id": 9}]))
     with pytest.raises(ValueError, match=r"^p\.json: boxes of another data set: it has none of the 3 images$"):
         open_splits(replace(config, proposals="p.json"), quiet())
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.safetensors"])
+def test_one_list_of_boxes_is_not_taken_for_two_images_of_one_id(tmp_path: Path, name: str) -> None:
+    """Both splits number their images from 1, and the list knows no more of them."""
+    page = yolo(tmp_path / "d")
+    for kind in ("images", "labels"):
+        shutil.copytree(tmp_path / "d" / kind / "train", tmp_path / "d" / kind / "val")
+    page.write_text(page.read_text().replace("val: images/train", "val: images/val"))
+    config = replace(CONFIG, data=str(page), proposals=name)
+    rows = [{"image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5} for i in (1, 2, 3)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    one = np.array([[1, 2, 4, 6]], np.float32), np.array([0.5], np.float32)
+    write_proposals(tmp_path / "p.safetensors", {1: one, 2: one, 3: one})
+    with pytest.raises(ValueError, match=rf"^{name}: image id 1 is that of .*train.* and of .*val.*; name the boxes"):
+        open_splits(config, quiet())
+    train, val = open_splits(replace(config, validation_proposals=name), quiet())
+    assert train[0].proposals is not None and val[0].proposals is not None
+    file = write_coco(tmp_path, coco_source())  # the same photos twice
+    copy = file.with_name("copy.json")
+    copy.write_bytes(file.read_bytes())
+    (tmp_path / "p.json").write_text(json.dumps([rows[0] | {"image_id": 11}]))
+    same = replace(config, data=str(file), validation=str(copy), proposals="p.json")
+    assert all(each[0].proposals is not None and len(each[0].proposals) == 1 for each in open_splits(same, quiet()))
 
 
 @pytest.mark.slow

@@ -259,6 +259,45 @@ def test_a_run_that_meets_a_damaged_photo_goes_on_exactly(
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.parametrize("where", ["an image", "the disk"])
+def test_what_ends_an_evaluation_does_not_end_the_run(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo that cannot be read, a disk that is full: the run goes on with the evaluation that is due."""
+    config = replace(CONFIG, evaluate_every=0.6, save_every=100)  # after steps 3 and 6
+    run(tmp_path / "whole", config)
+    with monkeypatch.context() as patch:
+        if where == "an image":
+            patch.setattr(BoxEvaluator, "record", Broken(ValueError("val.jpg: image file is truncated")))
+        else:
+            patch.setattr("regio.train.save", Broken(OSError("No space left on device")))
+        with pytest.raises((ValueError, OSError), match="truncated|No space"):
+            run(tmp_path / "broken", config)
+    assert {path.name for path in (tmp_path / "broken" / "weights").iterdir()} == {"resume.safetensors"}
+    run(tmp_path / "broken", config, resume=True)
+    best = [read_card(tmp_path / name / "weights" / "best.safetensors") for name in ("whole", "broken")]
+    assert best[0].step == best[1].step and best[0].metrics == pytest.approx(best[1].metrics, nan_ok=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+    rows, expected = (
+        [
+            (row["step"], row.get("val_ap"), row.get("loss"))
+            for row in TrainingLog(tmp_path / name / "metrics.csv", []).rows()
+        ]
+        for name in ("broken", "whole")
+    )
+    assert rows == expected and [row[0] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+class Broken:
+    """A function that raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise self.error
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
     script = (

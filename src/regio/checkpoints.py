@@ -140,7 +140,9 @@ def kept_checkpoints(folder: Path) -> dict[int, Path]:
     weights = folder / "weights"
     kept = {int(path.stem.removeprefix("step-")): path for path in weights.glob("step-[0-9]*.safetensors")}
     if not kept:
-        raise ValueError(f"{weights}: no checkpoint of a step; train with keep_every=N, the steps between them")
+        stages = folder / "stages"
+        where = f"; a training in stages has them in {stages}/*/weights" if stages.is_dir() else ""
+        raise ValueError(f"{weights}: no checkpoint of a step; train with keep_every=N, the steps between them{where}")
     last = weights / "last.safetensors"
     if last.is_file() and (step := read_card(last).step) > max(kept):
         kept[step] = last

@@ -143,6 +143,12 @@ def data_name(path: str, split: str) -> str:
     return f"{Path(path).resolve().stem}-{split}"
 
 
+def is_list_of_boxes(path: Path) -> bool:
+    """Whether `path` is a file of boxes that does not say of which images they are, but for their ids."""
+    is_json = path.suffix.lower() == ".json" and path.is_file()
+    return is_json or (_holds_boxes(path) and read_origin(path) is None)
+
+
 def _holds_boxes(path: Path) -> bool:
     """Whether `path` is a file of boxes, and no checkpoint."""
     from safetensors import SafetensorError, safe_open

@@ -25,7 +25,7 @@ from regio.data import (
 )
 from regio.data.loading import without_worker_tracebacks
 from regio.detector import TwoStageDetector
-from regio.given_proposals import data_name, source_named
+from regio.given_proposals import data_name, is_list_of_boxes, source_named
 from regio.identity import differences
 from regio.kept_maps import KeptMaps, MappedDetector, MappedSegmentationNetwork
 from regio.processes import entered_by_first, launch, together
@@ -160,9 +160,25 @@ def open_splits(
                 f"proposals: expected null for a model that finds its own boxes, got {given[0] or given[1]}"
             )
         return dataset, validation
+    _require_own_boxes(config, dataset, validation)
     train, val = (source_named(word, config.proposals_per_image) for word in given)
     names = data_name(config.data, "train"), data_name(config.validation or config.data, "val")
     return train.attached(dataset, names[0], project, console), val.attached(validation, names[1], project, console)
+
+
+def _require_own_boxes(config: RunConfig, dataset: DetectionDataset, validation: DetectionDataset) -> None:
+    """Raise ValueError for one file of boxes for both data sets that knows images by their ids alone, where one id is
+    that of two images: one would be given the boxes of the other."""
+    file = config.proposals
+    if file is None or config.validation_proposals is not None or not is_list_of_boxes(Path(file)):
+        return
+    paths = {record.id: record.path for record in dataset.records}
+    for record in validation.records:
+        if paths.get(record.id, record.path) != record.path:
+            raise ValueError(
+                f"{file}: image id {record.id} is that of {paths[record.id]} and of {record.path}; name the boxes of "
+                "the validation images with validation_proposals=FILE"
+            )
 
 
 def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
@@ -178,10 +194,12 @@ def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, De
         dataset, validation = open_undivided(config.data, "train"), open_undivided(config.validation, "val")
     if config.classes:
         dataset, validation = dataset.keep_classes(config.classes), validation.keep_classes(config.classes)
-    if not config.difficult:
+    if config.model.drops_difficult and not config.difficult:
         dataset = dataset.without_difficult()
     dataset, validation = _of_both(config, config.model.images, dataset, validation)
     dataset, validation = _few(dataset, config.images), _few(validation, config.validation_images)
+    if len(validation) == 0:
+        raise ValueError(f"{config.validation or config.data}: no images to evaluate on")
     print_problems([dataset, validation], console)
     return dataset, validation
 

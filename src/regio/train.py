@@ -175,6 +175,7 @@ class _Run:
         self.epoch_steps = len(dataset) / self.images_a_step
         self.steps = config.steps_over(len(dataset), self.images_a_step)
         self.step, self.best, self.seconds = 0, -math.inf, 0.0  # seconds: of all steps, without evaluations
+        self.due = False  # whether the evaluation of this step is still to come
         self.whole = True  # False within a step, when running statistics and weights are between those of two
         self.module = model
         self.identity = self._identity()
@@ -202,7 +203,7 @@ class _Run:
         """Run from the current step to the last one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.fabric.is_global_zero:
-            self.log.start(self.step)
+            self.log.start(self.step, evaluated=not self.due)
         evaluation: Evaluation | None = None
         evaluate_steps = max(1, round(self.config.evaluate_every * self.epoch_steps))
         with stop_requests() as stop_requested, self.progress, closing(self.log):
@@ -210,6 +211,9 @@ class _Run:
             if self.step == 0 and self.config.keep_every:
                 self.save()  # first: a folder that holds checkpoints holds a run that can go on
                 self.keep()
+            if self.due:
+                evaluation = self.evaluate()
+                self.save()
             batches = iter(self.loader())
             while self.step < self.steps:
                 try:
@@ -228,6 +232,8 @@ class _Run:
                     self.keep()
                 done = self.step % evaluate_steps == 0 or self.step == self.steps
                 if done:
+                    self.due = True
+                    self.save()  # whatever ends the evaluation, the run can go on from here
                     evaluation = self.evaluate()
                 stop = any_process(self.fabric, stop_requested()) and self.step < self.steps
                 if done or stop or self.step % self.config.save_every == 0:
@@ -311,7 +317,7 @@ class _Run:
         torch.manual_seed(int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0]))
 
     def evaluate(self) -> Evaluation:
-        """Evaluate, each process its share of the images, and write the checkpoints."""
+        """Evaluate, each process its share of the images, and write the checkpoints. Then it is no longer due."""
         fabric = self.fabric
         evaluation = evaluate_together(
             fabric, self.evaluated, self.evaluator, self.config.batch_size, self.progress.evaluating
@@ -328,6 +334,7 @@ class _Run:
             card = replace(self.card, step=self.step, metrics=numbers)
             for name in ("last", "best") if better else ("last",):
                 save(self.weights / f"{name}.safetensors", self.evaluated, card)
+        self.due = False
         return evaluation
 
     def keep(self) -> None:
@@ -339,7 +346,7 @@ class _Run:
         """Write the resume file."""
         if self.fabric.is_global_zero:
             scaling = self.fabric.strategy.precision.state_dict()
-            state = {"step": self.step, "best": self.best, "seconds": self.seconds, "scaling": scaling}
+            state = {"step": self.step, "due": self.due, "best": self.best, "seconds": self.seconds, "scaling": scaling}
             save_resume(self.weights / "resume.safetensors", self.modules, self.optimizer, state, self.identity)
 
     def resume(self) -> None:
@@ -347,7 +354,8 @@ class _Run:
         path = self.weights / "resume.safetensors"
         state = read_resume(path, self.modules, self.optimizer, self.identity)
         self.step, self.best = state["step"], state["best"]
-        self.seconds = state.get("seconds", 0.0)  # files of earlier versions have none, and no scaling
+        self.due = state.get("due", False)  # files of earlier versions have none, no seconds, and no scaling
+        self.seconds = state.get("seconds", 0.0)
         if "scaling" in state:
             self.fabric.strategy.precision.load_state_dict(state["scaling"])
 

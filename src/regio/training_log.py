@@ -25,9 +25,12 @@ class TrainingLog:
         self.columns: list[str] = []
         self._events: Any = None
 
-    def start(self, step: int) -> None:
-        """Begin after `step`: rows of later steps, left by a run that was killed after its last save, are dropped."""
+    def start(self, step: int, evaluated: bool = True) -> None:
+        """Begin after `step`: rows of later steps, left by a run that was killed after its last save, are dropped; and
+        that of the evaluation of this step where it is to be `evaluated` again."""
         rows = [row for row in self.rows() if row["step"] <= step] if step and self.path.exists() else []
+        if not evaluated:
+            rows = [row for row in rows if row["step"] < step or not any(name.startswith("val_") for name in row)]
         if rows:  # a table of an earlier version may lack a column
             self.columns += [name for name in self.later if name not in self.columns]
         with self.path.open("w", newline="") as file:

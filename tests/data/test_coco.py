@@ -154,6 +154,7 @@ def test_size_comes_from_the_file_where_json_has_none(tmp_path: Path) -> None:
     "key, entry, message",
     [
         ("images", {"id": 11, "file_name": "b.png", "width": 40, "height": 60}, "image id 11 is used twice"),
+        ("images", {"id": 2**64, "file_name": "c.png"}, f"image id {2**64}: expected a number of 64 bits"),
         ("categories", {"id": 3, "name": "cow"}, "category id 3 is used twice"),
         ("categories", {"id": 9, "name": "cat"}, "category name 'cat' is used twice"),
         ("images", {"file_name": "c.png"}, "expected int 'id' in each of 'images'"),

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from regio.config import RunConfig
-from regio.config.systems import MaskRCNN
+from regio.config.systems import DeepLab, MaskRCNN
 from regio.data import DetectionDataset, Shapes, divide, open_dataset, open_undivided
 from regio.run import open_splits
 from tests.data.small_datasets import coco_source, save_image, voc_object, voc_page, write_coco, write_voc
@@ -182,6 +182,27 @@ def test_the_data_set_without_what_the_system_needs_is_named(tmp_path: Path) -> 
         config = RunConfig(str(data), str(validation), model=MaskRCNN())
         with pytest.raises(ValueError, match=r"boxes/trainval\.json: masks: expected segmentations, and none of 2"):
             open_splits(config, Console(quiet=True))
+
+
+def test_data_without_images_to_evaluate_on(tmp_path: Path) -> None:
+    one, other = (write_coco(tmp_path / name, coco_source()) for name in ("one", "other"))
+    other.write_text(json.dumps({**coco_source(), "images": [], "annotations": []}))
+    with pytest.raises(ValueError, match=r"other/trainval\.json: no images to evaluate on"):
+        _splits(one, other)
+
+
+def test_difficult_objects_are_a_part_of_class_maps(tmp_path: Path) -> None:
+    """And no part of what detectors are trained on."""
+    source = coco_source()
+    for row in source["annotations"]:
+        row["segmentation"] = [[6, 7, 9, 7, 9, 14, 6, 14]]
+    source["annotations"] = [row | {"ignore": 1} for row in source["annotations"] if not row["iscrowd"]]
+    one, other = (write_coco(tmp_path / name, source) for name in ("one", "other"))
+    train, _ = open_splits(RunConfig(str(one), str(other), model=DeepLab()), Console(quiet=True))
+    class_map = train[0].targets.class_map
+    assert class_map is not None and int((class_map == 2).sum()) > 10
+    boxes, _ = open_splits(RunConfig(str(one), str(other)), Console(quiet=True))
+    assert [len(record) for record in boxes.records] == [0, 0]
 
 
 def test_of_two_data_sets_with_splits_one_gives_train_and_the_other_val(tmp_path: Path) -> None:

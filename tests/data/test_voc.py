@@ -144,10 +144,22 @@ def test_names_with_spaces_in_a_list(tmp_path: Path) -> None:
     assert [problem.item for problem in data.problems] == ["image no photo"]
 
 
+def test_byte_order_mark_of_a_list(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, {"a": voc_page(voc_object("cat", (1, 1, 5, 5)))})
+    (tmp_path / "list.txt").write_text("a\n", encoding="utf-8-sig")
+    data = read_voc(folder / "Annotations", folder / "JPEGImages", split_file=tmp_path / "list.txt")
+    assert [r.name for r in data.records] == ["a.png"] and data.problems == ()
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"list\.txt: cannot be read as text"):
+        read_voc(folder / "Annotations", folder / "JPEGImages", split_file=tmp_path / "list.txt")
+
+
 @pytest.mark.parametrize(
     "page, message",
     [
         ("<annotation>", "not XML"),
+        ('<?xml version="1.0" encoding="gb2312"?><annotation/>', "not XML: multi-byte encodings are not supported"),
+        ('<?xml version="1.0" encoding="foo"?><annotation/>', "not XML: unknown encoding: foo"),
         ("<kml></kml>", "not a VOC annotation: expected <annotation>, got <kml>"),
         (voc_page("<object><bndbox/></object>"), "not a VOC annotation: an <object> without <name>"),
     ],

@@ -237,9 +237,18 @@ def test_folders_without_yaml(tmp_path: Path, classes: str) -> None:
     assert [record.labels.tolist() for record in data.records] == [[2], [2], [2]]
     assert data.problems == ()
     assert (len(open_dataset(tmp_path, "train")), len(open_dataset(tmp_path, "val"))) == (2, 1)
+    (tmp_path / classes).write_bytes(b"cat\ncaf\xe9\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: cannot be read as text: 'utf-8' codec"):
+        open_dataset(tmp_path)
     (tmp_path / classes).write_text("cat\ncat\n")
     with pytest.raises(ValueError, match=r"classes\.txt: expected the names of classes, one a line and each once"):
         open_dataset(tmp_path)
+
+
+def test_byte_order_mark_before_the_names(tmp_path: Path) -> None:
+    page = write_yolo_folder(tmp_path, {"a": "1 0.5 0.5 0.2 0.2"})
+    page.write_text("names: [cat, dog]\ntrain: images/train\nval: images/train\n", encoding="utf-8-sig")
+    assert open_dataset(tmp_path).class_names == ("cat", "dog")
 
 
 def test_folders_of_splits_without_yaml(tmp_path: Path) -> None:

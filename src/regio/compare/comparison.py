@@ -179,7 +179,8 @@ def _speed(
             trained = load_trained(weights)
             propose = None
             if trained.system.needs_proposals:
-                source = source_for(weights, trained.proposals, each.arm.config.validation_proposals)
+                given = each.arm.config.validation_proposals or each.arm.config.proposals
+                source = source_for(weights, trained.proposals, given)
                 propose = None if isinstance(source.origin, Path) else source.boxes
             _, validation = open_splits(each.arm.config, QUIET, folder)
             timed[label] = Timed(trained.ready(place, inference_precision(place)), validation, propose)

@@ -38,9 +38,9 @@ class TrainConfig:
     )
     device: str = setting("auto", "cpu, cuda, cuda:1, mps or auto")
     devices: int = setting(1, "devices, of a process each", ge=1)
-    seed: int = setting(0, "two runs of one seed are equal", ge=0)
+    seed: int = setting(0, "two runs of one seed are equal", ge=0, le=2**63 - 1)
     workers: int = setting(2, "processes that read images, for each process that trains", ge=0)
-    evaluate_every: float = setting(1.0, "epochs between evaluations", gt=0)
+    evaluate_every: float = setting(1.0, "epochs between evaluations", gt=0, allow_inf_nan=False)
     save_every: int = setting(500, "steps between saves of the resume file, which is also written at evaluations", ge=1)
     keep_every: int | None = setting(
         None,

@@ -55,6 +55,8 @@ def coco_dataset(file: Path, folders: Sequence[Path], problems: Problems) -> Det
     images = {_field(file, "images", image, "id", int): image for image in source["images"]}
     if len(images) != len(source["images"]):
         raise ValueError(f"{file}: image id {repeated([image['id'] for image in source['images']])} is used twice")
+    if long := [id for id in images if abs(id) >= ID_LIMIT]:
+        raise ValueError(f"{file}: image id {long[0]}: expected a number of 64 bits")
     found = _find_images(file, folders, images, problems)
     of_image = _annotations_of_images(file, source["annotations"], images, problems)
     labels = {id: label for label, id in enumerate(categories, start=1)}

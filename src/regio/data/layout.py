@@ -30,7 +30,7 @@ from pathlib import Path
 
 from regio.data.coco import ROBOFLOW_FILE, coco_dataset, is_coco
 from regio.data.dataset import DetectionDataset
-from regio.data.records import Problems
+from regio.data.records import Problems, text_lines
 from regio.data.voc import IMAGE_SUFFIXES, is_voc, voc_class_names, voc_dataset, voc_image_name, xml_files
 from regio.data.yolo import YoloSource, is_yolo, yolo_dataset, yolo_source
 
@@ -195,7 +195,7 @@ def _yolo_in(path: Path) -> Layout | None:
     file = next((path / name for name in _CLASS_FILES if (path / name).is_file()), None)
     if file is None or not (images.is_dir() and labels.is_dir()):
         return None
-    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in text_lines(file) if line.strip()]
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"{file}: expected the names of classes, one a line and each once, got {len(names)} lines")
     splits = {child.name: (child,) for child in _subfolders(images) if child.name in _SPLITS}

@@ -186,6 +186,14 @@ def repeated(values: Iterable[Any]) -> Any:
     return next(value for value, count in Counter(values).items() if count > 1)
 
 
+def text_lines(file: Path) -> list[str]:
+    """The lines of a text file in UTF-8, with a byte order mark or without. Raises ValueError naming the file."""
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: cannot be read as text: {error}") from error
+
+
 def size_in_file(path: Path, problems: Problems) -> tuple[int, int] | None:
     """(height, width) of an image of which nothing else gives the size; None, listed, where it cannot be read."""
     try:

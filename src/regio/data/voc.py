@@ -19,7 +19,7 @@ from pathlib import Path
 
 from regio.data.class_maps import LabelImage
 from regio.data.dataset import DetectionDataset
-from regio.data.records import Annotation, Problems, Record, size_in_file, sound_box
+from regio.data.records import Annotation, Problems, Record, size_in_file, sound_box, text_lines
 from regio.types import IGNORED
 
 __all__ = [
@@ -185,7 +185,7 @@ def _parse(file: Path, problems: Problems) -> _Page | None:
     """The annotation in `file`, or None where it is damaged."""
     try:
         root = ET.fromstring(file.read_bytes())
-    except ET.ParseError as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # the latter of encodings that are not known
         problems.add_damage(file, "", f"not XML: {error}")
         return None
     if root.tag != "annotation":
@@ -228,7 +228,7 @@ def _selected(
         return list(by_stem.values())
     damaged = {problem.file.stem for problem in problems.damaged}
     selected = []
-    for line in split_file.read_text().splitlines():
+    for line in text_lines(split_file):
         whole = line.strip()
         if not whole:
             continue

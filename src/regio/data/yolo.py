@@ -64,7 +64,7 @@ def read_yolo(file: str | Path, split: str = "train", *, strict: bool = False) -
 def is_yolo(file: Path) -> bool:
     """Whether `file` seems to be a `data.yaml`: it has names and a split."""
     try:
-        text = file.read_text(errors="replace")
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return False
     return bool(re.search(r"^names\s*:", text, re.M) and re.search(rf"^({'|'.join(_SPLITS)})\s*:", text, re.M))

@@ -99,22 +99,27 @@ def coco_metrics(
     box is not finite.
     """
     classes = class_numbers(ground_truth)
-    images = [{k: image[k] for k in ("id", "height", "width") if k in image} for image in ground_truth["images"]]
-    known = {image["id"] for image in images}
+    known = {id: number for number, id in enumerate(sorted({image["id"] for image in ground_truth["images"]}))}
     check_rows("annotation", ground_truth["annotations"], known, classes)
     check_rows("detection", detections, known, classes)
 
     for kind, rows in (("annotation", ground_truth["annotations"]), ("detection", detections)):
         require(kind, rows, SHAPE[iou_type])
 
-    # Ids of our own: those of files repeat or begin at 0, and classes are to stay in their order.
+    # Ids of our own: those of files repeat, begin at 0 or are negative, and classes are to stay in their order.
+    images = [
+        {"id": known[image["id"]]} | {k: image[k] for k in ("height", "width") if k in image}
+        for image in ground_truth["images"]
+    ]
     names = [str(category["name"]) for category in ground_truth["categories"]]
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]
     annotations = [
-        _annotation(i, a, classes, SHAPE[iou_type]) for i, a in enumerate(ground_truth["annotations"], start=1)
+        _annotation(i, known[a["image_id"]], a, classes, SHAPE[iou_type])
+        for i, a in enumerate(ground_truth["annotations"], start=1)
     ]
     results = [
-        {k: d[k] for k in ("image_id", "score", SHAPE[iou_type])} | {"category_id": classes[d["category_id"]]}
+        {k: d[k] for k in ("score", SHAPE[iou_type])}
+        | {"image_id": known[d["image_id"]], "category_id": classes[d["category_id"]]}
         for d in detections
     ]
     truth = hotcoco.COCO({"images": images, "categories": categories, "annotations": annotations})
@@ -128,11 +133,13 @@ def coco_metrics(
     return _summarise(evaluation.eval, evaluation.params.rec_thrs, names, objects)
 
 
-def _annotation(number: int, row: Mapping[str, Any], classes: Mapping[Any, int], shape: str) -> dict[str, Any]:
-    """What the evaluator needs of an annotation, under the id `number`."""
+def _annotation(
+    number: int, image: int, row: Mapping[str, Any], classes: Mapping[Any, int], shape: str
+) -> dict[str, Any]:
+    """What the evaluator needs of an annotation, under the id `number`, on the image of the id `image`."""
     return {
         "id": number,
-        "image_id": row["image_id"],
+        "image_id": image,
         "category_id": classes[row["category_id"]],
         "iscrowd": int(row.get("iscrowd", 0)),
         "area": float(row["area"] if "area" in row else row["bbox"][2] * row["bbox"][3]),

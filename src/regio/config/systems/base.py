@@ -30,10 +30,12 @@ class System(ABC):
 
     needs_proposals: whether boxes are given to its model with each image, in training and afterwards, since it finds
     none itself. shown_score: lowest score of the detections in pictures, where none is asked for; None for a system
-    whose results are not filtered by scores. weak_score: one that weak detections have too.
+    whose results are not filtered by scores. weak_score: one that weak detections have too. drops_difficult: whether
+    objects marked as difficult are no training data unless `difficult=true`; those of a class map are part of it.
     """
 
     needs_proposals: ClassVar[bool] = False
+    drops_difficult: ClassVar[bool] = True
     shown_score: ClassVar[float | None] = 0.5
     weak_score: ClassVar[float] = 0.05
 

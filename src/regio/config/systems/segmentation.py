@@ -29,6 +29,7 @@ class DeepLab(OnBackbone):
     """DeepLab: the class of every pixel, from one map."""
 
     shown_score: ClassVar[float | None] = None
+    drops_difficult: ClassVar[bool] = False  # their pixels would be those of the background
 
     level: int = setting(5, "of the backbone that the map comes from", ge=2, le=5)
     output_stride: int = setting(16, "of that map at most, by dilation", ge=1)
