@@ -274,7 +274,8 @@ def test_prepare_takes_the_statistics_of_the_training_data() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["targets=class", "sides=[48,64]", "box_weight=0.5", "background_low=0"]])
 def test_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    write_yolo_folder(here / "data", {f"image-{i}": "0 0.5 0.5 0.6 0.6\n1 0.3 0.4 0.2 0.5" for i in range(4)})
+    boxes = ("0 0.5 0.5 0.6 0.6", "0 0.45 0.4 0.5 0.7", "0 0.6 0.55 0.7 0.5", "0 0.4 0.5 0.6 0.8")
+    write_yolo_folder(here / "data", {f"image-{i}": f"{box}\n1 0.3 0.4 0.2 0.5" for i, box in enumerate(boxes)})
     settings = [*SMALL, "regions_per_image=16", *words]
     common = ["--model", "fast-rcnn", "--steps", "2", "--batch-size", "2", "--proposals", "grid"]
     assert regio("train", "data", *settings, *common) == 0
