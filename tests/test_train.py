@@ -109,6 +109,9 @@ def test_checkpoints_are_kept_at_intervals(straight: Path, tmp_path: Path) -> No
     the same weights."""
     with pytest.raises(ValueError, match=r"weights: no checkpoint of a step; train with keep_every=N"):
         kept_checkpoints(straight)
+    (tmp_path / "of stages" / "stages").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a training in stages has them in .*of stages/stages/\*/weights$"):
+        kept_checkpoints(tmp_path / "of stages")
     torch.manual_seed(0)
     initial = MODEL.build(6).state_dict()
     config = replace(CONFIG, keep_every=4)

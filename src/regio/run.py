@@ -198,9 +198,9 @@ def open_data(config: RunConfig, console: Console) -> tuple[DetectionDataset, De
         dataset = dataset.without_difficult()
     dataset, validation = _of_both(config, config.model.images, dataset, validation)
     dataset, validation = _few(dataset, config.images), _few(validation, config.validation_images)
+    print_problems([dataset, validation], console)
     if len(validation) == 0:
         raise ValueError(f"{config.validation or config.data}: no images to evaluate on")
-    print_problems([dataset, validation], console)
     return dataset, validation
 
 

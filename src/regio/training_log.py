@@ -26,8 +26,8 @@ class TrainingLog:
         self._events: Any = None
 
     def start(self, step: int, evaluated: bool = True) -> None:
-        """Begin after `step`: rows of later steps, left by a run that was killed after its last save, are dropped; and
-        that of the evaluation of this step where it is to be `evaluated` again."""
+        """Begin after `step`: rows of later steps, left by a run that was killed after its last save, are dropped.
+        evaluated: whether the evaluation of `step` had ended; where not, its row is dropped too."""
         rows = [row for row in self.rows() if row["step"] <= step] if step and self.path.exists() else []
         if not evaluated:
             rows = [row for row in rows if row["step"] < step or not any(name.startswith("val_") for name in row)]

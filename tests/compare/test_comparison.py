@@ -19,6 +19,7 @@ from regio.compare.comparison import run as original
 from regio.config import RunConfig
 from regio.errors import Interrupted
 from regio.train import _Run
+from tests.data.small_datasets import coco_source, write_coco
 from tests.test_cli import regio
 from tests.test_report_browser import CHROMIUM, opened
 
@@ -194,6 +195,18 @@ def test_boxes_are_found_once_for_all_systems_that_need_them(tmp_path: Path) -> 
     assert files == ["shapes-train", "shapes-val"]
     page = (tmp_path / "c" / "report.html").read_text()
     assert "its proposals" in page and "left out for faster-rcnn" in page
+
+
+@pytest.mark.slow
+def test_boxes_of_a_list_that_does_not_say_what_found_them(tmp_path: Path) -> None:
+    """They are given to the detectors that are timed, too."""
+    data, boxes = write_coco(tmp_path, coco_source()), tmp_path / "boxes.json"
+    given = [{"image_id": i, "category_id": 3, "bbox": [1, 2, 20, 30], "score": 0.5} for i in (11, 12)]
+    boxes.write_text(json.dumps(given))
+    arm = make_arm("fast-rcnn", RunConfig(str(data)), (), [*WORDS, "batch_size=1", f"proposals={boxes}"])
+    assert compare(Plan((arm,), 1, 60.0), tmp_path / "c", QUIET) == {}
+    (row,) = rows(tmp_path / "c")
+    assert float(row["seconds_an_image"]) > 0 and row["proposal_seconds"] == ""
 
 
 @pytest.mark.slow

@@ -90,9 +90,9 @@ def val(
         raise ValueError(f"--proposals: {path} finds its own boxes")
     evaluator = trained.system.evaluator(dataset)
     dataset = evaluator.dataset
+    print_problems([dataset], console)
     if len(dataset) == 0:
         raise ValueError(f"{data}: no images to evaluate on in {split}")
-    print_problems([dataset], console)
     if output is not None and (output / "weights").is_dir():
         raise ValueError(f"--output: expected a folder that is not that of a training, got {output}")
     folder = new_folder(project, "val") if output is None else output

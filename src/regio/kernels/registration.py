@@ -80,11 +80,9 @@ def map_operation(
             maps, arguments = tensors[: ctx.levels], tensors[ctx.levels :]
             needed = ctx.needs_input_grad[4:]
             reads = Reads(maps, image, level, arguments, ctx.groups)
-            call = _gradient if torch.is_grad_enabled() else _called
-            to_maps = call(backward_maps, grad, reads) if any(needed[: ctx.levels]) else [None] * len(maps)
-            to_arguments = (
-                call(backward_arguments, grad, reads) if any(needed[ctx.levels :]) else [None] * len(arguments)
-            )
+            for_maps, for_arguments = any(needed[: ctx.levels]), any(needed[ctx.levels :])
+            to_maps = _gradients(backward_maps, grad, reads) if for_maps else [None] * len(maps)
+            to_arguments = _gradients(backward_arguments, grad, reads) if for_arguments else [None] * len(arguments)
             return None, None, None, None, *to_maps, *to_arguments
 
     def with_autograd(
@@ -118,17 +116,13 @@ class _Once(Function):
         raise RuntimeError("regio: the gradients of reading feature maps cannot be differentiated again")
 
 
-def _gradient(backward: Any, grad: Tensor, reads: Reads) -> Sequence[Tensor]:
-    """What `backward` gives, as a step of a graph of gradients."""
-    gradients: tuple[Tensor, ...] = _Once.apply(
+def _gradients(backward: Any, grad: Tensor, reads: Reads) -> Any:
+    """What `backward` gives; where gradients of gradients are recorded, as a step that has none."""
+    if not torch.is_grad_enabled():
+        return backward(grad, *reads)
+    return _Once.apply(
         backward, reads.groups, len(reads.maps), grad, reads.image, reads.level, *reads.maps, *reads.arguments
     )
-    return gradients
-
-
-def _called(backward: Any, grad: Tensor, reads: Reads) -> Sequence[Tensor]:
-    gradients: Sequence[Tensor] = backward(grad, *reads)
-    return gradients
 
 
 def _register(module: str, function: str, schema: str, like: Callable[..., Any]) -> Any:
