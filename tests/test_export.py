@@ -491,7 +491,6 @@ ROUNDING = {
     "spatial-pyramid",
     "rfcn-average-pool",
     "position-sensitive, rfcn",
-    "warped crop",
     "position-sensitive, spatial pyramid",
 }
 """Those that divide a box into whole cells. Dividing, OpenVINO multiplies by the reciprocal and finds other cells."""
