@@ -237,6 +237,16 @@ def test_the_hardest_anchors_are_taken_where_that_is_asked_for() -> None:
     assert float(hardest) > 1.5 * float(mean)
 
 
+def test_hard_anchors_are_chosen_by_what_their_boxes_weigh() -> None:
+    """With boxes that weigh a thousand, the hardest are those with the worst boxes, whatever their classes."""
+    heavy = network(sampler=TakeAll(), reduction=HardExamples(1), box_weight=1000.0)
+    light = network(sampler=TakeAll(), reduction=HardExamples(1), box_weight=0.0)
+    x = maps((5, 6))
+    of_heavy, of_light = (each.losses(x, targets())[1] for each in (heavy, light))
+    assert float(of_heavy["rpn_box"].detach()) > 0
+    assert float(of_light["rpn_class"].detach()) > float(of_heavy["rpn_class"].detach())
+
+
 @torch.no_grad()
 def test_of_each_map_the_best_anchors_are_decoded() -> None:
     levels = Anchors(((12.0,), (24.0,)), ratios=(0.5, 1.0))

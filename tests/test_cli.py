@@ -30,7 +30,7 @@ from regio.ready import ReadyDetector
 from regio.run_folders import locked, new_folder, new_run
 from regio.settings import as_dict
 from regio.yaml_text import as_yaml
-from tests.data.small_datasets import write_png_header, write_yolo_folder
+from tests.data.small_datasets import coco_source, write_coco, write_png_header, write_yolo_folder
 
 SMALL = [
     "channels=16",
@@ -181,6 +181,14 @@ def test_val_takes_the_path_of_a_yaml_file(here: Path, weights: Path, capsys: py
     assert regio("val", "repository/data/data.yaml") == 0
     assert regio("val", "repository") == 0
     assert "the data set in it is repository/data (YOLO)" in capsys.readouterr().out
+
+
+def test_val_on_data_without_images(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = [{"id": 1, "name": "circle"}]
+    data = write_coco(here / "empty", {**coco_source(), "images": [], "annotations": [], "categories": classes})
+    assert regio("val", str(data)) == 2
+    assert f"{data}: no images to evaluate on in all" in capsys.readouterr().err
+    assert not (here / "runs" / "val").exists()
 
 
 @pytest.mark.slow

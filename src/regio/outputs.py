@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from regio.evaluate import detections_to_coco
@@ -39,8 +40,9 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class DetectionOutput:
-    """Detections of at least `score_threshold`: boxes drawn on pictures/NAME.jpg, and listed in detections.json. Label
-    l is class_names[l - 1]. weak_score: one that weak detections have too."""
+    """Detections of at least `score_threshold`: boxes drawn on pictures/NAME.jpg (.png where a side has more than
+    65,500 pixels), and listed in detections.json. Label l is class_names[l - 1]. weak_score: one that weak detections
+    have too."""
 
     class_names: Sequence[str]
     score_threshold: float
@@ -57,7 +59,7 @@ class DetectionOutput:
         where there are masks its segmentation as COCO's run-length encoding."""
         found = found[found.scores >= self.score_threshold]
         if pictures:
-            draw_detections(image, found, self.class_names, -float("inf")).save(folder / "pictures" / f"{name}.jpg")
+            _save(draw_detections(image, found, self.class_names, -float("inf")), folder / "pictures", name)
         rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
         entries: list[dict[str, Any]] = [
             {
@@ -90,8 +92,8 @@ class DetectionOutput:
 @dataclass(frozen=True)
 class ClassMapOutput:
     """Class maps: class_maps/NAME.png, an image with a palette whose value l is class_names[l - 1] and 0 the
-    background; the classes over the photo, with their names, on pictures/NAME.jpg; and their shares in
-    segmentation.json."""
+    background; the classes over the photo, with their names, on pictures/NAME.jpg (.png where a side has more than
+    65,500 pixels); and their shares in segmentation.json."""
 
     class_names: Sequence[str]
 
@@ -111,7 +113,7 @@ class ClassMapOutput:
         labels = [label for label in largest.tolist() if counts[label]]
         if pictures:
             picture = with_legend(draw_class_map(image, found.labels), labels, self.class_names, below=True)
-            picture.save(folder / "pictures" / f"{name}.jpg")
+            _save(picture, folder / "pictures", name)
         names = ("background", *self.class_names)
         return {
             "class_map": f"class_maps/{name}.png",
@@ -125,6 +127,12 @@ class ClassMapOutput:
 
     def hint(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """None: every pixel has a class."""
+
+
+def _save(picture: Image.Image, folder: Path, name: str) -> None:
+    """As NAME.jpg, or NAME.png where a side is longer than a JPEG file can have."""
+    suffix = "jpg" if max(picture.size) <= 65500 else "png"
+    picture.save(folder / f"{name}.{suffix}")
 
 
 def _objects(entries: Sequence[Mapping[str, Any]]) -> int:
