@@ -185,6 +185,14 @@ def test_a_file_of_another_network_is_refused_for_timm(tmp_path: Path) -> None:
     assert torch.equal(backbone.body.stem_0.weight, model.stem[0].weight)
 
 
+def test_a_file_without_the_counts_of_batches(tmp_path: Path) -> None:
+    """Files of torchvision's first years have none."""
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "old.pth")
+    backbone = torchvision_backbone("resnet18", (5,), weights=tmp_path / "old.pth")
+    assert torch.equal(backbone.body.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
 @pytest.mark.parametrize("make", [efficientnet_lite0, timm_backbone, torchvision_backbone])
 def test_a_bad_file_is_named(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     arguments = () if make is efficientnet_lite0 else ("resnet18",)
@@ -226,6 +234,12 @@ def test_offline_errors_name_what_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp
         (lambda: timm_backbone("resnet_18"), "timm has no model 'resnet_18'"),
         (lambda: torchvision_backbone("resnet_18"), "torchvision has no classifier 'resnet_18'"),
         (lambda: torchvision_backbone("swin_t", pretrained=False), "swin_t is not a chain of convolutional stages"),
+        (lambda: torchvision_backbone("vit_b_32", pretrained=False), "vit_b_32 is not a chain of convolutional stages"),
+        (
+            lambda: timm_backbone("efficientformer_l1", (4,), output_stride=16, pretrained=False),
+            "output_stride: timm does not dilate efficientformer_l1 to 16; without dilation it is 32",
+        ),
+        (lambda: efficientnet_lite0((5,), frozen=7), r"frozen: expected levels among \[1, 2, 3, 4, 5\].*got 7"),
         (lambda: torchvision_backbone("vgg11", output_stride=16, pretrained=False), "not vgg11 to 16"),
         (lambda: torchvision_backbone("resnet18", output_stride=16, pretrained=False), "not resnet18 to 16"),
         (lambda: torchvision_backbone("resnet18", (6,), pretrained=False), r"levels among \[1, 2, 3, 4, 5\].*got 6"),
@@ -239,7 +253,7 @@ def test_offline_errors_name_what_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp
             "output_stride: expected 4, 8, 16 or",
         ),
         (lambda: timm_backbone("resnet18", output_stride=12, pretrained=False), "output_stride: expected 4, 8, 16 or"),
-        (lambda: timm_backbone("vgg11", (4,), output_stride=16, pretrained=False), "output_stride: vgg11 cannot be"),
+        (lambda: timm_backbone("vgg11", (4,), output_stride=16, pretrained=False), "timm does not dilate vgg11 to 16"),
         (lambda: timm_backbone("vit_tiny_patch16_224", (4,), pretrained=False, frozen=0), "images of any size"),
     ],
 )

@@ -144,7 +144,19 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+class CountedSGD(torch.optim.SGD):
+    """Its steps become shorter by a count that is a number, and no tensor."""
+
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["count"] = state.get("count", 0) + 1
+                parameter.grad /= state["count"]
+        super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adafactor, CountedSGD])
 def test_a_resumed_optimizer_goes_on_exactly(tmp_path: Path, kind: type[torch.optim.Optimizer]) -> None:
     def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
         data = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
@@ -166,6 +178,22 @@ def test_a_resumed_optimizer_goes_on_exactly(tmp_path: Path, kind: type[torch.op
     step(resumed, optimizer, 1)
     for name, tensor in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_an_optimizer_whose_state_cannot_be_kept(tmp_path: Path) -> None:
+    net = model()
+    optimizer = torch.optim.LBFGS(net.parameters())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = net(torch.ones(4, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(TypeError, match="optimizer: expected a state of tensors and numbers, got a list as "):
+        save_resume(tmp_path / "r.safetensors", {"model": net}, optimizer, {"step": 1}, SAME)
+    assert not (tmp_path / "r.safetensors").exists()
 
 
 def test_resuming_another_model(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_a_file_may_hold_some_settings(tmp_path: Path) -> None:
     file.write_text("model: {name: faster-rcnn, extractor: roi-pool, channels: 64}\ntraining: {optimizer: sgd}\n")
     run = read_config(file)
     assert run == RunConfig(model=FasterRCNN(extractor=RoIPool(), channels=64), training=TrainConfig(optimizer=SGD()))
+    file.write_text("training: {optimizer: {name: adamw, lr: 6e-4, weight_decay: 2E-2}}")
+    assert read_config(file).training.optimizer == AdamW(6e-4, 0.02)
     for text, message in {
         "model: {name: faster-rcnn, chanels: 3}": "model.chanels: no such setting; did you mean channels?",
         "model: {extractor: roi-pool}": "model: expected one of faster-rcnn-fpn, .*, got ",
@@ -64,6 +66,9 @@ def test_a_file_may_hold_some_settings(tmp_path: Path) -> None:
         "classes: [cat, 3]": "classes: expected a list .word, ...., got .'cat', 3.",
         "model: {name: rpn, anchor_sizes: [a]}": "model.anchor_sizes: expected a list .number, ...., got .'a'.",
         "flip: .nan": "flip: expected a number >= 0 and <= 1, got nan",
+        "model: {name: rpn, anchor_sizes: [.nan]}": "model.anchor_sizes: expected a list .number, ...., got .nan.",
+        "training: {optimizer: {name: adamw, lr: .inf}}": "training.optimizer.lr: expected a number >= 0, got inf",
+        "training: {optimizer: {name: adamw, lr: 6e}}": "training.optimizer.lr: expected a number >= 0, got '6e'",
         "jitter: 1": "jitter: expected true or false, got 1",
         "- a": "RunConfig: expected settings by name",
         "a: [": "a.yaml: ",

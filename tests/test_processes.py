@@ -174,6 +174,19 @@ except Exception as error:
     assert (tmp_path / "weights" / "resume.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_processes_wait_for_what_the_first_does_alone() -> None:
+    """Longer than the half hour after which PyTorch gives up."""
+    call = """
+launch("cpu")
+group = torch.distributed.distributed_c10d._get_default_group()
+print(group._get_backend(torch.device("cpu")).options._timeout.days)
+"""
+    ended = in_two(call)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["30", "30"]
+
+
 SMALL = ["channels=16", "hidden=32", "short_side=64", "long_side=96", "regions_per_image=16", "workers=0", "device=cpu"]
 COMMAND = ["train", "shapes", "--steps", "1", "--batch-size", "2", *SMALL, "images=8", "validation_images=4"]
 

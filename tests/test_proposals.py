@@ -1,5 +1,7 @@
 """Anchors and the region proposal network."""
 
+import math
+
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -48,6 +50,9 @@ def test_bad_anchors_are_refused() -> None:
         Anchors(((32.0,), (64.0, 128.0)))
     with pytest.raises(ValueError, match="positive"):
         Anchors(((32.0,),), ratios=(0.0,))
+    for number in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="positive"):
+            Anchors(((number, 32.0),))
     with pytest.raises(ValueError, match="maps: expected 1"):
         Anchors(((32.0,),))(maps((2, 2), (1, 1)))
 

@@ -203,12 +203,19 @@ def test_the_smallest_side() -> None:
     assert float((boxes[:, 2:] - boxes[:, :2]).min()) == pytest.approx(15.0, abs=1.0)  # the image is enlarged twice
 
 
-def test_one_colour_is_one_box_and_small_images_may_have_none() -> None:
+def test_an_image_flatter_than_the_smallest_side_has_boxes() -> None:
+    """As high as the image."""
+    boxes = SelectiveSearch.fast()(noise(40, 1600))[0]  # scaled to 500 x 12
+    assert boxes.tolist().count([0.0, 0.0, 1600.0, 40.0]) == 1
+    assert float((boxes[:, 3] - boxes[:, 1]).min()) == 40.0
+
+
+def test_one_colour_is_one_box_whatever_its_size() -> None:
     flat = torch.full((3, 50, 60), 90, dtype=torch.uint8)
     boxes, scores = SelectiveSearch.fast()(flat)
     assert boxes.tolist() == [[0, 0, 60, 50]] and len(scores) == 1
     boxes, scores = SelectiveSearch.fast(width=None)(flat[:, :10, :10])
-    assert boxes.shape == (0, 4) and scores.shape == (0,)
+    assert boxes.tolist() == [[0, 0, 10, 10]] and len(scores) == 1
     assert SelectiveSearch.quality(width=None, min_side=0.0)(flat[:, :1, :1])[0].tolist() == [[0, 0, 1, 1]]
 
 

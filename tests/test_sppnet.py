@@ -137,6 +137,17 @@ def test_sizes_alternate_by_epoch_and_share_all_weights() -> None:
     assert float(made(images)[0].detach().sum()) == pytest.approx(1)
 
 
+def test_sizes_alternate_by_the_images_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    made = classifier(sides=(48, 40), switch_every=4)
+    sides = []
+    for _ in range(4):
+        sides.append(made.side)
+        made.losses([torch.zeros(3, 30, 50, dtype=torch.uint8)], [Targets(torch.ones(1, 4), torch.tensor([1]))])
+    assert sides == [48, 48, 40, 40]
+
+
 @pytest.mark.parametrize("sides", [(), (0,), (224, -1)])
 def test_bad_sides_raise(sides: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="sides: expected positive numbers of pixels"):

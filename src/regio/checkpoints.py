@@ -225,15 +225,27 @@ def save_resume(
 
     modules: by name; the parameters of the optimizer are among theirs. state: JSON, the step and the best result.
     identity: what must be the same for a resumed run to be the run it was, in words, see `regio.identity`.
+
+    Raises TypeError for an optimizer whose state for a parameter has other things than tensors and numbers.
     """
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
     groups = _names(modules, optimizer)
     names = [name for group in groups for name in group]
     saved = optimizer.state_dict()
+    numbers: dict[str, dict[str, Any]] = {}
     for index, entries in saved["state"].items():
-        tensors |= {f"optimizer.{names[index]}.{key}": t for key, t in entries.items() if isinstance(t, Tensor)}
+        for key, entry in entries.items():
+            if isinstance(entry, Tensor):
+                tensors[f"optimizer.{names[index]}.{key}"] = entry
+            elif entry is None or isinstance(entry, int | float | str):
+                numbers.setdefault(names[index], {})[key] = entry
+            else:
+                kind = type(entry).__name__
+                raise TypeError(f"optimizer: expected a state of tensors and numbers, got a {kind} as {key}")
     options = [{**group, "params": members} for group, members in zip(saved["param_groups"], groups, strict=True)]
-    _write(Path(path), tensors, {"resume": {**state, "groups": options, "identity": dict(identity)}})
+    _write(
+        Path(path), tensors, {"resume": {**state, "groups": options, "numbers": numbers, "identity": dict(identity)}}
+    )
 
 
 def read_resume(
@@ -264,15 +276,11 @@ def read_resume(
         changed += [f"{name} was not trained" for name in sorted(now - was)] or ["its groups of parameters differ"]
         raise ValueError(f"{path}: does not fit this run's optimizer: {_some(changed)}")
     tensors = _read_tensors(path, header)
-    parameters = dict(_parameters(modules))
-    entries: dict[str, dict[str, Tensor]] = {}
+    entries: dict[str, dict[str, Any]] = state.pop("numbers", {})
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
             name, entry = key.removeprefix("optimizer.").rsplit(".", 1)
             entries.setdefault(name, {})[entry] = tensor
-            if tensor.ndim and tensor.shape != parameters[name].shape:
-                shape = list(parameters[name].shape)
-                raise ValueError(f"{path}: {key}: expected shape {shape}, got {list(tensor.shape)}")
     for name, module in modules.items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

@@ -63,7 +63,8 @@ def load_in_order(body: nn.Module, file: Path) -> None:
 
 
 def load_by_name(model: nn.Module, file: Path) -> None:
-    """Load a state dict of the whole model or of its `features`. Only the classifier may be missing or another.
+    """Load a state dict of the whole model or of its `features`. Only the classifier may be missing or another, and the
+    counts of batches of its norms may be missing, as they are in files older than them.
 
     Raises ValueError naming the file and the tensor.
     """
@@ -74,7 +75,7 @@ def load_by_name(model: nn.Module, file: Path) -> None:
     for name, tensor in own.items():
         if name in state and state[name].shape == tensor.shape:
             continue
-        if name.startswith(("fc.", "classifier.")):
+        if name.startswith(("fc.", "classifier.")) or (name.endswith("num_batches_tracked") and name not in state):
             state[name] = tensor
             continue
         got = f"shape {list(state[name].shape)}" if name in state else "nothing"

@@ -12,6 +12,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from regio.config import Precision
 
 __all__ = ["any_process", "entered_by_first", "gather", "launch", "processors", "share_buffers", "together"]
+
+PATIENCE = timedelta(days=30)
+"""How long processes wait for each other: for what the first one does alone, such as proposals of all images or the
+support vector machines of R-CNN, that may take days. Where a process ends, its connections do, and so do the others."""
 
 T = TypeVar("T")
 
@@ -65,7 +70,9 @@ def launch(device: str = "auto", devices: int = 1, precision: Precision = "32-tr
     # Heads and levels that no box of a batch reaches have no gradient in it; normalisation's buffers are shared when
     # they are used, see `share_buffers`, so that no process waits for another in a forward pass.
     alone = devices * nodes == 1
-    strategy = "auto" if alone else DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    strategy: Any = "auto"
+    if not alone:
+        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=PATIENCE)
     mixed: list[Any] = [] if precision == "32-true" else [_Mixed(precision, place.type)]
     fabric = Fabric(accelerator=place.type, strategy=strategy, devices=chosen, num_nodes=nodes, plugins=mixed)
     fabric.launch()

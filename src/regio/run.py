@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -275,15 +276,18 @@ def on_kept_maps(
         (validation, config.validation or config.data, "val"),
     ):
         folder = project / "maps" / data_name(path, split)
-        kept = KeptMaps(folder, model, data, mirrored=split == "train" and config.flip > 0)
+        opened = partial(KeptMaps, folder, model, data, mirrored=split == "train" and config.flip > 0)
+        kept = None
         with together(fabric):
-            if fabric.is_global_zero and kept.missing:
-                size = f"{kept.nbytes / 1e9:.2f} GB"
-                console.print(f"maps of {len(data)} images: {size}, in {folder}", highlight=False, markup=False)
-                with RichProgress(console) as bar:
-                    kept.make(device=fabric.device, progress=bar.evaluating)
+            if fabric.is_global_zero:  # alone, since opening begins the files
+                kept = opened()
+                if kept.missing:
+                    size = f"{kept.nbytes / 1e9:.2f} GB"
+                    console.print(f"maps of {len(data)} images: {size}, in {folder}", highlight=False, markup=False)
+                    with RichProgress(console) as bar:
+                        kept.make(device=fabric.device, progress=bar.evaluating)
         fabric.barrier()
-        mapped.append(kept.in_place_of_images())
+        mapped.append((kept or opened()).in_place_of_images())
     network = MappedDetector.of(model) if isinstance(model, TwoStageDetector) else MappedSegmentationNetwork.of(model)
     return network, mapped[0], mapped[1]
 

@@ -15,7 +15,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
+
+from regio.yaml_text import read_yaml
 
 __all__ = ["Setting", "UnknownSetting", "as_dict", "dotted", "from_dict", "named", "override", "setting", "settings_of"]
 
@@ -161,8 +163,8 @@ def _checked(field: dataclasses.Field[Any], hint: Any, value: Any, where: str) -
         value = [value]
     try:  # of JSON, since it has lists alone for what are tuples here
         limits = Field(**field.metadata.get("limits", {}))
-        return TypeAdapter(Annotated[hint, limits]).validate_json(json.dumps(value), strict=True)
-    except (ValidationError, TypeError):
+        return TypeAdapter(Annotated[hint, limits]).validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except (ValueError, TypeError):  # pydantic's, or of numbers that are not finite
         raise ValueError(f"{where}: expected {_words(hint, field)}, got {value!r}") from None
 
 
@@ -217,15 +219,10 @@ def _is_text(hint: Any) -> bool:
 
 
 def _yaml(text: str) -> Any:
-    """YAML, and 6e-4, which YAML reads as a word."""
     try:
-        value = yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return text
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _hint(key: str, names: Sequence[str], shown: Sequence[str] | None = None) -> str:

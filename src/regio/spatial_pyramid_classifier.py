@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,8 +22,8 @@ class SpatialPyramidClassifier(nn.Module):
     backbone: of whose maps the last is pooled; its `mean` and `std` normalise images. trunk: its fully connected
     layers, for features of the pyramid. num_classes: without a background. levels: bins along a side of each grid of
     the pyramid. sides: the images are scaled to squares of so many pixels. Of several sides one is used after the
-    other, each for `switch_every` images (section 2.3: 224 and 180, one epoch each); the pyramid makes features of one
-    length of both, so they share all weights. Outside training the first is used.
+    other, each for `switch_every` images (section 2.3: 224 and 180, one epoch each), those of all processes; the
+    pyramid makes features of one length of both, so they share all weights. Outside training the first is used.
 
     Pooling is that of the paper's training: windows of ceil(a / n) cells every floor(a / n), on a map of a x a cells.
     How many images it was trained on is part of its state. It is trained like a detector, on images of one object each:
@@ -72,7 +73,7 @@ class SpatialPyramidClassifier(nn.Module):
     def losses(self, images: Sequence[Tensor], targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The loss `class` of naming the class of the one object in each image."""
         logits = self.logits(images, self.side)
-        self.seen += len(images)
+        self.seen += len(images) * (dist.get_world_size() if dist.is_initialized() else 1)
         labels = torch.stack([target.labels[0] for target in targets]) - 1
         return {"class": F.cross_entropy(logits.float(), labels)}
 

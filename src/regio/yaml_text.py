@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-__all__ = ["as_yaml"]
+__all__ = ["as_yaml", "read_yaml"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 6e-4 is a number, as in Python and JSON, and not a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -21,3 +31,8 @@ _Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence("
 def as_yaml(configuration: Mapping[str, Any]) -> str:
     """`configuration` in YAML, as people read it and as `config.yaml` holds it."""
     return yaml.dump(json.loads(json.dumps(configuration)), Dumper=_Dumper, sort_keys=False)
+
+
+def read_yaml(text: str) -> Any:
+    """What `text` says. Raises yaml.YAMLError where it is no YAML."""
+    return yaml.load(text, _Loader)

@@ -74,6 +74,12 @@ def test_it_is_the_regression_of_r_cnn(penalty: float) -> None:
     assert not found.bias[2].any()
 
 
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_penalty_without_which_a_fit_may_have_no_solution(penalty: float) -> None:
+    with pytest.raises(ValueError, match="penalty: expected a number > 0, got"):
+        BoxRegression(penalty)
+
+
 def test_it_makes_boxes_better() -> None:
     layer, labelled = examples()
     found = BoxRegression(1.0)(layer, labelled.__getitem__, CLASSES)

@@ -127,7 +127,7 @@ class KillAt(SilentProgress):
 def test_it_goes_on_with_the_image_where_it_was_stopped(straight: tuple[Path, list[str]], tmp_path: Path) -> None:
     progress = iter([SilentProgress(), KillAt(4)])
     with pytest.raises(Interrupted, match="stopped with the features of 4 of 6 images; they are kept"):
-        FittedHead()(detector(), run(tmp_path, progress=lambda: next(progress)))
+        FittedHead(keep_features=True)(detector(), run(tmp_path, progress=lambda: next(progress)))
     lines: list[str] = []
     FittedHead(keep_features=True)(detector(), run(tmp_path, resume=True, lines=lines))
     assert lines[0] == "1-fine-tuning: done before"

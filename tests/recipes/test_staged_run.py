@@ -15,7 +15,8 @@ from torch import nn
 from regio.checkpoints import read_card
 from regio.config.systems import FasterRCNNOnFPN
 from regio.progress import Progress, SilentProgress
-from regio.recipes import StagedRun
+from regio.proposals import ProposalFilter
+from regio.recipes import Alternating, StagedRun
 from regio.train import Interrupted
 from regio.training_log import TrainingLog
 from tests.recipes.runs import CONFIG, staged
@@ -121,6 +122,17 @@ def begun(run: StagedRun, seed: int, change: Callable[[Path], None]) -> nn.Modul
     run.begin(detector)
     run.make("1-nothing", detector, change)
     return detector
+
+
+def test_a_run_is_resumed_by_the_recipe_that_began_it(tmp_path: Path) -> None:
+    detector = model()
+    staged(tmp_path).begin(detector, Alternating())
+    resumed = staged(tmp_path, resume=True)
+    resumed.begin(detector, Alternating())
+    resumed.make("1-nothing", detector, lambda place: None)
+    other = Alternating(test=ProposalFilter(pre_nms_top_n=100, post_nms_top_n=20))
+    with pytest.raises(ValueError, match=r"recipe\.test\.\S+"):
+        resumed.begin(detector, other)
 
 
 def test_a_resumed_run_has_the_weights_that_it_began_with(tmp_path: Path) -> None:

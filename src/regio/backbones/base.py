@@ -42,9 +42,9 @@ class Backbone(nn.Module):
         place = {each.level: i for i, each in enumerate(gives)}
         if list(levels) != sorted(set(levels)) or not levels:
             raise ValueError(f"levels: expected at least one, in rising order, got {list(levels)}")
-        for level in [*levels, *([frozen] if frozen else [])]:
+        for name, level in [*(("levels", each) for each in levels), *([("frozen", frozen)] if frozen else [])]:
             if level not in place:
-                raise ValueError(f"levels: expected levels among {sorted(place)}, which this backbone has, got {level}")
+                raise ValueError(f"{name}: expected levels among {sorted(place)}, which this backbone has, got {level}")
         self._gives = tuple(gives)
         self.levels = tuple(levels)
         self.places = tuple(place[level] for level in levels)

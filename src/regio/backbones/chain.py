@@ -79,7 +79,7 @@ class Chain(nn.Module):
         for child_name, child in self.named_children():
             try:
                 x = child(x)
-            except RuntimeError:  # the shapes do not fit: the model does something else between its parts
+            except (RuntimeError, AssertionError, TypeError, ValueError):  # it does something else between its parts
                 x = x.flatten()
             if x.ndim != 4 or x.shape[2] != x.shape[3]:
                 raise ValueError(f"name: {name} is not a chain of convolutional stages; try timm_backbone")

@@ -193,8 +193,12 @@ def _timm_features(name: str, *, output_stride: int = 32, **options: Any) -> Any
         options["output_stride"] = output_stride
     try:
         return timm.create_model(name, features_only=True, **options)
-    except AssertionError as error:
-        raise ValueError(f"output_stride: {name} cannot be dilated to {output_stride}") from error
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        if output_stride == 32:
+            raise
+        raise ValueError(
+            f"output_stride: timm does not dilate {name} to {output_stride}; without dilation it is 32"
+        ) from error
 
 
 def _level_numbers(reductions: Sequence[int]) -> list[int]:

@@ -12,6 +12,7 @@ import yaml
 from regio.config.systems import SYSTEMS, FasterRCNNOnFPN, System
 from regio.config.training import TrainConfig
 from regio.settings import as_dict, from_dict, setting
+from regio.yaml_text import read_yaml
 
 __all__ = ["RunConfig", "model_from_dict", "model_to_dict", "read_config"]
 
@@ -65,7 +66,7 @@ def model_from_dict(values: Mapping[str, Any]) -> System:
 
 def names_a_model(path: Path) -> bool:
     """Whether the YAML file of `read_config` says which model is trained."""
-    return "model" in (yaml.safe_load(path.read_text()) or {})
+    return "model" in (read_yaml(path.read_text()) or {})
 
 
 def read_config(path: Path) -> RunConfig:
@@ -76,6 +77,6 @@ def read_config(path: Path) -> RunConfig:
     if not path.is_file():
         raise ValueError(f"{path}: no such file of settings")
     try:
-        return from_dict(RunConfig, yaml.safe_load(path.read_text()) or {})
+        return from_dict(RunConfig, read_yaml(path.read_text()) or {})
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

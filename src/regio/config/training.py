@@ -23,13 +23,13 @@ class TrainConfig:
     In Python, optimizer and schedule can be any objects of these protocols, frozen dataclasses for exact resuming.
     """
 
-    epochs: float = setting(12.0, "passes over the data", gt=0, allow_inf_nan=False)
+    epochs: float = setting(12.0, "passes over the data", gt=0)
     steps: int | None = setting(None, "optimizer steps, instead of epochs", ge=1)
     batch_size: int = setting(4, "images read at once by each process", ge=1)
     accumulate: int = setting(1, "such batches of each process that make one optimizer step", ge=1)
     optimizer: OptimizerSpec = setting(AdamW(), "what changes the weights", choices=OPTIMIZERS)
     schedule: Schedule = setting(Cosine(), "factor on the learning rate", choices=SCHEDULES)
-    clip_norm: float | None = setting(10.0, "largest norm of the gradient; null for any", gt=0, allow_inf_nan=False)
+    clip_norm: float | None = setting(10.0, "largest norm of the gradient; null for any", gt=0)
     ema: float = setting(
         0.0, "decay of a moving average of the weights, which is then evaluated and saved; 0 for none", ge=0, lt=1
     )
@@ -40,7 +40,7 @@ class TrainConfig:
     devices: int = setting(1, "devices, of a process each", ge=1)
     seed: int = setting(0, "two runs of one seed are equal", ge=0, le=2**63 - 1)
     workers: int = setting(2, "processes that read images, for each process that trains", ge=0)
-    evaluate_every: float = setting(1.0, "epochs between evaluations", gt=0, allow_inf_nan=False)
+    evaluate_every: float = setting(1.0, "epochs between evaluations", gt=0)
     save_every: int = setting(500, "steps between saves of the resume file, which is also written at evaluations", ge=1)
     keep_every: int | None = setting(
         None,

@@ -47,6 +47,8 @@ class BoxRegression:
     penalty: 1000 in R-CNN, 4000 in SPPnet's released code. iou: 0.6 in R-CNN, 0.5 in SPPnet. memory: bytes that a fit
     takes at most. The normal equations are summed up over blocks of examples; with N examples of D features they have
     min(N, D + 1) unknowns. Where that is too many for the memory, random examples are left out and a note says so.
+
+    Raises ValueError for a penalty that is not positive.
     """
 
     penalty: float = 1000.0
@@ -54,6 +56,10 @@ class BoxRegression:
     mean_norm: float = 20.0
     memory: int = 2 << 30
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.penalty < np.inf:
+            raise ValueError(f"penalty: expected a number > 0, got {self.penalty}")
 
     def __call__(
         self, layer: Layer, regions: Callable[[int], LabelledRegions], class_names: Sequence[str]

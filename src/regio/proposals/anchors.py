@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Anchors:
         counts = {len(sizes) for sizes in self.sizes}
         if len(counts) != 1 or 0 in counts:
             raise ValueError(f"sizes: expected the same number of sizes, at least one, for each map, got {self.sizes}")
-        if not self.ratios or min(self.ratios) <= 0 or min(min(sizes) for sizes in self.sizes) <= 0:
+        numbers = (*self.ratios, *(size for sizes in self.sizes for size in sizes))
+        if not self.ratios or not all(0 < each < math.inf for each in numbers):
             raise ValueError(f"anchors: expected positive sizes and ratios, got {self.sizes} and {self.ratios}")
 
     @property

@@ -35,7 +35,7 @@ class SelectiveSearch:
     (Felzenszwalb and Huttenlocher 2004, with `sigma` and segments of at least k pixels), and for each combination of
     similarities the two most similar neighbours are merged until one region is left (section 3.1). A combination is
     letters of C, T, S, F: colour, texture, size, fill, whose sum it is (equation 6). Each region of each hierarchy is a
-    box; those with a side under `min_side` pixels of the scaled image are dropped.
+    box; those with a side under `min_side` pixels of the scaled image are dropped, but for one as long as the image's.
 
     Boxes are sorted by rank times a random number in [0, 1) drawn from `seed`, where the rank is 1 for the whole image
     and grows by 1 from the last merge to the first and to the segments (section 3.3); of equal boxes the first stays.
@@ -123,7 +123,8 @@ class SelectiveSearch:
         boxes = np.concatenate(hierarchies)
         priority = rank * np.random.default_rng(self.seed).random(len(rank))
         order = np.argsort(priority, kind="stable")
-        order = order[(boxes[order, 2:] - boxes[order, :2] >= self.min_side).all(1)]
+        least = np.minimum(self.min_side, image.shape[1::-1])
+        order = order[(boxes[order, 2:] - boxes[order, :2] >= least).all(1)]
         _, first = np.unique(boxes[order], axis=0, return_index=True)
         order = order[np.sort(first)]
         return boxes[order], priority[order]

@@ -47,7 +47,7 @@ class Alternating:
         """Raises TypeError for a model that is not a detector with a proposal network and heads."""
         if not isinstance(model, TwoStageDetector) or not isinstance(model.proposals, RPN) or not model.roi_heads:
             raise TypeError(f"model: expected a detector with a proposal network and heads, got {type(model).__name__}")
-        run.begin(model)
+        run.begin(model, self)
         recall = ProposalRecall(run.evaluator.dataset)
         first, heads = copy.deepcopy(model).without_heads(), model.without_proposals()
 

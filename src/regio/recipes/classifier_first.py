@@ -38,7 +38,7 @@ class ClassifierFirst:
             raise TypeError(f"model: expected an SPPnet, got {type(model).__name__}")
         if not isinstance(pool, SpatialPyramidPool):
             raise TypeError(f"model: expected an SPPnet, got a detector that reads regions by {type(pool).__name__}")
-        run.begin(model)
+        run.begin(model, self)
         crops, others = object_crops(run.dataset), object_crops(run.evaluator.dataset)
         backbone = model.backbone.backbone if isinstance(model.backbone, ImagePyramid) else model.backbone
         classifier = SpatialPyramidClassifier(

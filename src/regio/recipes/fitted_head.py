@@ -53,7 +53,7 @@ class FittedHead:
     def __call__(self, model: nn.Module, run: StagedRun) -> Evaluation:
         """Raises TypeError for a model that is not a detector with an `SVMHead`; OSError where the disk has no room for
         the features."""
-        run.begin(model)
+        run.begin(model, self)
         return self.stages(model, run)
 
     def stages(self, model: nn.Module, run: StagedRun) -> Evaluation:

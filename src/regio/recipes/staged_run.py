@@ -3,7 +3,7 @@
 A recipe is a function that is read from top to bottom:
 
     def alternating(model, run):
-        run.begin(model)                                                # with these weights, also where it is resumed
+        run.begin(model, alternating)                                   # with these weights, also where it is resumed
         run.stage("1-rpn", proposal_network(model), evaluator=recall)   # trained, or loaded where that is done already
         ...
         return run.finish(model)                                    # evaluated, and saved as the result of the run
@@ -82,11 +82,12 @@ class StagedRun:
             resume=self.resume,
         )
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module, recipe: Recipe | None = None) -> None:
         """Keep the weights that `model` comes with until `finish`, or take those that were kept: a stage after a
-        resumption begins as it would have without. What a recipe of stages calls first.
+        resumption begins as it would have without. What a recipe of stages calls first, with itself: a run that was
+        begun by another one, or with other numbers of it, is not resumed.
 
-        Raises ValueError where there are stages of a run that is not resumed.
+        Raises ValueError where there are stages of a run that is not resumed, or of another one.
         """
         start, begun = (self.folder / "stages" / name for name in ("start.safetensors", "run.json"))
         with together(self.fabric):
@@ -100,7 +101,7 @@ class StagedRun:
                 save(start, model, self._card(model, {}))  # before run.json, by which a run is known to have begun
         self.fabric.barrier()
         with together(self.fabric):
-            self._require_same_run()
+            self._require_same_run(recipe)
 
     def stage(
         self,
@@ -233,8 +234,8 @@ class StagedRun:
         log.append({"step": steps, "seconds": seconds, **{f"val_{name}": value for name, value in numbers.items()}})
         log.close()
 
-    def _require_same_run(self) -> None:
-        """The settings and the data of the first stage are those of all."""
+    def _require_same_run(self, recipe: Recipe | None = None) -> None:
+        """The settings and the data of the first stage are those of all, and so is the recipe, where it is given."""
         own = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in FREE}
         now: dict[str, str] = {}
         for name, value in {**own, "transform": self.transform, "model": dict(self.configuration)}.items():
@@ -243,11 +244,16 @@ class StagedRun:
         now["steps"] = str(self.config.steps or f"{self.config.epochs:g} epochs")
         for name, data in (("data", self.dataset), ("validation", self.evaluator.dataset)):
             now |= {f"{name}.{key}": value for key, value in data.identity().items()}
+        if recipe is not None:
+            now |= describe(recipe, "recipe")
         file = self.folder / "stages" / "run.json"
         if not file.is_file():
             if self.fabric.is_global_zero:
                 write_json(file, now)
             return
-        different = differences(json.loads(file.read_text()), now)
+        saved = json.loads(file.read_text())
+        if recipe is None:
+            saved = {key: value for key, value in saved.items() if key.partition(".")[0] != "recipe"}
+        different = differences(saved, now)
         if different:
             raise ValueError(f"{self.folder}: a run can only be resumed as it was: {different}")

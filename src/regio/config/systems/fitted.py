@@ -36,14 +36,12 @@ class Fitted(SplitBackbone):
     candidates: int | None = setting(
         40, "regions of a class that are left an image before suppression, in the mean; null for any number", ge=1
     )
-    box_penalty: float = setting(1000.0, "of the box regressions", ge=0)
+    box_penalty: float = setting(1000.0, "of the box regressions", gt=0)
     box_iou: float = setting(0.6, "with an object, above which a region is an example of them", ge=0, le=1)
     feature_type: Literal["float16", "float32"] = setting("float16", "of the features on disk")
     keep_features: bool = setting(False, "whether they stay there")
     fit_memory: float = setting(2.0, "gigabytes that the examples of a fit take at most", gt=0)
-    score_threshold: float | None = setting(
-        None, "lowest score of a detection, a margin; null for any", allow_inf_nan=False
-    )
+    score_threshold: float | None = setting(None, "lowest score of a detection, a margin; null for any")
     nms_threshold: float = setting(0.3, "IoU above which the weaker of two detections of a class goes", ge=0, le=1)
     detections_per_image: int = setting(100, "at most", ge=1)
 
@@ -130,7 +128,7 @@ class SPPNet(Fitted):
     )
     background_low: float = setting(0.1, "lowest IoU with an object of the background in it", ge=0, le=0.5)
     box_iou: float = setting(0.5, "with an object, above which a region is an example of them", ge=0, le=1)
-    box_penalty: float = setting(4000.0, "of the box regressions", ge=0)
+    box_penalty: float = setting(4000.0, "of the box regressions", gt=0)
 
     def build(self, classes: int, *, pretrained: bool = True) -> TwoStageDetector:
         from regio.regions import SPPNetCorners, SPPNetReleasedCorners
