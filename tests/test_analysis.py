@@ -150,6 +150,11 @@ def test_masks_become_shares_of_cells() -> None:
     mask = torch.zeros(1, 3, 5, dtype=torch.bool)
     mask[0, 0, 1:3] = True
     torch.testing.assert_close(masks_to_cells(mask, x)[0, 0], torch.tensor([0.25, 0.25, 0, 0], dtype=torch.float64))
+    thin = torch.zeros(1, 300, 400, dtype=torch.bool)
+    thin[0, 100:200, 101] = True  # a quarter of a pixel wide, where the image is scaled to 75 x 100
+    shares = masks_to_cells(thin, FeatureMap(torch.zeros(1, 1, 10, 13), stride=8), (75, 100))[0]
+    assert shares.sum().item() * 64 == pytest.approx(25 * 0.25)
+    assert shares[3:6, 3].tolist() == pytest.approx([7 * 0.25 / 64, 8 * 0.25 / 64, 8 * 0.25 / 64])
     half = masks_to_cells(torch.ones(1, 1, 3, dtype=torch.bool), FeatureMap(torch.zeros(1, 1, 1, 2), stride=1.5))
     torch.testing.assert_close(half, torch.full((1, 1, 2), 2 / 3, dtype=torch.float64))
 

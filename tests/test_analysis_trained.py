@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from regio.analysis import (
     SIZES,
@@ -65,8 +64,7 @@ def test_uniform_weights_are_alike_and_as_far_from_masks_as_masks_are_from_the_m
         batch, (x,) = made.features([scenes[0].image])
     masks = scenes[0].targets.masks
     assert masks is not None
-    scaled = F.interpolate(masks[None].byte(), batch.sizes[0], mode="nearest")[0].bool()
-    p = masks_to_cells(scaled, x).flatten(1)
+    p = masks_to_cells(masks, x, batch.sizes[0]).flatten(1)
     p = p / p.sum(1, keepdim=True)
     expected = math.log(math.prod(x.extents[0])) + torch.special.xlogy(p, p).sum(1)
     counts = [found.of_mask[name].count for name in SIZES]
@@ -85,10 +83,9 @@ def test_statistics_are_those_of_each_object() -> None:
             batch, (x,) = made.features([sample.image])
             targets = made.preprocess.targets([sample.targets], batch)[0]
             assert targets.masks is not None
-            scaled = F.interpolate(targets.masks[None].byte(), batch.sizes[0], mode="nearest")[0].bool()
             weights = extractor_of(made).weights([x], Regions.from_list([targets.boxes]))[0]
         between += kl_between_parts(weights, diagonal=False).tolist()
-        of_mask += kl_of_mask(weights, masks_to_cells(scaled, x)).tolist()
+        of_mask += kl_of_mask(weights, masks_to_cells(targets.masks, x, batch.sizes[0])).tolist()
         areas += record.area.tolist()
     small = [i for i, area in enumerate(areas) if area < 32**2]
     assert 0 < len(small) < len(areas)

@@ -127,6 +127,20 @@ def test_scales_above_the_photo_are_looked_at_once(monkeypatch: pytest.MonkeyPat
     assert len(looked) == 4
 
 
+@torch.no_grad()
+def test_a_vote_does_not_depend_on_the_other_photos_of_a_batch() -> None:
+    """A larger one has more pixels at a scale at which this one has the same."""
+    torch.manual_seed(0)
+    detector = RCNN(crop=32, context=2, hidden=16, short_side=64, long_side=96).build(4, pretrained=False).eval()
+    head: Any = detector.roi_heads[0]
+    nn.init.zeros_(head.class_logits.bias)
+    photos = [torch.rand(3, 60, 80), torch.rand(3, 90, 120)]
+    several = AugmentedDetector.of(detector, scales=(64, 80, 96), merge=BoxVoting.of(detector))
+    alone, among = several(photos[:1], boxes()[:1]), several(photos, boxes()[:1] * 2)
+    assert len(alone[0])
+    assert_same(among[:1], alone, 1e-4)
+
+
 def mirrored(some: Tensor, width: int) -> Tensor:
     return torch.stack([width - some[:, 2], some[:, 1], width - some[:, 0], some[:, 3]], 1)
 

@@ -13,7 +13,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from regio.data.masks import decode_masks
+from regio.data.masks import decode_masks, encode_mask
 from regio.evaluate import coco_metrics, confusion_matrix, detections_to_coco, voc_metrics
 from regio.masks import PixelMasks
 from regio.types import Detections
@@ -219,6 +219,8 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
         (found(1, 4, [0, 0, 1, 1], 0.5), r"detection 0: expected one of the categories \[7, 3\], got 4"),
         (found(1, 3, [0, 0, math.nan, 1], 0.5), "detection 0: expected finite numbers"),
         (found(1, 3, [0, 0, 1, 1], math.inf), "detection 0: expected finite numbers"),
+        (found(1, 3, [0, 0, 1], 0.5), r"detection 0: expected a bbox of four numbers, got \[0, 0, 1\]"),
+        (found(1, 3, [0, 0, 1, 1], "0.5"), "detection 0: expected finite numbers, got bbox .* score 0.5"),  # type: ignore[arg-type]
         ({"image_id": 1, "category_id": 3, "score": 0.5}, "detection 0: expected a bbox, got none"),
         ({"image_id": 1, "category_id": 3, "score": 0.5, "bbox": None}, "detection 0: expected a bbox, got none"),
         ({"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}, "detection 0: expected a score, got none"),
@@ -239,6 +241,20 @@ def test_bad_ground_truth_is_named() -> None:
         coco_metrics(scene([], categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), [])
     with pytest.raises(ValueError, match="annotation 0: expected a segmentation, got none"):
         coco_metrics(scene([(1, 3, [0, 0, 1, 1])]), [], "segm")
+
+
+def test_an_annotation_may_have_nulls_and_a_mask_no_box() -> None:
+    truth = scene([(1, 3, [0, 0, 40, 40])])
+    (row,) = truth["annotations"]
+    row |= {"area": None, "iscrowd": None}
+    assert coco_metrics(truth, [found(1, 3, [0, 0, 40, 40], 0.9)]).ap == pytest.approx(1)
+    mask = encode_mask(np.ones((10, 10), dtype=bool))
+    row |= {"segmentation": mask, "bbox": None}
+    detection = {"image_id": 1, "category_id": 3, "score": 0.5, "segmentation": mask}
+    with pytest.raises(ValueError, match="annotation 0: expected an area or a bbox, got none"):
+        coco_metrics(truth, [detection], "segm")
+    row["area"] = 100
+    assert coco_metrics(truth, [detection], "segm").ap == pytest.approx(1)
 
 
 def test_detections_to_coco() -> None:

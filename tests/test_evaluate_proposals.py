@@ -15,6 +15,7 @@ from torch import Tensor
 from regio.data import DetectionDataset, Record
 from regio.data.records import Annotation
 from regio.evaluate import ProposalRecall, detections_to_coco, evaluate
+from regio.run_report import ProposalResults
 from regio.types import Detections
 
 
@@ -68,6 +69,15 @@ def test_a_proposal_finds_one_object_and_an_object_is_found_once() -> None:
     assert (found["recall50_1"], found["recall50_2"]) == (0.5, 1.0)
     twice = numbers(recall, proposals((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8)))
     assert (twice["recall70_1"], twice["recall70_2"]) == (0.5, 1.0)
+
+
+def test_labels_and_signs_of_scores_do_not_count() -> None:
+    recall = ProposalRecall(dataset([Annotation(1, (0.0, 0.0, 10.0, 10.0), 1, 100.0)]), limits=(2,))
+    named = proposals((0, 0, 10, 10, -0.5), (50, 50, 60, 60, -2.0))
+    named = Detections(named.boxes, torch.tensor([2, 7]), named.scores)
+    records = evaluate(lambda images: [named], recall).records
+    assert recall.measure(records)["ar_2"] == 1
+    assert np.asarray(ProposalResults(recall, records)._pictures()).std() > 10
 
 
 def test_no_objects_and_no_proposals() -> None:

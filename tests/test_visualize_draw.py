@@ -184,6 +184,21 @@ def test_chips_stay_in_the_picture_and_can_be_read(
         assert hidden <= 0.1 * (right - left) * (bottom - top)
 
 
+def test_names_with_line_feeds_are_drawn_in_one_line() -> None:
+    image, found = torch.zeros(3, 700, 700, dtype=torch.uint8), detections([[10, 10, 600, 600]], [1], [0.9])
+    drawn = draw_detections(image, found, ["traffic light\r\n"])
+    assert np.array_equal(pixels(drawn), pixels(draw_detections(image, found, ["traffic light"])))
+    sheets = [contact_sheet([drawn], 1, [name]) for name in ("caf\nab.jpg", "caf ab.jpg")]
+    assert np.array_equal(*map(pixels, sheets))
+
+
+def test_a_picture_of_16_bits_keeps_its_range() -> None:
+    grey = Image.fromarray(np.linspace(0, 65535, 700 * 650).reshape(700, 650).astype(np.uint16))
+    drawn = pixels(draw_detections(grey, detections([], [], []), NAMES))
+    assert drawn[0, 0].tolist() == [0] * 3 and drawn[-1, -1].tolist() == [255] * 3
+    assert drawn.mean() == pytest.approx(127.5, abs=1)
+
+
 def test_chips_of_one_spot_do_not_pile_up() -> None:
     box = (200, 200, 400, 400)
     places = place_chips([Chip("cat 0.90", (0, 0, 0), box)] * 4, (640, 640), 13)

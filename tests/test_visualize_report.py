@@ -80,6 +80,8 @@ def test_training_figure_of_little() -> None:
     assert png(training_figure([{"step": 1, "val_ap": math.nan}])).width == 660
     validation = training_figure([{"step": 1, "val_ap": 0.5, "val_ap_small": math.nan}]).axes[2]
     assert [text.get_text() for text in validation.get_legend().get_texts()] == ["AP  0.500"]
+    with_nan = [{"step": step, "loss": value} for step, value in ((1, 2.0), (2, math.nan), (3, 1.0))]
+    np.testing.assert_allclose(training_figure(with_nan).axes[0].lines[0].get_xdata(), [1, 3])
     with pytest.raises(ValueError, match="rows: expected at least one row"):
         training_figure([])
 
@@ -110,6 +112,9 @@ def test_confusion_figure_shows_shares_of_rows_and_counts() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "6"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["background", "cat", "dog"]
     assert png(figure).height > 100
+    in_thousands = confusion_figure(np.array([[1600, 400], [0, 300]]), ["cat"], unit=1000).axes[0]
+    np.testing.assert_allclose(in_thousands.images[0].get_array(), [[0.8, 0.2], [0, 1]])
+    assert [text.get_text() for text in in_thousands.texts] == ["2"]
     assert not confusion_figure(np.ones((81, 81), dtype=np.int64), [str(i) for i in range(80)]).axes[0].texts
     with pytest.raises(ValueError, match=r"matrix: expected shape \[2, 2\], got \[3, 3\]"):
         confusion_figure(matrix, ["cat"])

@@ -112,9 +112,9 @@ class AugmentedDetector(TwoStageDetector):
     """A detector that is run on each image at several scales, and on its mirror image, and whose scored boxes are
     merged before one suppression. Made by `of` from a detector, whose modules it has.
 
-    It is for inference: it has no losses, and no parts of it are detectors. Scales at which all images have the same
-    pixels, as those above the photo's own have with `ShrinkingPreprocess`, are looked at once: candidates given twice
-    change nothing. Law: at its own scale alone, without mirror images and with one round, it is the detector. (A
+    It is for inference: it has no losses, and no parts of it are detectors. Scales at which an image has the same
+    pixels, as those above the photo's own have with `ShrinkingPreprocess`, are looked at once: boxes given twice would
+    vote twice. Law: at its own scale alone, without mirror images and with one round, it is the detector. (A
     `min_kept_size` of its rule is of pixels of the photo here, not of the batch, since boxes of all scales are merged
     there.)
     """
@@ -181,25 +181,27 @@ class AugmentedDetector(TwoStageDetector):
     def forward(self, images: Sequence[Tensor], proposals: Sequence[Tensor] | None = None) -> list[Detections]:
         """What is in each of `images`, best first; see `TwoStageDetector.forward`."""
         every: list[list[Detections]] = [[] for _ in images]
-        widths = [image.shape[2] for image in images]
-        by_sizes = {
-            tuple(preprocess.size_of((image.shape[1], image.shape[2])) for image in images): preprocess
-            for preprocess in self.scaled
-        }
-        for preprocess in by_sizes.values():
-            detector = self._candidates(preprocess)
-            runs = [detector(images, proposals)]
+        looked_at: list[set[tuple[int, int]]] = [set() for _ in images]
+        for preprocess in self.scaled:
+            sizes = [preprocess.size_of((image.shape[1], image.shape[2])) for image in images]
+            new = [i for i, size in enumerate(sizes) if size not in looked_at[i]]
+            if not new:
+                continue
+            detector, some = self._candidates(preprocess), [images[i] for i in new]
+            boxes = None if proposals is None else [proposals[i] for i in new]
+            runs = [detector(some, boxes)]
             if self.flip:
-                given = (
-                    None if proposals is None else [_mirrored(*each) for each in zip(proposals, widths, strict=True)]
-                )
-                found = detector([image.flip(-1) for image in images], given)
+                widths = [image.shape[2] for image in some]
+                given = None if boxes is None else [_mirrored(*each) for each in zip(boxes, widths, strict=True)]
+                found = detector([image.flip(-1) for image in some], given)
                 runs.append(
                     [replace(each, boxes=_mirrored(each.boxes, w)) for each, w in zip(found, widths, strict=True)]
                 )
             for run in runs:
-                for all_of_image, each in zip(every, run, strict=True):
-                    all_of_image.append(each)
+                for i, each in zip(new, run, strict=True):
+                    every[i].append(each)
+            for i in new:
+                looked_at[i].add(sizes[i])
         return [self.merge(_joined(each)) for each in every]
 
     def losses(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from regio.data.images import image_size, read_image
+from regio.data.images import IMAGE_SUFFIXES, image_size, read_image
 from regio.outputs import DetectionOutput, Output
 from regio.processes import processors
 from regio.ready import Ready, ReadyDetector
@@ -26,7 +26,6 @@ from regio.whole_files import distinct_names, write_json
 
 __all__ = ["FileDetections", "detect_files", "find_images", "find_in_files"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -54,7 +53,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            some = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+            some = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         elif path.exists():
             some = [path]
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regio.evaluate import detections_to_coco
 from regio.types import ClassMap, Detections
-from regio.visualize import class_map_image, draw_class_map, draw_detections, with_legend
+from regio.visualize import class_map_image, draw_class_map, draw_detections, enlarged, with_legend
 
 __all__ = ["ClassMapOutput", "DetectionOutput", "Output"]
 
@@ -55,11 +55,14 @@ class DetectionOutput:
         return ["pictures"] if pictures else []
 
     def write(self, image: Tensor, found: Detections, folder: Path, name: str, pictures: bool) -> dict[str, Any]:
-        """See `Output`; the entry has `detections`, each with name, label, score, box (x1, y1, x2, y2) in pixels, and
-        where there are masks its segmentation as COCO's run-length encoding."""
+        """See `Output`; the entry has `picture`, the file, where there are pictures, and `detections`, each with name,
+        label, score, box (x1, y1, x2, y2) in pixels, and where there are masks its segmentation as COCO's run-length
+        encoding."""
         found = found[found.scores >= self.score_threshold]
+        picture = {}
         if pictures:
-            _save(draw_detections(image, found, self.class_names, -float("inf")), folder / "pictures", name)
+            drawn = draw_detections(image, found, self.class_names, -float("inf"))
+            picture = {"picture": _save(drawn, folder, name)}
         rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
         entries: list[dict[str, Any]] = [
             {
@@ -75,7 +78,7 @@ class DetectionOutput:
             encoded = detections_to_coco(found, 0, ids, (image.shape[1], image.shape[2]))
             for one, row in zip(entries, encoded, strict=True):
                 one["segmentation"] = row["segmentation"]
-        return {"detections": entries}
+        return {**picture, "detections": entries}
 
     def summary(self, entries: Sequence[Mapping[str, Any]]) -> str:
         """How many objects."""
@@ -104,19 +107,21 @@ class ClassMapOutput:
         return ["class_maps", "pictures"] if pictures else ["class_maps"]
 
     def write(self, image: Tensor, found: ClassMap, folder: Path, name: str, pictures: bool) -> dict[str, Any]:
-        """See `Output`; the entry has `class_map`, the file, and `classes`, the share of the pixels of each class that
-        there is, the background being one, from the largest."""
+        """See `Output`; the entry has `class_map` and, where there are pictures, `picture`, the files, and `classes`,
+        the share of the pixels of each class that there is, the background being one, from the largest."""
         class_map_image(found.labels).save(folder / "class_maps" / f"{name}.png")
         counts = torch.bincount(found.labels.flatten().int(), minlength=1)
         shares = counts / found.labels.numel()
         largest = shares.argsort(descending=True, stable=True)
         labels = [label for label in largest.tolist() if counts[label]]
+        picture = {}
         if pictures:
-            picture = with_legend(draw_class_map(image, found.labels), labels, self.class_names, below=True)
-            _save(picture, folder / "pictures", name)
+            drawn = with_legend(enlarged(draw_class_map(image, found.labels)), labels, self.class_names, below=True)
+            picture = {"picture": _save(drawn, folder, name)}
         names = ("background", *self.class_names)
         return {
             "class_map": f"class_maps/{name}.png",
+            **picture,
             "classes": {names[label]: round(float(shares[label]), 5) for label in labels},
         }
 
@@ -129,10 +134,11 @@ class ClassMapOutput:
         """None: every pixel has a class."""
 
 
-def _save(picture: Image.Image, folder: Path, name: str) -> None:
-    """As NAME.jpg, or NAME.png where a side is longer than a JPEG file can have."""
-    suffix = "jpg" if max(picture.size) <= 65500 else "png"
-    picture.save(folder / f"{name}.{suffix}")
+def _save(picture: Image.Image, folder: Path, name: str) -> str:
+    """As pictures/NAME.jpg, or .png where a side is longer than a JPEG file can have; returns which."""
+    file = f"pictures/{name}.{'jpg' if max(picture.size) <= 65500 else 'png'}"
+    picture.save(folder / file)
+    return file
 
 
 def _objects(entries: Sequence[Mapping[str, Any]]) -> int:

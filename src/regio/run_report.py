@@ -227,7 +227,7 @@ class ProposalResults:
             sample, best = dataset[i], self.records[i].best
             objects = replace(sample.targets, labels=torch.ones_like(sample.targets.labels))
             pictures.append(draw_targets(sample.image, objects, ["object"]))
-            pictures.append(draw_detections(sample.image, best, ["object"], 0.0))
+            pictures.append(draw_detections(sample.image, best, ["object"], -math.inf))
             captions += [sample.name, f"{len(best)} best"]
         return contact_sheet(pictures, 2, captions, ["annotated", "best proposals"])
 
@@ -294,7 +294,7 @@ class SegmentationResults:
         """See `Results`."""
         dataset = self.evaluator.dataset
         caption = "Confusion matrix of pixels, in thousands. Column background: missed. Row background: false"
-        thousands = np.rint(self.evaluator.confusion(self.records) / 1000).astype(np.int64)
+        matrix = self.evaluator.confusion(self.records)
         self.evaluator.save(self.records, _made(folder))
         _write(
             folder,
@@ -302,7 +302,7 @@ class SegmentationResults:
             f"{len(dataset)} images, {len(dataset.class_names)} classes and the background. IoU is counted over the "
             "pixels of all images, and its mean is over the classes that any pixel has.",
             self.summary(),
-            {caption: ("confusion", confusion_figure(thousands, dataset.class_names))},
+            {caption: ("confusion", confusion_figure(matrix, dataset.class_names, unit=1000))},
             ("Validation images: the photo, annotated, and predicted", self._pictures()),
             self.classes,
             configuration,

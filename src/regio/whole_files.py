@@ -34,9 +34,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def distinct_names(files: Sequence[str | Path], suffix: str) -> list[str]:
-    """A name for what is made of each of `files`: its own with `suffix`, and a number where two files share it."""
+    """A name for what is made of each of `files`: its own with `suffix`, and a number where two files share it. A name
+    of more than 200 bytes is cut: with a number and another suffix it may be too long for a file."""
     names: dict[str, None] = {}
-    for stem in (Path(file).stem for file in files):
+    for stem in (os.fsdecode(os.fsencode(Path(file).stem)[:200]) for file in files):
         name, number = f"{stem}{suffix}", 1
         while name in names:
             number += 1

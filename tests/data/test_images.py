@@ -112,6 +112,13 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.gif")[:, 0, 0].tolist() == [255, 0, 0]
 
 
+def test_a_damaged_exif_block_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0")
+    for read in (image_size, read_image):
+        with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image: unpack requires a buffer"):
+            read(tmp_path / "a.png")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.jpg: no such image file"):
         read_image(tmp_path / "gone.jpg")

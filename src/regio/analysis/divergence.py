@@ -63,20 +63,27 @@ def kl_of_mask(weights: Tensor, masks: Tensor, *, floor: float = 1e-12) -> Tenso
     return divergence(target / target.sum(1, keepdim=True), _distributions(largest[:, None])[:, 0], floor=floor)
 
 
-def masks_to_cells(masks: Tensor, x: FeatureMap) -> Tensor:
+def masks_to_cells(masks: Tensor, x: FeatureMap, size: tuple[int, int] | None = None) -> Tensor:
     """The share of each cell of `x` that masks [R, h, w] of its image cover, in [0, 1]: [R, H, W] float64.
 
-    Mask pixel j covers [j, j + 1) image pixels. The total, in square pixels, is kept but for what lies beside the map.
+    size: the (height, width) in pixels that the image was scaled to, where it was and the masks were not: mask pixel j
+    covers [j, j + 1) of h, or of w, equal parts of it. The total area is kept but for what lies beside the map.
     """
-    rows, columns = (_overlap(cells, pixels, x.stride) for cells, pixels in zip(x.size, masks.shape[1:], strict=True))
-    covered = torch.einsum("ip,rpq,jq->rij", rows.to(masks.device), masks.to(torch.float64), columns.to(masks.device))
+    lengths = masks.shape[1:] if size is None else size
+    rows, columns = (
+        _overlap(cells, pixels, length / pixels, x.stride).to(masks.device)
+        for cells, pixels, length in zip(x.size, masks.shape[1:], lengths, strict=True)
+    )
+    covered = masks.new_zeros((len(masks), *x.size), dtype=torch.float64)
+    for own, mask in zip(covered, masks, strict=True):  # one by one: a mask of a large photo takes 100 MB in float64
+        own.copy_(rows @ mask.to(torch.float64) @ columns.T)
     return covered / x.stride**2
 
 
-def _overlap(cells: int, pixels: int, stride: float) -> Tensor:
-    """How much of pixel j is in cell i: [cells, pixels]."""
-    cell, pixel = torch.arange(cells, dtype=torch.float64)[:, None], torch.arange(pixels, dtype=torch.float64)
-    end, start = torch.minimum((cell + 1) * stride, pixel + 1), torch.maximum(cell * stride, pixel)
+def _overlap(cells: int, pixels: int, pixel: float, stride: float) -> Tensor:
+    """How much of pixel j, `pixel` long, is in cell i, `stride` long: [cells, pixels]."""
+    i, j = torch.arange(cells, dtype=torch.float64)[:, None], torch.arange(pixels, dtype=torch.float64)
+    end, start = torch.minimum((i + 1) * stride, (j + 1) * pixel), torch.maximum(i * stride, j * pixel)
     return (end - start).clamp(min=0)
 
 

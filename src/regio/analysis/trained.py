@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from regio.analysis.divergence import kl_between_parts, kl_of_mask, masks_to_cells
 from regio.analysis.object_sizes import SIZES, Statistic, by_class, size_class
@@ -138,7 +137,7 @@ def divergence_of_detector(
             weights, rows = weights[read], objects[rows[read]]
             between.add(kl_between_parts(weights, diagonal=diagonal, floor=floor), sizes[rows])
             if targets.masks is not None and len(rows):
-                cells = masks_to_cells(_scaled(targets.masks[rows], batch.sizes[0]), maps[level])
+                cells = masks_to_cells(targets.masks[rows], maps[level], batch.sizes[0])
                 seen = cells.flatten(1).any(1)
                 of_mask.add(kl_of_mask(weights[seen], cells[seen], floor=floor), sizes[rows[seen]])
     return Divergences(between.by_size(), of_mask.by_size(), unread)
@@ -206,11 +205,6 @@ def divergence_rows(series: Mapping[str, Mapping[int, Divergences]]) -> list[dic
 def write_divergences(path: Path, series: Mapping[str, Mapping[int, Divergences]]) -> None:
     """Write the table of `divergence_rows` as CSV; of no objects, its first line alone."""
     write_csv(path, COLUMNS, divergence_rows(series))
-
-
-def _scaled(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks [R, h, w], to nearest, on an image of `size`."""
-    return F.interpolate(masks[None].to(torch.uint8), size, mode="nearest")[0].to(torch.bool)
 
 
 class _Values:

@@ -79,7 +79,8 @@ def detect(
     # Boxes below what is shown take part where boxes vote or are looked at again, as they do in regio val.
     looks_again = box_voting or (rounds or 1) > 1
     trained = load_trained(path, score_threshold=None if looks_again else lowest)
-    if looks_again and lowest is not None and lowest < (getattr(trained.system, "score_threshold", None) or 0.0):
+    own = getattr(trained.system, "score_threshold", None)
+    if looks_again and lowest is not None and own is not None and lowest < own:
         trained = load_trained(path, score_threshold=lowest)
     if proposals is not None and not trained.system.needs_proposals:
         raise ValueError(f"--proposals: {path} finds its own boxes")
@@ -121,7 +122,8 @@ def detect(
     if result.unreadable:
         console.print(f"[red]{_count(len(result.unreadable), 'image')} could not be read:[/]", highlight=False)
         for line in result.unreadable:
-            console.print(f"  {line}", highlight=False, markup=False)
+            printable = line.encode(errors="backslashreplace").decode()  # names of files are bytes
+            console.print(f"  {printable}", highlight=False, markup=False)
         raise typer.Exit(1)
 
 

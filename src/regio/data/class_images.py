@@ -10,12 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from regio.data.dataset import DetectionDataset
-from regio.data.images import image_size
+from regio.data.images import IMAGE_SUFFIXES, image_size
 from regio.data.records import Annotation, Record
 
 __all__ = ["object_crops", "read_class_folders"]
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def object_crops(dataset: DetectionDataset, min_side: int = 16) -> DetectionDataset:
@@ -55,7 +53,7 @@ def read_class_folders(folder: Path | str) -> DetectionDataset:
     """
     folder = Path(folder)
     files = {
-        each.name: [path for path in sorted(each.iterdir()) if path.suffix.lower() in SUFFIXES]
+        each.name: [path for path in sorted(each.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
         for each in sorted(folder.iterdir() if folder.is_dir() else [])
         if each.is_dir()
     }

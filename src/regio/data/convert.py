@@ -30,13 +30,12 @@ import yaml
 from PIL import Image
 
 from regio.data.dataset import DetectionDataset
-from regio.data.images import image_size
+from regio.data.images import IMAGE_SUFFIXES, image_size
 from regio.data.layout import find_layout, same_split
 from regio.data.masks import decode_masks, is_polygon
 from regio.data.open import open_dataset, open_split
 from regio.data.outlines import mask_outline
 from regio.data.records import Problem, Record
-from regio.data.voc import IMAGE_SUFFIXES
 
 __all__ = ["Conversion", "Writer", "convert", "write_coco", "write_voc", "write_yolo"]
 

@@ -23,6 +23,7 @@ an image, and does not read most of the table above.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-__all__ = ["image_size", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "image_size", "read_image", "rgb_pixels"]
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".ppm", ".pgm", ".jp2", ".mpo",
+)  # fmt: skip
+"""Those of the files that are taken for images in a folder."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})
@@ -52,7 +58,7 @@ def read_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
         image.load()
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        pixels = _rgb(image)
+        pixels = rgb_pixels(image)
     if expected_size is not None and pixels.shape[:2] != expected_size:
         raise ValueError(
             f"{path}: the image is {_words(pixels.shape[:2])}, but its annotation says {_words(expected_size)}"
@@ -77,7 +83,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: no such image file") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too large to be read: {str(error).partition(', could')[0]}") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
 
@@ -91,8 +97,11 @@ def _turned(image: Image.Image, expected_size: tuple[int, int] | None) -> bool:
     return expected_size is None or upright == expected_size
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of `image` as uint8 [H, W, 3]."""
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """The pixels of `image` as uint8 [H, W, 3]: those of 16 bits scaled, what is transparent on white.
+
+    Raises ValueError for pixels whose range is not known.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.size and not (values.min() >= 0 and values.max() <= 65535):

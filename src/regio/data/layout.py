@@ -30,8 +30,9 @@ from pathlib import Path
 
 from regio.data.coco import ROBOFLOW_FILE, coco_dataset, is_coco
 from regio.data.dataset import DetectionDataset
+from regio.data.images import IMAGE_SUFFIXES
 from regio.data.records import Problems, text_lines
-from regio.data.voc import IMAGE_SUFFIXES, is_voc, voc_class_names, voc_dataset, voc_image_name, xml_files
+from regio.data.voc import is_voc, voc_class_names, voc_dataset, voc_image_name, xml_files
 from regio.data.yolo import YoloSource, is_yolo, yolo_dataset, yolo_source
 
 __all__ = ["Layout", "Reader", "find_layout", "same_split"]

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from regio.data.class_maps import LabelImage
 from regio.data.dataset import DetectionDataset
+from regio.data.images import IMAGE_SUFFIXES
 from regio.data.records import Annotation, Problems, Record, size_in_file, sound_box, text_lines
 from regio.types import IGNORED
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "VOC_CLASSES",
     "is_voc",
     "read_voc",
@@ -32,8 +32,6 @@ __all__ = [
     "voc_image_name",
     "xml_files",
 ]
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

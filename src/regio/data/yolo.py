@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from regio.data.dataset import DetectionDataset
+from regio.data.images import IMAGE_SUFFIXES
 from regio.data.records import Annotation, Problems, Record, repeated, size_in_file, sound_box, sound_segmentation
-from regio.data.voc import IMAGE_SUFFIXES
 
 __all__ = ["YoloSource", "is_yolo", "label_file", "read_yolo", "yolo_dataset", "yolo_source"]
 

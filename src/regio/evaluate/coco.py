@@ -95,8 +95,8 @@ def coco_metrics(
     Neither argument is changed. There may be no detections, no objects, images without objects, and no images.
 
     Raises ValueError when ids or names of categories repeat, when an annotation or a detection names an image or a
-    category that is not there or lacks the box or segmentation, when a detection has no score, and when a score or a
-    box is not finite.
+    category that is not there or lacks the box or segmentation, when an annotation has neither area nor box, when a
+    detection has no score, and when a score is not a finite number, or a box not four of them.
     """
     classes = class_numbers(ground_truth)
     known = {id: number for number, id in enumerate(sorted({image["id"] for image in ground_truth["images"]}))}
@@ -137,13 +137,18 @@ def _annotation(
     number: int, image: int, row: Mapping[str, Any], classes: Mapping[Any, int], shape: str
 ) -> dict[str, Any]:
     """What the evaluator needs of an annotation, under the id `number`, on the image of the id `image`."""
+    box, area = row.get("bbox"), row.get("area")
+    if area is None:
+        if box is None:
+            raise ValueError(f"annotation {number - 1}: expected an area or a bbox, got none")
+        area = box[2] * box[3]
     return {
         "id": number,
         "image_id": image,
         "category_id": classes[row["category_id"]],
-        "iscrowd": int(row.get("iscrowd", 0)),
-        "area": float(row["area"] if "area" in row else row["bbox"][2] * row["bbox"][3]),
-        "bbox": row["bbox"],
+        "iscrowd": int(row.get("iscrowd") or 0),
+        "area": float(area),
+        "bbox": [0.0] * 4 if box is None else box,
         shape: row[shape],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 __all__ = ["check_rows", "class_numbers", "require"]
@@ -23,8 +24,8 @@ def class_numbers(ground_truth: Mapping[str, Any]) -> dict[Any, int]:
 def check_rows(
     kind: str, rows: Sequence[Mapping[str, Any]], images: Container[Any], categories: Mapping[Any, int]
 ) -> None:
-    """Raise ValueError for a row whose image or category is unknown, whose score or box is not finite, and for a
-    detection without a score.
+    """Raise ValueError for a row whose image or category is unknown, whose score is not finite or whose box is not four
+    finite numbers, and for a detection without a score.
 
     kind: "annotation" or "detection", for the message.
     """
@@ -35,10 +36,12 @@ def check_rows(
             raise ValueError(f"{kind} {i}: expected the id of an image of the ground truth, got {row['image_id']!r}")
         if row["category_id"] not in categories:
             raise ValueError(f"{kind} {i}: expected one of the categories {[*categories]}, got {row['category_id']!r}")
-        if not all(map(math.isfinite, (*(row.get("bbox") or ()), row.get("score", 0.0)))):
-            raise ValueError(
-                f"{kind} {i}: expected finite numbers, got bbox {row.get('bbox')}, score {row.get('score')}"
-            )
+        box, score = row.get("bbox"), row.get("score")
+        given = [*([] if box is None else box), *([] if score is None else [score])]
+        if not all(isinstance(each, Real) and math.isfinite(each) for each in given):
+            raise ValueError(f"{kind} {i}: expected finite numbers, got bbox {box}, score {score}")
+        if box is not None and len(box) != 4:
+            raise ValueError(f"{kind} {i}: expected a bbox of four numbers, got {box}")
 
 
 def require(kind: str, rows: Sequence[Mapping[str, Any]], key: str) -> None:

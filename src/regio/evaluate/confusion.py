@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ def confusion_matrix(
     ValueError when an annotation or a detection names an image or a category that is not there, or lacks its box, and
     for a detection without a score.
     """
-    pairs = overlapping_pairs(ground_truth, [d for d in detections if not d.get("score", 1.0) < score_threshold])
+    weak = [isinstance(d.get("score"), Real) and d["score"] < score_threshold for d in detections]
+    strong = [d for d, each in zip(detections, weak, strict=True) if not each]  # what has no score is named below
+    pairs = overlapping_pairs(ground_truth, strong)
     order = np.lexsort((pairs.truth, -pairs.iou, pairs.detection, -pairs.score[pairs.detection]))
     order = order[(pairs.iou[order] >= iou_threshold) & ~pairs.ignored[pairs.truth[order]]]
     detection, truth = _greedy(pairs.detection[order], pairs.truth[order])

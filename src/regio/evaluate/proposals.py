@@ -79,11 +79,12 @@ class ProposalRecall:
 
     def _record(self, objects: Tensor, prediction: Detections) -> Recalled:
         order = prediction.scores.argsort(descending=True, stable=True)[: max(self.limits)]
-        boxes, scores, labels = (t[order].cpu() for t in (prediction.boxes, prediction.scores, prediction.labels))
+        boxes, scores = (t[order].cpu() for t in (prediction.boxes, prediction.scores))
         overlap = iou(boxes.double(), objects.double()).numpy()
         largest = [overlap[:limit].max(axis=0, initial=0.0) for limit in self.limits]
-        best = Detections(boxes[:SHOWN].clone(), labels[:SHOWN].clone(), scores[:SHOWN].clone())
-        return Recalled(_ranks(overlap), np.stack(largest, axis=1), len(boxes), best)
+        boxes, scores = boxes[:SHOWN].clone(), scores[:SHOWN].clone()
+        best = Detections(boxes, torch.ones(len(boxes), dtype=torch.int64), scores)
+        return Recalled(_ranks(overlap), np.stack(largest, axis=1), len(order), best)
 
     def measure(self, records: Sequence[Recalled]) -> dict[str, float]:
         """The numbers of `names`."""

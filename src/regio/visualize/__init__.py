@@ -3,7 +3,7 @@
 from regio.visualize.class_maps import class_map_image, draw_class_map, legend, with_legend
 from regio.visualize.colours import class_colour
 from regio.visualize.contact_sheet import comparison_sheet, contact_sheet
-from regio.visualize.draw import draw_detections, draw_targets
+from regio.visualize.draw import draw_detections, draw_targets, enlarged
 from regio.visualize.plots import (
     confusion_figure,
     divergence_figure,
@@ -25,6 +25,7 @@ __all__ = [
     "draw_class_map",
     "draw_detections",
     "draw_targets",
+    "enlarged",
     "legend",
     "offset_length_figure",
     "precision_recall_figure",

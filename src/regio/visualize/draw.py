@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from regio.data.images import rgb_pixels
 from regio.masks import Masks, PixelMasks
 from regio.types import Detections, Targets
 from regio.visualize.colours import Colour, class_colour
 from regio.visualize.labels import Chip, Rectangle, draw_chip, place_chips
 
-__all__ = ["as_picture", "draw_detections", "draw_targets"]
+__all__ = ["as_picture", "draw_detections", "draw_targets", "enlarged"]
 
 LEAST_SIDE = 640  # pixels: the longer side of a picture that is drawn on
 MASK_OPACITY = 0.4
@@ -108,10 +109,9 @@ def draw_targets(
 
 def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     """The picture with `marks`, the first in front."""
-    picture = as_picture(image)
-    factor = -(-LEAST_SIDE // max(picture.size))
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BILINEAR)
+    original = as_picture(image)
+    picture = enlarged(original)
+    factor = picture.width // original.width
     line, text_size = max(2, round(max(picture.size) / 250)), max(13, round(max(picture.size) / 50))
     picture = _blend_masks(picture, marks, factor, line)
     boxes = [_rectangle(mark.box, factor, picture.size) for mark in marks]
@@ -132,10 +132,19 @@ def _draw(image: Tensor | Image.Image, marks: list[_Mark]) -> Image.Image:
     return picture
 
 
+def enlarged(picture: Image.Image) -> Image.Image:
+    """`picture`, a small one enlarged by a whole factor, to 640 pixels on its longer side or more."""
+    factor = -(-LEAST_SIDE // max(picture.size))
+    if factor == 1:
+        return picture
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BILINEAR)
+
+
 def as_picture(image: Tensor | Image.Image) -> Image.Image:
-    """`image`, uint8 [3, H, W] or a PIL image, as one of RGB. Raises ValueError for another tensor."""
+    """`image`, uint8 [3, H, W] or a PIL image, as one of RGB. Raises ValueError for another tensor, and for a
+    PIL image of numbers whose range is not known."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return Image.fromarray(rgb_pixels(image))
     pixels = image.detach().cpu().numpy()
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
         raise ValueError(f"image: expected uint8 [3, H, W], got {pixels.dtype} {list(pixels.shape)}")

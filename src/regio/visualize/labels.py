@@ -38,7 +38,8 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def shorten(text: str, width: int, letters: ImageFont.FreeTypeFont) -> str:
-    """`text`, cut with an ellipsis to at most `width` pixels."""
+    """`text` in one line, cut with an ellipsis to at most `width` pixels."""
+    text = in_one_line(text)
     if letters.getlength(text) <= width:
         return text
     while text and letters.getlength(text + "…") > width:
@@ -79,7 +80,7 @@ def draw_chip(draw: ImageDraw.ImageDraw, chip: Chip, place: Rectangle, text_size
     """Draw `chip` at `place`, its text cut to the width of it."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=chip.colour)
-    text = chip.text
+    text = in_one_line(chip.text)
     if right - left < chip_size(text, text_size)[0]:
         text = shorten(text, right - left - 2 * _padding(text_size), font(text_size))
     letters, shift = _letters(text, text_size)
@@ -98,7 +99,12 @@ def _letters(text: str, text_size: int) -> tuple[Image.Image, int]:
 @lru_cache(maxsize=4096)
 def chip_size(text: str, text_size: int) -> tuple[int, int]:
     """(width, height) in pixels of the chip of `text`."""
-    return math.ceil(font(text_size).getlength(text)) + 2 * _padding(text_size), round(1.4 * text_size)
+    return math.ceil(font(text_size).getlength(in_one_line(text))) + 2 * _padding(text_size), round(1.4 * text_size)
+
+
+def in_one_line(text: str) -> str:
+    """`text` with a space for each run of white space: names in files have line feeds, which are not drawn."""
+    return " ".join(text.split())
 
 
 def _padding(text_size: int) -> int:

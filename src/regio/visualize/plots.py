@@ -246,11 +246,11 @@ def _logarithmic(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str], unit: int = 1) -> Figure:
     """The confusion matrix [C + 1, C + 1] of `regio.evaluate.confusion_matrix`, coloured by the share of its row.
 
-    Counts are written in the cells of up to 15 classes. Row and column 0 are called "background". Raises ValueError
-    when the matrix is not of that size.
+    Counts are written in the cells of up to 15 classes, in units of `unit`, but for those that round to 0. Row and
+    column 0 are called "background". Raises ValueError when the matrix is not of that size.
     """
     side = len(class_names) + 1
     if matrix.shape != (side, side):
@@ -271,9 +271,9 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     axes.spines[:].set_visible(False)
     if side <= MOST_COUNTS + 1:
         for (row, column), count in np.ndenumerate(matrix):
-            if count:
+            if round(count / unit):
                 colour = "white" if share[row, column] > 0.55 else INK
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=colour)
+                axes.text(column, row, f"{count / unit:.0f}", ha="center", va="center", fontsize=size, color=colour)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.6, format=FuncFormatter(lambda value, _: f"{value:.0%}"))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)
@@ -284,6 +284,8 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and values of the rows that have `name`."""
     pairs = np.array([(row["step"], row[name]) for row in rows if name in row], dtype=np.float64)
+    pairs = pairs.reshape(-1, 2)
+    pairs = pairs[np.isfinite(pairs[:, 1])]
     return pairs[:, 0], pairs[:, 1]
 
 
