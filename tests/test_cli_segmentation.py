@@ -91,8 +91,11 @@ def test_detect_writes_class_maps_and_pictures(here: Path, weights: str, capsys:
         with torch.no_grad():
             (direct,) = model([pixels])
         assert (direct.labels.numpy() == labels).mean() > 0.99
-        with Image.open(f"out/pictures/{name}.jpg") as picture:
-            assert picture.width == entry["width"] and picture.height > entry["height"]  # a legend below
+        assert entry["picture"] == f"pictures/{name}.jpg"
+        factor = -(-640 // max(labels.shape))  # small photos are enlarged
+        with Image.open(Path("out") / entry["picture"]) as picture:
+            assert picture.width == factor * entry["width"]
+            assert picture.height > factor * entry["height"]  # a legend below
     assert regio("detect", "photos", "--no-pictures", "--json", "--output", "plain") == 0
     assert {path.name for path in Path("plain").iterdir()} == {"class_maps", "segmentation.json"}
 
