@@ -65,6 +65,7 @@ def test_every_convolution_is_square_and_padded_by_half_its_reach() -> None:
     assert [conv.stride[0] for conv in changes if conv.in_channels % 7] == [1, 2, 1, 1]
 
 
+@pytest.mark.slow
 def test_the_classifier_is_near_the_papers_size() -> None:
     """64.3 million parameters in table 7, where ResNet-101, of 44.5 million, has 46.0."""
     with torch.device("meta"):

@@ -137,6 +137,7 @@ def test_a_lone_box_that_reads_nothing_is_counted_with_masks_too() -> None:
     assert all(each.count == 0 for each in (*found.between_parts.values(), *found.of_mask.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_every_extractor_is_measured_by_the_same_function(name: str) -> None:
     """On the same objects, each of which is measured or counted as unread."""

@@ -155,6 +155,7 @@ def test_lengths_by_hand() -> None:
     assert found.length[POOLING].mean == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_shifts_of_learned_region_features() -> None:
     """The parts of a deformable prior are counted as bins are, and set back with them."""
     prior = DeformablePrior(8, 2)

@@ -145,6 +145,7 @@ def mirrored(some: Tensor, width: int) -> Tensor:
     return torch.stack([width - some[:, 2], some[:, 1], width - some[:, 0], some[:, 3]], 1)
 
 
+@pytest.mark.slow
 @SYSTEMS
 @torch.no_grad()
 def test_boxes_of_all_scales_are_suppressed_together(system: Any) -> None:

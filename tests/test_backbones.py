@@ -228,6 +228,7 @@ def test_offline_errors_name_what_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp
 # What is refused.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

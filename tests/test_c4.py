@@ -51,6 +51,7 @@ def lite0(name: str, levels: tuple[int, ...], **options: Any) -> Backbone:
     return efficientnet_lite0(levels, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [torchvision_backbone, timm_backbone, lite0])
 @pytest.mark.parametrize("levels", [(4, 5), (2, 3, 4)])
 def test_a_backbone_splits_into_itself(make: Any, levels: tuple[int, ...]) -> None:
@@ -127,6 +128,7 @@ def test_both_heads_train_the_one_stage(output: Any) -> None:
     assert of_class.abs().sum() > 0 and of_mask.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
     detector = built()
     with torch.no_grad():

@@ -178,6 +178,7 @@ def test_of_one_class_it_is_the_rpn(softmax: bool) -> None:
     assert float(losses[0]["rpn_class"].detach()) > 3  # logits were large
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_gradients_are_those_of_finite_differences(class_agnostic: bool) -> None:
     few = Anchors(((14.0,),), ratios=(0.5, 1.0))

@@ -51,6 +51,7 @@ def test_region_features_of_the_whole_image_are_those_of_the_classifier(tmp_path
     assert fc7.std() > 0.01
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_centred_cells_of_alexnet() -> None:
     """Cell (i, j) sees the pixels about ((i + 0.5) * 16, (j + 0.5) * 16), and the map covers the image; as it comes its

@@ -339,6 +339,7 @@ def test_detect_files_is_what_the_command_calls(here: Path, weights: Path) -> No
     assert sorted(path.name for path in (here / "out" / "pictures").iterdir()) == ["a-2.jpg", "a.jpg"]
 
 
+@pytest.mark.slow
 def test_images_of_one_size_go_together(here: Path, weights: Path) -> None:
     """Many of one size go in batches and others alone; the order of the files stays, and so does what is found."""
     files = [photo(here / f"{i:02}.jpg", size=(60, 90) if i % 5 else (90, 60)) for i in range(30)]

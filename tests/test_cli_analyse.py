@@ -78,6 +78,7 @@ def test_a_detector_without_extractor_and_deformable_layers_is_refused(
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_is_measured(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On scenes; pooling that moves each part of a box by a tenth of its width, and new deformable layers of 5 x 5 and
     3 x 3 taps on the backbone's last map, without offsets."""
@@ -114,6 +115,7 @@ def test_a_checkpoint_alone_is_measured(here: Path, capsys: pytest.CaptureFixtur
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+@pytest.mark.slow
 def test_runs_of_other_classes_are_measured_on_those_that_they_share(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

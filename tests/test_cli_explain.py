@@ -91,6 +91,7 @@ def test_deformable_layers_have_their_points_drawn(photo: str, capsys: pytest.Ca
     assert "sampling-points.png in found" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_box_without_places_has_the_points_of_its_centre(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also of a detector that finds nothing, or is given boxes, of which without a box a place is asked for."""
     model = FastRCNNOnFPN(channels=16, hidden=32, short_side=64, long_side=96, deformable_layers=1)

@@ -100,6 +100,7 @@ def test_detect_writes_class_maps_and_pictures(here: Path, weights: str, capsys:
     assert {path.name for path in Path("plain").iterdir()} == {"class_maps", "segmentation.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -71,6 +71,7 @@ BACKBONES: dict[str, tuple[Callable[[], Backbone], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "how"), BACKBONES.values(), ids=BACKBONES)
 def test_maps_are_those_of_the_backbone_until_offsets_learn(make: Callable[[], Backbone], how: dict[str, Any]) -> None:
     """Also for a batch, and a size that is no multiple of the stride."""
@@ -93,6 +94,7 @@ def test_maps_are_those_of_the_backbone_until_offsets_learn(make: Callable[[], B
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "names"),
     [
@@ -165,6 +167,7 @@ def test_weights_are_the_same_tensors_and_frozen_levels_stay_frozen() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_offsets_learn_at_the_rates_of_the_papers() -> None:
     """At that of the layer in the first, at a tenth of it in the second."""
     plain, modulated = (with_deformable(resnet50(), modulated=each) for each in (False, True))
@@ -312,6 +315,7 @@ SYSTEMS: dict[str, System] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
 def test_systems_have_them_and_so_do_their_checkpoints(system: System, tmp_path: Path) -> None:
     detector = system.build(2)

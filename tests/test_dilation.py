@@ -48,6 +48,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
 def test_maps_keep_their_sizes_and_deformable_layers_begin_as_these(make: Callable[[], Backbone]) -> None:
     x = torch.randn(2, 3, 90, 109)

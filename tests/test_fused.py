@@ -324,6 +324,7 @@ def moved(backbone: Backbone) -> Backbone:
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make for _, make in BODIES], ids=[name for name, _ in BODIES])
 def test_backbones(make: Callable[[], Backbone]) -> None:
     torch.manual_seed(0)

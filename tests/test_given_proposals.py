@@ -237,6 +237,7 @@ def checkpoint(path: Path, proposals: dict[str, object]) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_what_found_the_boxes_may_be_unknown_or_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo(tmp_path / "a.png")
     unknown = checkpoint(tmp_path / "w.safetensors", {})
@@ -269,6 +270,7 @@ def _rows(targets: object, count: int) -> dict[str, Tensor]:
     return {name: getattr(targets, name)[:count] for name in ("boxes", "labels", "crowd", "difficult")}
 
 
+@pytest.mark.slow
 def test_a_proposal_network_finds_boxes_for_another(tmp_path: Path) -> None:
     """The detector without its heads; found again by the card as long as its weights are the same."""
     from regio.config.systems import FasterRCNN

@@ -112,6 +112,7 @@ def with_offsets(detector: TwoStageDetector) -> TwoStageDetector:
     return detector
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", PARTLY_FIXED.values(), ids=PARTLY_FIXED)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_losses_and_gradients_are_those_of_the_photos(tmp_path: Path, system: System, dtype: str) -> None:
@@ -145,6 +146,7 @@ def test_losses_and_gradients_are_those_of_the_photos(tmp_path: Path, system: Sy
         assert some > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", PARTLY_FIXED.values(), ids=PARTLY_FIXED)
 def test_a_ready_detector_runs_what_comes_after_the_maps(tmp_path: Path, system: System) -> None:
     detector, data = with_offsets(built(system)), Shapes(2)
@@ -161,6 +163,7 @@ def test_a_ready_detector_runs_what_comes_after_the_maps(tmp_path: Path, system:
         torch.testing.assert_close(half.data.float() / scale, theirs.data / scale, rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_maps_of_one_level_serve_plain_and_deformable_layers_after_it(tmp_path: Path) -> None:
     plain = FasterRCNN(**SMALL | {"frozen": 4})  # type: ignore[arg-type]
     assert not kept(tmp_path, built(plain), Shapes(2)).missing
@@ -185,6 +188,7 @@ def test_what_is_fixed_in_a_later_stage_of_a_training_does_not_change_the_maps(t
 SEGMENTATION = DeepLab(frozen=4, deformable_layers=2, short_side=64, long_side=96, channels=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_segmentation_network_trains_on_the_maps_of_its_photos(tmp_path: Path, dtype: str) -> None:
     """Losses, gradients and class maps, of the photos and of their mirror images; no pixels are taken."""

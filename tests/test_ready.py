@@ -97,6 +97,7 @@ def assert_same(ours: list[Detections], theirs: list[Detections], box: float, sc
             torch.testing.assert_close(a.masks.values, b.masks.values, rtol=0, atol=score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_what_it_finds_in_float32(name: str) -> None:
     torch.manual_seed(0)

@@ -283,6 +283,7 @@ def test_the_numbers_of_the_papers(levels: tuple[int, ...]) -> None:
     assert light.proposals.conv.weight.shape[1] == (112 if len(levels) == 2 else 320)  # type: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [rfcn, light_head_rcnn])
 def test_proposals_read_c4_and_the_head_reads_c5(make: Callable[..., TwoStageDetector]) -> None:
     """What is found elsewhere on the one map changes nothing in what the other is read for."""
@@ -318,6 +319,7 @@ def test_one_level_of_several_has_all_the_weights() -> None:
             call([x, wide], r)
 
 
+@pytest.mark.slow
 def test_light_head_by_hand() -> None:
     """Thin maps, position-sensitive RoIAlign, one layer with a ReLU, two linear ones."""
     detector = built(light_head_rcnn, (5,)).double()

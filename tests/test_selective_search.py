@@ -230,6 +230,7 @@ def test_very_high_images_are_not_enlarged_to_any_size() -> None:
         assert height == pytest.approx(3162, rel=0.01)  # the root of a million times 10
 
 
+@pytest.mark.slow
 def test_the_modes() -> None:
     fast, quality = SelectiveSearch.fast(), SelectiveSearch.quality()
     hierarchies = [len(m.colours) * len(m.similarities) * len(m.k) for m in (fast, quality)]
@@ -348,6 +349,7 @@ def test_recall_on_photos_is_at_least_opencvs(shared_data: Path) -> None:
     assert ours["recall50_2000"] > 0.85
 
 
+@pytest.mark.slow
 def test_objects_of_a_generated_scene_are_found() -> None:
     from regio.data import Shapes
 

@@ -62,6 +62,7 @@ def test_a_threshold_is_a_score_of_the_system(name: str) -> None:
             system.with_score_threshold(score)
 
 
+@pytest.mark.slow
 def test_margins_are_shown_from_below_zero_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of two SVMs, one gives all boxes the margin -0.7 and one -0.3: by default the second is shown, and drawn."""
     weights, image = checkpoint(here / "a.safetensors", TINY, (-0.7, -0.3)), str(photo(here / "a.png"))
@@ -99,6 +100,7 @@ def test_proposals_have_a_threshold_too(here: Path) -> None:
     assert bool((some >= middle).all())
 
 
+@pytest.mark.slow
 def test_reports_show_what_is_detected(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object found with the margin -0.4 is in the confusion matrix and in the pictures of an SVM's report, and not
     in those of probabilities, where 0.4 would not be."""

@@ -86,6 +86,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(straight: Path) -> None:
     files = [path.relative_to(straight) for path in straight.rglob("*") if path.is_file()]
     names = {str(file) for file in files if not file.name.startswith("events.")}  # those of TensorBoard, if installed
@@ -104,6 +105,7 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert "seconds" not in rows[6]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_kept_at_intervals(straight: Path, tmp_path: Path) -> None:
     """The initial weights and those of each fourth step, also over an interruption; a run that keeps none ends with
     the same weights."""
@@ -128,6 +130,7 @@ def test_checkpoints_are_kept_at_intervals(straight: Path, tmp_path: Path) -> No
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_keeps_its_initial_weights_can_go_on_from_there(tmp_path: Path) -> None:
     """Killed before its first step: what is in the folder is a run, that of step 0."""
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -149,6 +152,7 @@ def test_kept_checkpoints_are_of_the_moving_average(tmp_path: Path) -> None:
     assert torch.equal(kept[TRUNK], last[TRUNK]) and not torch.equal(kept[TRUNK], state[f"model.{TRUNK}"])
 
 
+@pytest.mark.slow
 def test_the_time_of_a_resumed_run_goes_on(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(tmp_path, progress=StopAt(3, signal.SIGINT))
@@ -262,6 +266,7 @@ def test_a_run_that_meets_a_damaged_photo_goes_on_exactly(
     assert_same_weights(straight, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["an image", "the disk"])
 def test_what_ends_an_evaluation_does_not_end_the_run(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

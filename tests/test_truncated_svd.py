@@ -89,6 +89,7 @@ def checkpoint(folder: Path, system: FasterRCNN | FasterRCNNOnFPN | RPN = SMALL)
     return folder / "best.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "system", [SMALL, FasterRCNNOnFPN(channels=8, hidden=32, short_side=64, long_side=96, score_threshold=0.0)]
 )

@@ -23,6 +23,7 @@ __all__ = ["Setting", "UnknownSetting", "as_dict", "dotted", "from_dict", "named
 
 T = TypeVar("T")
 Path = tuple[str, ...]
+_HINTS: dict[type, dict[str, Any]] = {}  # they take most of the time in which a setting is found
 
 
 class UnknownSetting(ValueError):
@@ -72,7 +73,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where.rstrip('.') or kind.__name__}: expected settings by name, got {values!r}")
-    fields, hints = _fields(kind), get_type_hints(kind)
+    fields, hints = _fields(kind), _hints(kind)
     for key in values:
         if key not in fields:
             raise ValueError(f"{where}{key}: no such setting{_hint(str(key), list(fields))}")
@@ -132,21 +133,33 @@ def override(config: T, assignments: Sequence[str]) -> T:
     return config
 
 
-def settings_of(config: Any, prefix: Path = ()) -> Iterator[Setting]:
+def settings_of(config: Any) -> Iterator[Setting]:
     """All settings of `config`, those of a part after the part."""
-    hints = get_type_hints(type(config))
-    for key, field in _fields(type(config)).items():
-        value, path = getattr(config, key), (*prefix, key)
+    for path, owner in _paths(config):
+        field, value = _fields(type(owner))[path[-1]], getattr(owner, path[-1])
         choices = field.metadata.get("choices")
         shown = _name(choices, value) if choices else value
-        if choices or not dataclasses.is_dataclass(value):
-            yield Setting(path, _words(hints[key], field), shown, field.metadata.get("meaning", ""))
+        yield Setting(path, _words(_hints(type(owner))[path[-1]], field), shown, field.metadata.get("meaning", ""))
+
+
+def _paths(config: Any, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The path of each setting, and the part of `config` that has it."""
+    for key, field in _fields(type(config)).items():
+        value, path = getattr(config, key), (*prefix, key)
+        if field.metadata.get("choices") or not dataclasses.is_dataclass(value):
+            yield path, config
         if dataclasses.is_dataclass(value):
-            yield from settings_of(value, path)
+            yield from _paths(value, path)
 
 
 def _fields(kind: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(kind)}
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
 
 
 def _checked(field: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
@@ -185,13 +198,13 @@ def _name(choices: Mapping[str, type], value: Any) -> str:
 
 
 def _depth(config: Any) -> int:
-    return max(len(each.path) for each in settings_of(config))
+    return max(len(path) for path, _ in _paths(config))
 
 
 def _find(config: Any, key: str, depth: int) -> Path | None:
     """The path of at most `depth` names that `key` is the end of."""
     wanted = tuple(key.split("."))
-    paths = [each.path for each in settings_of(config) if each.path[-len(wanted) :] == wanted]
+    paths = [path for path, _ in _paths(config) if path[-len(wanted) :] == wanted]
     if wanted in paths:
         paths = [wanted]
     if not paths or min(map(len, paths)) > depth:
@@ -206,7 +219,7 @@ def _assign(config: Any, path: Path, text: str, key: str) -> Any:
     old, field = getattr(config, name), _fields(type(config))[name]
     if rest:
         return dataclasses.replace(config, **{name: _assign(old, tuple(rest), text, key)})
-    hint = get_type_hints(type(config))[name]
+    hint = _hints(type(config))[name]
     value = text if _is_text(hint) and text != "null" else _yaml(text)
     if field.metadata.get("choices") and value == _name(field.metadata["choices"], old):
         return config

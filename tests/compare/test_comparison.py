@@ -250,6 +250,7 @@ def test_a_signal_during_the_report_of_a_run_ends_the_comparison_after_it(
     assert made == ["faster-rcnn"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*given: Any) -> None:
         raise Interrupted("the state is in a folder that is gone")
@@ -266,6 +267,7 @@ def test_one_process_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         compare(plan(), tmp_path / "c", QUIET)
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regio.compare.comparison.run", lambda *given, **named: None)
     monkeypatch.setattr("regio.compare.comparison.load_trained", lambda path: 1 / 0)
@@ -289,6 +291,7 @@ def test_another_run_of_the_name_is_kept(tmp_path: Path, name: str) -> None:
     assert [path.name for path in folder.iterdir()] == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["first", "maps", "proposals"])
 def test_what_need_not_be_made_again_may_lie_there(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*given: Any, **named: Any) -> None:
@@ -313,6 +316,7 @@ def test_settings_of_what_is_measured_are_given_for_all(tmp_path: Path, monkeypa
         assert config.training.steps == 3 and config.validation_images == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -75,6 +75,7 @@ def test_a_recipe_without_steps_has_the_least() -> None:
     assert (pace.steps, pace.seconds) == (1, 0.0)
 
 
+@pytest.mark.slow
 def test_measured_steps_fill_the_budget() -> None:
     """Ten times the budget, ten times the steps, up to what else the machine does meanwhile."""
     config = _config(FasterRCNN())

@@ -308,6 +308,7 @@ def test_to_coco_gives_back_what_was_read(tmp_path: Path) -> None:
     assert again.to_coco() == written
 
 
+@pytest.mark.slow
 def test_real_coco(shared_data: Path) -> None:
     train = open_dataset(shared_data / "coco_s320", "train")
     val = open_dataset(shared_data / "coco_s320", "val")

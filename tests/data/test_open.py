@@ -317,6 +317,7 @@ def test_strict_reaches_the_reader(tmp_path: Path) -> None:
         open_dataset(folder, strict=True)
 
 
+@pytest.mark.slow
 def test_a_number_of_images_is_spread_over_the_data() -> None:
     whole = [_names(open_dataset("shapes", split)) for split in ("train", "val")]
     few = [

@@ -261,6 +261,7 @@ def assert_close_to_largest(out: Tensor, expected: Tensor, largest: float, toler
     torch.testing.assert_close(out.double() / largest, expected / largest, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("logits", LOGITS)
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ def test_a_part_reads_few_cells() -> None:
     assert 15 < float(read.double().mean()) / PARTS < 40
 
 
+@pytest.mark.slow
 def test_gradcheck() -> None:
     x, image, column, row, appearance, support = terms(0.5, 0.5, (9, 8), 2)
     some = slice(0, 4)

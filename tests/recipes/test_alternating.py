@@ -53,6 +53,7 @@ def test_systems_name_their_recipe() -> None:
     assert FasterRCNN().recipe() == Joint()
 
 
+@pytest.mark.slow
 def test_what_each_step_trains(run: tuple[Path, TwoStageDetector, TwoStageDetector]) -> None:
     folder, before, _ = run
     start = before.state_dict()

@@ -38,6 +38,7 @@ def test_heads_train_proposals_through_their_boxes(system: FasterRCNN) -> None:
     assert torch.equal(gradient(approximate, own), gradient(joint, own))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences() -> None:
     """Of the box loss in the bias of one delta: moved a little, proposals move, and what is read from the map with
     them. Which boxes are kept and sampled stays the same."""

@@ -60,6 +60,7 @@ def same(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_what_it_leaves(straight: Path) -> None:
     assert sorted(path.name for path in (straight / "stages").iterdir()) == [
         "1-first",
@@ -97,6 +98,7 @@ def test_stages_follow_each_other(straight: Path) -> None:
     assert not torch.equal(load_file(straight / "weights" / "last.safetensors")[key], halved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1])
 def test_it_goes_on_exactly_where_it_was_stopped(straight: Path, tmp_path: Path, stage: int) -> None:
     """In its first training, and in its second."""
@@ -183,6 +185,7 @@ def test_another_run_is_not_resumed(straight: Path) -> None:
         recipe(staged(straight, resume=True, config=replace(CONFIG, seed=4)))
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_made_again(straight: Path, tmp_path: Path) -> None:
     """What it left in its folder is there, its changes of the model are not."""
     run, detector = staged(tmp_path), model()

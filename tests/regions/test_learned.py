@@ -659,6 +659,7 @@ def terms_and_gradients(e: LearnedRegionFeatures, x: FeatureMap, r: Regions, dir
     return [terms.detach(), *torch.autograd.grad(terms, leaves, toward)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.0, 20.0])
 @pytest.mark.parametrize("options", [{}, {"box_encoding": centre_and_size}, {"unit": 16.0}])
 def test_a_table_of_the_geometric_term_is_as_precise_as_its_products(options: dict[str, Any], factor: float) -> None:

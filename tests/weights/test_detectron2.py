@@ -112,6 +112,7 @@ def test_bytes_are_scaled_as_pillow_does() -> None:
     assert float((exact - torch.from_numpy(expected).permute(2, 0, 1)).abs().max()) <= 1
 
 
+@pytest.mark.slow
 def test_colours_classes_and_anchors_are_reordered() -> None:
     name = "faster_rcnn_R_50_C4_1x"
     state = dict(any_weights(name))
