@@ -144,6 +144,7 @@ def test_divergences_are_lines_in_panels_of_sizes() -> None:
 
 def test_without_masks_there_is_one_row_and_without_objects_nothing() -> None:
     figure = divergence_figure({"learned": {0: divergences(0.5)}})
+    assert figure.axes[0].get_xticks().tolist() == [0]
     assert len(figure.axes) == 2 and figure.axes[0].get_xlabel() == "step"
     nothing = Divergences(dict.fromkeys(SIZES, NONE), dict.fromkeys(SIZES, NONE), 4)
     with pytest.raises(ValueError, match="series: expected divergences of at least one object, got none"):

@@ -202,7 +202,7 @@ def divergence_figure(series: Mapping[str, Mapping[int, Divergences]]) -> Figure
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel(f"{title} (nats)", fontsize=9)
     for axes in grid[-1]:
-        axes.set_xlabel("step", fontsize=9)
+        _step_axis(axes, {step for steps in series.values() for step in steps})
     names, lines = grid[0][0].get_legend_handles_labels()[::-1]
     figure.legend(
         lines, names, fontsize=9, frameon=False, loc="outside lower center", ncols=max(1, 4 - len(series) // 4)
@@ -233,7 +233,7 @@ def offset_length_figure(series: Mapping[str, Mapping[int, OffsetStatistics]]) -
             axes.plot(
                 steps, means, color=line_colour(i), linewidth=1.8, marker="o", markersize=3.5, label=_end(name, 36)
             )
-        axes.set_xlabel("step", fontsize=9)
+        _step_axis(axes, set(series[label]))
         axes.legend(fontsize=8, facecolor="white", edgecolor="white", framealpha=0.8)
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("mean length of offsets (cells)", fontsize=9)
@@ -279,6 +279,12 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str], unit
     bar.ax.tick_params(length=0, labelsize=8)
     bar.set_label("share of the row", fontsize=9)
     return figure
+
+
+def _step_axis(axes: Axes, steps: set[int]) -> None:
+    axes.set_xlabel("step", fontsize=9)
+    if len(steps) == 1:  # a checkpoint alone
+        axes.set_xticks([*steps])
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
