@@ -124,6 +124,7 @@ def test_statistics_are_those_of_each_filter(groups: int) -> None:
     assert 0.3 < found.length["body.last"].mean < 30
 
 
+@pytest.mark.slow
 def test_lengths_by_hand() -> None:
     """Taps all moved by (3, 4) cells are 5 cells away, at the distance from each other that they had. Parts moved by
     0.1 * (3, 0) and (0, 4) of the sides of their box."""

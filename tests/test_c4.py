@@ -116,6 +116,7 @@ def test_detections_by_hand() -> None:
     torch.testing.assert_close(found.masks.values, grids[torch.arange(3), found.labels - 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["sigmoid", "class-agnostic", "softmax"])
 def test_both_heads_train_the_one_stage(output: Any) -> None:
     detector = built(replace(SMALL, mask_output=output))

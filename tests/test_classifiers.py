@@ -77,6 +77,7 @@ def test_what_is_frozen() -> None:
     assert trunk.dropout.p == 0.5 and trunk.width == 4096 and trunk.bins == (6, 6) and trunk.channels == 256
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name: expected alexnet or a VGG, which have fully connected layers, got res"):
         split_classifier("resnet50")

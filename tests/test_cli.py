@@ -319,6 +319,7 @@ def test_detect_goes_on_past_an_unreadable_image(here: Path, weights: Path, caps
     assert [one["file"] for one in found] == ["a.jpg", "d.jpg"]
 
 
+@pytest.mark.slow
 def test_detect_prints_json_alone(here: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo(here / "a.jpg")
     assert regio("detect", "a.jpg", "--json", "--no-pictures") == 0

@@ -79,6 +79,7 @@ def test_learned_features_have_their_terms_drawn(photo: str) -> None:
     assert written("runs/explain") == written("runs/explain-2") == pictures
 
 
+@pytest.mark.slow
 def test_deformable_layers_have_their_points_drawn(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With places or what is found, with a box or without."""
     weights = checkpoint("roi-align", deformable_layers=2)

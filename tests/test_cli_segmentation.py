@@ -69,6 +69,7 @@ def test_classes_of_a_data_set_in_another_order(weights: str) -> None:
     assert {0, 1} <= {*found.labels.unique().tolist()} <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_detect_writes_class_maps_and_pictures(here: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     photo(here / "photos" / "a.png")
     photo(here / "photos" / "more" / "a.jpg", (50, 70))

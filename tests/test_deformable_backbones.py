@@ -143,6 +143,7 @@ def test_layers_are_counted_as_they_are_executed() -> None:
     assert list(deformable_layers(with_deformable(backwards(), 2))) == ["body.first", "body.second"]
 
 
+@pytest.mark.slow
 def test_dilation_stride_groups_and_padding_stay() -> None:
     layers = deformable_layers(with_deformable(resnet50(output_stride=16), modulated=True, offset_groups=4))
     assert [each.dilation for each in layers.values()] == [(1, 1), (2, 2), (2, 2)]  # torchvision's, from the second on

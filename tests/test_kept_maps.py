@@ -240,6 +240,7 @@ def test_maps_of_images_of_several_sizes_are_padded_with_zeros() -> None:
         detector.features([small, torch.zeros(3, 8, 8)])  # type: ignore[list-item]
 
 
+@pytest.mark.slow
 def test_a_stopped_making_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     detector, data = built(ON_ONE_MAP), Shapes(4)
     maps = KeptMaps(tmp_path, detector, data, mirrored=True)

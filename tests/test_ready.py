@@ -117,6 +117,7 @@ def test_what_it_finds_in_float32(name: str) -> None:
     assert not [n for n in own for each in made.get_submodule(n).modules() if type(each) is nn.Conv2d]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faster", "masks", "learned"])
 def test_bfloat16_moves_boxes_and_scores_a_little(name: str) -> None:
     torch.manual_seed(0)

@@ -369,6 +369,7 @@ def test_the_neck_has_a_rate_of_its_own() -> None:
     assert len(rate_groups(SYSTEMS["rfcn"].build(3, pretrained=False), 1.0)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_checkpoint_comes_back_and_serves_other_classes(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

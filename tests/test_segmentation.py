@@ -191,6 +191,7 @@ def test_wrong_targets_are_named() -> None:
         deeplab(256, backbone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"norm": "none"}, {"norm": "batch"}, {"norm": "group", "deformable_layers": 3}])
 def test_deeplab_is_dilated_and_its_ready_form_agrees(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)

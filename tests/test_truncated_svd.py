@@ -115,6 +115,7 @@ def test_a_truncated_checkpoint_is_loaded_like_any_other(tmp_path: Path, system:
     assert not resized.exists()
 
 
+@pytest.mark.slow
 def test_regio_convert_svd(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(checkpoint(here))
     assert regio("convert", file, "small.safetensors", "--svd", "fc6=25%,fc7=4") == 0
