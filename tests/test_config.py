@@ -80,6 +80,12 @@ def test_a_file_may_hold_some_settings(tmp_path: Path) -> None:
         read_config(tmp_path / "none.yaml")
 
 
+def test_a_class_whose_name_looks_like_a_number_is_written_as_a_word(tmp_path: Path) -> None:
+    run = RunConfig(classes=("6e4", "1.5e-3", "12", "yes"), data=".5E2")
+    (tmp_path / "a.yaml").write_text(as_yaml(as_dict(run)))
+    assert read_config(tmp_path / "a.yaml") == run
+
+
 def test_overrides_reach_nested_settings() -> None:
     run = override(RUN, ["channels=64", "training.seed=3", "optimizer.lr=6e-4", "classes=[cat, dog]", "steps=10"])
     assert run.model.channels == 64

@@ -16,15 +16,14 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 6e-4 is a number, as in Python and JSON, and not a word."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 class _Dumper(yaml.SafeDumper):
     """YAML with each list in one line."""
 
 
+for each in (_Loader, _Dumper):  # the latter, so that a word such as "6e4" is written with quotes
+    each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 _Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, True))
 
 
